@@ -1,0 +1,126 @@
+"""Names to records: the protocol that the client's data path needs of the metadata, and its values.
+
+There are two implementations. `client.http_catalog` asks a node; `storenode.catalog` is the one that a node answers from.
+The upload and the verified read are written once, against this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from client.errors import MetadataCorrupt
+from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
+
+__all__ = ["CONSISTENCY_LEVELS", "MAX_LIST_LIMIT", "Catalog", "Consistency", "Listing", "Watched"]
+
+MAX_LIST_LIMIT = 1000
+Consistency = Literal["strong", "session", "eventual"]
+CONSISTENCY_LEVELS: tuple[Consistency, ...] = ("strong", "session", "eventual")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """One page of a listing, ordered by the UTF-8 bytes of the keys.
+
+    Attributes
+    ----------
+    objects : tuple of ObjectInfo
+        Objects, and with ``versions`` also their older versions and tombstones, newest first.
+    prefixes : tuple of str
+        With a delimiter: what keys have in common up to and including it.
+    cursor : str or None
+        Where the next page begins; None after the last one.
+    revision : int
+        The revision that all pages of this listing show.
+    """
+
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...]
+    cursor: str | None
+    revision: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The page as a JSON object."""
+        return {
+            "objects": [info.to_json() for info in self.objects],
+            "prefixes": list(self.prefixes),
+            "cursor": self.cursor,
+            "revision": self.revision,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Listing:
+        """The inverse of `to_json`; raises `MetadataCorrupt`."""
+        try:
+            objects = tuple(ObjectInfo.from_json(item) for item in value["objects"])
+            prefixes = tuple(map(str, value["prefixes"]))
+            return cls(objects=objects, prefixes=prefixes, cursor=value["cursor"], revision=int(value["revision"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise MetadataCorrupt(f"a listing can't be read: {exc!r}") from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """Keys of a bucket that changed, in order of change, and the revision that this covers.
+
+    ``changes`` pairs a key with its new info, or with None where it was deleted.
+    """
+
+    changes: tuple[tuple[str, ObjectInfo | None], ...]
+    revision: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The changes as a JSON object."""
+        changes = [[key, info.to_json() if info else None] for key, info in self.changes]
+        return {"changes": changes, "revision": self.revision}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Watched:
+        """The inverse of `to_json`; raises `MetadataCorrupt`."""
+        try:
+            changes = tuple((str(k), ObjectInfo.from_json(v) if v else None) for k, v in value["changes"])
+            return cls(changes=changes, revision=int(value["revision"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise MetadataCorrupt(f"a list of changes can't be read: {exc!r}") from exc
+
+
+class Catalog(Protocol):
+    """What the metadata does for the data path. All calls block and are linearizable."""
+
+    def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
+        """Create a bucket; `BucketExists` if it exists with another policy (the same one is a repeat)."""
+
+    def bucket(self, bucket: str) -> BucketPolicy:
+        """The policy of a bucket; `BucketNotFound` prints the command that creates it."""
+
+    def buckets(self) -> dict[str, BucketPolicy]:
+        """All buckets, by name."""
+
+    def set_bucket(self, bucket: str, policy: BucketPolicy) -> None:
+        """Change the policy; it holds for objects written from now on."""
+
+    def delete_bucket(self, bucket: str) -> None:
+        """Delete an empty bucket; `BucketNotEmpty` names one of its keys."""
+
+    def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+        """The current (or the given) version; `ObjectNotFound` for none, a tombstone or a pruned one."""
+
+    def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
+        """Make `record` the current version. A repeat of its write id returns the first result.
+
+        Raises `PreconditionFailed`, `BucketNotFound`, `Conflict`.
+        """
+
+    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
+        """Remove the key, or add a tombstone where the bucket keeps versions. Repeats as `commit` does.
+
+        Raises `ObjectNotFound`, `PreconditionFailed`, `BucketNotFound`.
+        """
+
+    def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
+        """One page of at most `limit` objects and prefixes; `CursorExpired` once its revision is gone."""
+
+    def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
+        """Wait for changes after revision `after` (None: only tell the current revision), at most `timeout_s`."""

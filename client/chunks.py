@@ -1,0 +1,118 @@
+"""Single chunks on single nodes: the client side of the data plane.
+
+Every byte that arrives here is checked before it is handed on: a whole chunk against its reference, a range against the
+segment checksums that the node stored with the chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Buffer
+
+from client.checksum import segment_checks, xxh3
+from client.cluster import Cluster
+from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest
+from client.manifest import Ref
+from client.transport import Response, Transport
+from client.wire import SEGMENTS_HEADER, chunk_path, decode_json, encode_json, format_range, widen
+
+__all__ = ["ChunkClient", "Stored"]
+
+MAX_REFS_PER_CALL = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Which nodes hold a chunk durably after a PUT, and what the others said."""
+
+    durable: tuple[str, ...]
+    failed: dict[str, str]
+
+
+class ChunkClient:
+    """Puts, fetches and verifies chunks on the node that the caller names. Thread-safe."""
+
+    def __init__(self, cluster: Cluster, transport: Transport) -> None:
+        self._cluster = cluster
+        self._transport = transport
+
+    def put(
+        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
+    ) -> Stored:
+        """Store a chunk on `node_id`, which forwards it to the nodes in `tee` meanwhile."""
+        query = f"?tee={','.join(tee)}" if tee else ""
+        response = self._call(node_id, "PUT", chunk_path(ref.partition, ref.hex) + query, body=payload, timeout_s=timeout_s)
+        answer = decode_json(response.body)
+        for peer in answer["failed"]:
+            self._cluster.failed(peer)
+        return Stored(durable=tuple(answer["durable"]), failed=dict(answer["failed"]))
+
+    def fetch_into(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0) -> None:
+        """Fill `buffer` with the chunk's bytes from `start` on, verified.
+
+        Raises
+        ------
+        ChunkCorrupt
+            The bytes that came do not match the reference. The buffer's contents are then worthless.
+        ChunkNotFound
+            The node has no copy.
+        """
+        end = start + len(buffer)
+        if not 0 <= start <= end <= ref.size:
+            raise InvalidRequest(f"bytes {start} to {end} of a chunk of {ref.size} bytes", key=str(ref))
+        if end - start == ref.size:
+            self._call(node_id, "GET", chunk_path(ref.partition, ref.hex), into=buffer)
+            if xxh3(buffer) != ref.check:
+                raise _corrupt(ref, node_id)
+            return
+        wide_start, wide_end = widen(start, end, size_bytes=ref.size)
+        exact = (wide_start, wide_end) == (start, end)
+        wide = buffer if exact else memoryview(bytearray(wide_end - wide_start))
+        headers = {"range": format_range(wide_start, wide_end)}
+        response = self._call(node_id, "GET", chunk_path(ref.partition, ref.hex), headers=headers, into=wide)
+        if _announced_checks(response) != segment_checks(wide):
+            raise _corrupt(ref, node_id)
+        if not exact:
+            buffer[:] = wide[start - wide_start : end - wide_start]
+
+    def verify(self, node_id: str, refs: Sequence[Ref]) -> list[str]:
+        """Have the node re-hash its copies: ``ok``, ``missing`` or ``corrupt`` for each of `refs`.
+
+        The node sets a corrupt copy aside and repairs it.
+        """
+        found: list[str] = []
+        for first in range(0, len(refs), MAX_REFS_PER_CALL):
+            part = refs[first : first + MAX_REFS_PER_CALL]
+            body = encode_json({"chunks": [[ref.partition, ref.hex] for ref in part]})
+            # Re-hashing reads every byte, so that the node may rightly be silent for longer.
+            timeout_s = 30.0 + sum(ref.size for ref in part) / 50e6
+            response = self._call(node_id, "POST", "/v1/chunks:verify", body=body, timeout_s=timeout_s)
+            found.extend(decode_json(response.body)["status"])
+        return found
+
+    def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
+        url = self._cluster.endpoint(node_id)
+        began_s = time.monotonic()
+        try:
+            response = self._transport.request(method, url, path, node_id=node_id, **options)
+        except (EndpointUnreachable, DeadlineExceeded):
+            self._cluster.failed(node_id)
+            raise
+        self._cluster.answered(node_id, latency_s=time.monotonic() - began_s)
+        return response
+
+
+def _announced_checks(response: Response) -> bytes:
+    header = response.headers.get(SEGMENTS_HEADER, "")
+    return b"".join(struct.pack("<Q", int(part, 16)) for part in header.split(",") if part)
+
+
+def _corrupt(ref: Ref, node_id: str) -> ChunkCorrupt:
+    return ChunkCorrupt(
+        f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum", key=str(ref), node_id=node_id
+    )

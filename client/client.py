@@ -1,0 +1,58 @@
+"""The client as applications use it: `Client` finds the cluster from its endpoints and speaks HTTP to it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from client.chunks import ChunkClient
+from client.cluster import Cluster
+from client.config import load_config
+from client.http_catalog import HttpCatalog
+from client.objects import ObjectStore
+from client.transport import Transport
+
+__all__ = ["Client"]
+
+
+class Client(ObjectStore):
+    """A connection to a Forebay cluster. Thread-safe; usable as a context manager; cheap until first used.
+
+    Parameters
+    ----------
+    endpoints : str or list of str, optional
+        Addresses of one or more nodes, ``http://host:port``. Without it: ``FOREBAY_ENDPOINT``, then the profile, then
+        ``http://127.0.0.1:7070``.
+    token : str, optional
+        Sent as a bearer token. Without it: ``FOREBAY_TOKEN``, then the profile.
+    profile : str, optional
+        A section of the config file; without it: ``FOREBAY_PROFILE``.
+
+    Raises
+    ------
+    Misconfigured
+        If a setting is wrong. Nothing is contacted before the first call.
+    """
+
+    def __init__(self, endpoints: str | list[str] | None = None, token: str | None = None, profile: str | None = None) -> None:
+        config, origin = load_config(endpoints=endpoints, token=token, profile=profile)
+        self._transport = Transport(config)
+        catalog = HttpCatalog(self._transport, config, origin=origin)
+        cluster = Cluster(catalog.cluster_view, ttl_s=config.view_ttl_s, suspect_s=config.suspect_s)
+        super().__init__(catalog, cluster, ChunkClient(cluster, self._transport), config)
+        self._http = catalog
+
+    def admin(self, method: str, path: str, *, json: Any = None) -> Any:
+        """An administrative call to any node, such as ``GET /v1/admin/jobs``; its decoded answer."""
+        return self._http.admin(method, path, json=json)
+
+    def close(self) -> None:
+        """Stop the threads and close the connections."""
+        super().close()
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

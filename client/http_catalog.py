@@ -1,0 +1,167 @@
+"""The catalog as a client sees it: HTTP calls to whichever node answers, repeated until one does.
+
+Every node can answer for all names. A call goes to the configured endpoints and to the nodes found through them, those
+that failed lately last, and repeats on the next one until its deadline. Writes may be repeated because the record (or the
+delete) carries a write id: a commit whose reply was lost returns its first result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from client.catalog import Consistency, Listing, Watched
+from client.cluster import ClusterView
+from client.config import ClientConfig
+from client.errors import EndpointUnreachable, StoreError
+from client.names import check_bucket, check_key, check_prefix
+from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
+from client.retry import Backoff, Deadline, retrying
+from client.transport import Response, Transport
+from client.wire import WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
+
+__all__ = ["HttpCatalog"]
+
+
+class HttpCatalog:
+    """Implements `client.catalog.Catalog` over HTTP. Thread-safe.
+
+    Parameters
+    ----------
+    origin : str
+        In words, where the endpoints came from; for error messages.
+    """
+
+    def __init__(self, transport: Transport, config: ClientConfig, *, origin: str) -> None:
+        self._transport = transport
+        self._config = config
+        self._origin = origin
+        self._configured = tuple(url.strip().rstrip("/") for url in config.endpoint.split(",") if url.strip())
+        self._discovered: tuple[str, ...] = ()
+        self._failed_s: dict[str, float] = {}
+        self._ever_answered = False
+        self._backoff = Backoff(base_s=config.retry_base_s, max_s=config.retry_max_s)
+
+    def cluster_view(self) -> ClusterView:
+        """The cluster as some node sees it."""
+        view = ClusterView.from_json(self._json("GET", "/v1/cluster"))
+        self._discovered = tuple(url for urls in view.endpoints.values() for url in urls)
+        return view
+
+    def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
+        """See `Catalog.create_bucket`."""
+        self._call("PUT", f"/v1/buckets/{check_bucket(bucket)}", headers={"if-none-match": "*"}, json=policy.to_json())
+
+    def bucket(self, bucket: str) -> BucketPolicy:
+        """See `Catalog.bucket`."""
+        return BucketPolicy.from_json(self._json("GET", f"/v1/buckets/{check_bucket(bucket)}"))
+
+    def buckets(self) -> dict[str, BucketPolicy]:
+        """See `Catalog.buckets`."""
+        return {name: BucketPolicy.from_json(value) for name, value in self._json("GET", "/v1/buckets").items()}
+
+    def set_bucket(self, bucket: str, policy: BucketPolicy) -> None:
+        """See `Catalog.set_bucket`."""
+        self._call("PUT", f"/v1/buckets/{check_bucket(bucket)}", headers={"if-match": "*"}, json=policy.to_json())
+
+    def delete_bucket(self, bucket: str) -> None:
+        """See `Catalog.delete_bucket`."""
+        self._call("DELETE", f"/v1/buckets/{check_bucket(bucket)}")
+
+    def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+        """See `Catalog.lookup`."""
+        query = _query(version=version, consistency=None if consistency == "strong" else consistency)
+        return ObjectInfo.from_json(self._json("GET", record_path(check_bucket(bucket), check_key(key)) + query))
+
+    def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
+        """See `Catalog.commit`."""
+        path = record_path(check_bucket(bucket), check_key(key))
+        response = self._call("PUT", path, headers=_conditions(condition), json=record.to_json())
+        return ObjectInfo.from_json(decode_json(response.body))
+
+    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
+        """See `Catalog.delete`."""
+        headers = {**_conditions(condition), WRITE_ID_HEADER: write_id}
+        self._call("DELETE", object_path(check_bucket(bucket), check_key(key)), headers=headers)
+
+    def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
+        """See `Catalog.list`."""
+        query = _query(
+            prefix=check_prefix(prefix) or None,
+            delimiter=delimiter or None,
+            cursor=cursor,
+            limit=limit,
+            versions="true" if versions else None,
+        )
+        return Listing.from_json(self._json("GET", f"/v1/objects/{check_bucket(bucket)}{query}"))
+
+    def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
+        """See `Catalog.watch`."""
+        query = _query(prefix=check_prefix(prefix) or None, after=after, timeout_s=timeout_s)
+        path = f"/v1/watch/{check_bucket(bucket)}{query}"
+        return Watched.from_json(self._json("GET", path, timeout_s=timeout_s + self._config.read_timeout_s))
+
+    def admin(self, method: str, path: str, *, json: Any = None) -> Any:
+        """An administrative call; its decoded answer."""
+        return decode_json(self._call(method, path, json=json).body)
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        return decode_json(self._call(method, path, **options).body)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+        timeout_s: float | None = None,
+    ) -> Response:
+        body = None if json is None else encode_json(json)
+        sent = {**(headers or {}), **({"content-type": "application/json"} if body is not None else {})}
+
+        def attempt() -> Response:
+            return self._any_endpoint(
+                lambda url: self._transport.request(method, url, path, headers=sent, body=body, timeout_s=timeout_s)
+            )
+
+        # Whoever never reached a node has most likely the wrong address: that is said at once, not after a minute.
+        if not self._ever_answered:
+            return attempt()
+        return retrying(attempt, backoff=self._backoff, deadline=Deadline(self._config.deadline_s))
+
+    def _any_endpoint(self, request: Callable[[str], Response]) -> Response:
+        """One round over the endpoints. An answer that another node would give as well ends the round."""
+        urls = dict.fromkeys(self._configured + self._discovered)
+        failures: dict[str, StoreError] = {}
+        for url in sorted(urls, key=lambda url: self._failed_s.get(url, 0.0)):
+            try:
+                response = request(url)
+            except StoreError as error:
+                self._ever_answered |= not isinstance(error, EndpointUnreachable)
+                if not error.retryable:
+                    raise
+                self._failed_s[url] = time.monotonic()
+                failures[url] = error
+                continue
+            self._failed_s.pop(url, None)
+            self._ever_answered = True
+            return response
+        if all(isinstance(error, EndpointUnreachable) for error in failures.values()):
+            raise EndpointUnreachable(
+                f"no node answers at {', '.join(urls)} (from {self._origin}). Is the cluster up? "
+                "`forebay up` starts one on this machine; FOREBAY_ENDPOINT names another"
+            )
+        raise list(failures.values())[-1]
+
+
+def _conditions(condition: Condition) -> dict[str, str]:
+    headers = {"if-match": condition.if_match, "if-none-match": condition.if_none_match}
+    return {name: value if value == "*" else f'"{value}"' for name, value in headers.items() if value is not None}
+
+
+def _query(**values: object) -> str:
+    given = {name: value for name, value in values.items() if value is not None}
+    return f"?{urlencode(given, quote_via=quote)}" if given else ""

@@ -1,0 +1,413 @@
+"""Objects by name: put, get and the rest, once for the client and for the node's own routes.
+
+`ObjectStore` joins the catalog (names), the upload path and the verified read. `client.client.Client` builds one over HTTP;
+a node builds one over its metadata to serve plain HTTP. It holds no state of its own beyond two bounded thread pools.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, TypeAlias, cast
+
+from typing_extensions import Buffer
+
+from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
+from client.chunks import ChunkClient
+from client.cluster import Cluster
+from client.config import ClientConfig
+from client.errors import InvalidRange, InvalidRequest
+from client.names import check_bucket, check_key
+from client.reader import ContentReader, ObjectFile
+from client.record import Ack, BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord, new_write_id
+from client.replica import ReplicaReader
+from client.retry import Backoff
+from client.upload import ChunkUploader, Upload
+
+__all__ = ["ObjectStore", "ObjectUpload"]
+
+Data: TypeAlias = Buffer | str | os.PathLike[str] | BinaryIO
+
+
+class ObjectUpload:
+    """An object being written. Nothing is visible before `commit`; leaving the context without it aborts.
+
+    Use: ``with store.upload(bucket, key) as upload: upload.write(...); info = upload.commit()``.
+    """
+
+    def __init__(self, catalog: Catalog, upload: Upload, *, bucket: str, key: str, record: ObjectRecord) -> None:
+        self._catalog = catalog
+        self._upload = upload
+        self._bucket = bucket
+        self._key = key
+        self._record = record
+
+    def write(self, piece: Buffer) -> None:
+        """Append bytes of any number; they are copied."""
+        self._upload.write(piece)
+
+    def write_owned(self, payload: Buffer) -> None:
+        """Append one chunk that nobody changes until `commit`; it is not copied."""
+        self._upload.write_owned(payload)
+
+    def commit(self, *, condition: Condition | None = None) -> ObjectInfo:
+        """Wait until the bytes are durable, then give them the name."""
+        record = ObjectRecord(
+            write_id=self._record.write_id,
+            content=self._upload.finish(),
+            content_type=self._record.content_type,
+            metadata=self._record.metadata,
+            ack=self._record.ack,
+            replicas=self._record.replicas,
+            created_s=self._record.created_s,
+        )
+        return self._catalog.commit(self._bucket, self._key, record, condition=condition or Condition())
+
+    def __enter__(self) -> ObjectUpload:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._upload.abort()
+
+
+class ObjectStore:
+    """Put, get, list and the rest over a catalog and a cluster of nodes. Thread-safe.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Names to records.
+    cluster : Cluster
+        Who holds what, and who lives.
+    chunks : ChunkClient
+        Moves single chunks.
+    config : ClientConfig
+        Bounds and timeouts.
+    """
+
+    def __init__(self, catalog: Catalog, cluster: Cluster, chunks: ChunkClient, config: ClientConfig) -> None:
+        self.catalog = catalog
+        self.cluster = cluster
+        self.chunks = chunks
+        self.config = config
+        self.replica_reader = ReplicaReader(cluster, chunks)
+        # Calls of get_many and put_many wait for chunks, so the two kinds of work must not share threads.
+        self._chunk_pool = ThreadPoolExecutor(config.max_threads, thread_name_prefix="forebay-chunk")
+        self._call_pool = ThreadPoolExecutor(config.max_threads, thread_name_prefix="forebay-call")
+
+    def close(self) -> None:
+        """Stop the threads; calls in progress end first."""
+        self._call_pool.shutdown()
+        self._chunk_pool.shutdown()
+
+    # Writing
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: Data,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        ack: Ack | None = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "application/octet-stream",
+    ) -> ObjectInfo:
+        """Store an object and return once it is durable and named.
+
+        Parameters
+        ----------
+        data : bytes-like, path or binary file
+            A path is opened; a file is read to its end, a chunk at a time.
+        if_match : str, optional
+            Only if the object has this ETag (``"*"``: only if it exists).
+        if_none_match : str, optional
+            ``"*"``: only if there is no such object.
+        ack : str, optional
+            Durable copies to wait for, one, quorum or all; by default what the bucket says.
+        metadata : mapping, optional
+            Up to 8 KiB of text to keep with the object.
+
+        Raises
+        ------
+        PreconditionFailed, BucketNotFound, NotEnoughReplicas, DiskFull
+        """
+        condition = Condition(if_match=if_match, if_none_match=if_none_match)
+        with self.upload(bucket, key, ack=ack, metadata=metadata, content_type=content_type) as upload:
+            for payload in _cut(data, self.config.chunk_size_bytes):
+                upload.write_owned(payload)
+            return upload.commit(condition=condition)
+
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        ack: Ack | None = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "application/octet-stream",
+        write_id: str | None = None,
+    ) -> ObjectUpload:
+        """Begin an object that is written piece by piece; see `put` for the parameters."""
+        check_bucket(bucket)
+        check_key(key)
+        policy = self.catalog.bucket(bucket)
+        record = ObjectRecord(
+            write_id=write_id or new_write_id(),
+            content=Content(size=0, digest=""),
+            content_type=content_type,
+            metadata=dict(metadata or {}),
+            ack=ack or policy.ack,
+            replicas=policy.replicas,
+            created_s=time.time(),
+        )
+        upload = Upload(
+            self.uploader(record.replicas, ack=record.ack),
+            self._chunk_pool,
+            chunk_size_bytes=self.config.chunk_size_bytes,
+            max_in_flight=self.config.max_in_flight_chunks,
+        )
+        return ObjectUpload(self.catalog, upload, bucket=bucket, key=key, record=record)
+
+    def uploader(self, replicas: int, *, ack: Ack) -> ChunkUploader:
+        """What stores single chunks with this many replicas and acknowledgements."""
+        return ChunkUploader(self.cluster, self.chunks, self.config, replicas=replicas, ack=ack)
+
+    def put_many(self, items: Iterable[tuple[str, str, Data]]) -> list[ObjectInfo]:
+        """Put several ``(bucket, key, data)`` at once; the infos are in their order."""
+        return list(self._call_pool.map(lambda item: self.put(*item), items))
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, if_none_match: str | None = None) -> ObjectInfo:
+        """Give an object's bytes a second name. No byte moves unless the target bucket wants more replicas."""
+        info, policy = self.stat(bucket, key), self.catalog.bucket(to_bucket)
+        condition = Condition(if_none_match=if_none_match)
+        source = info.record
+        if policy.replicas > source.replicas:
+            with self.upload(to_bucket, to_key, metadata=source.metadata, content_type=source.content_type) as upload:
+                for piece in self.reader(info).stream():
+                    upload.write(piece)
+                return upload.commit(condition=condition)
+        record = ObjectRecord(
+            write_id=new_write_id(),
+            content=source.content,
+            content_type=source.content_type,
+            metadata=source.metadata,
+            ack=source.ack,
+            replicas=policy.replicas,
+            created_s=time.time(),
+        )
+        return self.catalog.commit(to_bucket, to_key, record, condition=condition)
+
+    def set_replicas(self, info: ObjectInfo, replicas: int) -> ObjectInfo:
+        """Change how many replicas an object has; the nodes make the missing ones from then on.
+
+        Raises
+        ------
+        InvalidRequest
+            If the cluster has fewer nodes.
+        PreconditionFailed
+            If the object has changed since `info`.
+        """
+        num_nodes = len(self.cluster.refresh().layout.nodes)
+        if not 1 <= replicas <= num_nodes:
+            raise InvalidRequest(f"{replicas} replicas asked for; the cluster has {num_nodes} nodes, so 1 to {num_nodes}")
+        record = ObjectRecord.from_json({**info.record.to_json(), "write_id": new_write_id(), "replicas": replicas})
+        return self.catalog.commit(info.bucket, info.key, record, condition=Condition(if_match=info.etag))
+
+    def delete(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        """Remove an object; in a bucket that keeps versions, add a tombstone. Raises `ObjectNotFound`."""
+        self.catalog.delete(bucket, key, write_id=new_write_id(), condition=Condition(if_match=if_match))
+
+    # Reading
+
+    def stat(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+        """What is known of an object without its bytes. Raises `ObjectNotFound`."""
+        return self.catalog.lookup(check_bucket(bucket), check_key(key), version=version, consistency=consistency)
+
+    def reader(self, info: ObjectInfo) -> ContentReader:
+        """Verified reads of one version's bytes."""
+        return ContentReader(
+            info.record.content,
+            replicas=info.record.replicas,
+            reader=self.replica_reader,
+            executor=self._chunk_pool,
+            max_in_flight=self.config.max_in_flight_chunks,
+            backoff=Backoff(base_s=self.config.retry_base_s, max_s=self.config.retry_max_s),
+            deadline_s=self.config.deadline_s,
+        )
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        version: int | None = None,
+        consistency: Consistency = "strong",
+    ) -> bytes:
+        """Bytes ``[start, end)`` of an object, verified; an `end` past the last byte means the last byte.
+
+        Raises
+        ------
+        InvalidRange
+            For a negative start, a start past the end of the object, or an end before the start.
+        ObjectNotFound, AllReplicasFailed
+        """
+        info = self.stat(bucket, key, version=version, consistency=consistency)
+        data = bytearray(_clamp(info, start, end))
+        self.reader(info).read_into(data, start=start)
+        return bytes(data)
+
+    def get_into(
+        self,
+        bucket: str,
+        key: str,
+        buffer: Buffer,
+        *,
+        start: int = 0,
+        version: int | None = None,
+        consistency: Consistency = "strong",
+    ) -> int:
+        """Fill `buffer` with an object's bytes from `start` on; returns how many, fewer only at its end."""
+        info = self.stat(bucket, key, version=version, consistency=consistency)
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), _clamp(info, start, None))
+        return self.reader(info).read_into(view[:count], start=start)
+
+    def open(
+        self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong"
+    ) -> io.BufferedReader:
+        """A seekable, buffered file of one version of an object."""
+        info = self.stat(bucket, key, version=version, consistency=consistency)
+        return io.BufferedReader(ObjectFile(self.reader(info), name=f"{bucket}/{key}"), buffer_size=1 << 20)
+
+    def get_many(self, items: Iterable[tuple[str, str, int, int | None]]) -> list[bytes]:
+        """Get several ``(bucket, key, start, end)`` at once; the bytes are in their order."""
+        return list(self._call_pool.map(lambda item: self.get(item[0], item[1], start=item[2], end=item[3]), items))
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        cursor: str | None = None,
+        limit: int = MAX_LIST_LIMIT,
+        versions: bool = False,
+    ) -> Listing:
+        """One page of a listing, ordered by key and complete at one revision; see `Listing`."""
+        if not 1 <= limit <= MAX_LIST_LIMIT:
+            raise InvalidRequest(f"a page holds 1 to {MAX_LIST_LIMIT} entries, asked for {limit}")
+        return self.catalog.list(bucket, prefix=prefix, delimiter=delimiter, cursor=cursor, limit=limit, versions=versions)
+
+    def walk(self, bucket: str, *, prefix: str = "", versions: bool = False) -> Iterator[ObjectInfo]:
+        """Every object below `prefix`, page after page, all at one revision."""
+        cursor = None
+        while True:
+            page = self.list(bucket, prefix=prefix, cursor=cursor, versions=versions)
+            yield from page.objects
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    def watch(
+        self, bucket: str, *, prefix: str = "", after: int | None = None, timeout_s: float = 30.0
+    ) -> Iterator[tuple[str, ObjectInfo | None]]:
+        """Changes of a bucket as they happen, without end: key and new info, or None where it was deleted.
+
+        Parameters
+        ----------
+        after : int, optional
+            A revision, such as `ObjectInfo.version`; by default only what comes from now on.
+        timeout_s : float
+            How long one request waits before it is repeated.
+        """
+        while True:
+            watched = self.catalog.watch(bucket, prefix=prefix, after=after, timeout_s=timeout_s)
+            yield from watched.changes
+            after = watched.revision
+
+    @property
+    def buckets(self) -> Buckets:
+        """Create, list, set and delete buckets."""
+        return Buckets(self.catalog)
+
+
+class Buckets:
+    """The buckets of a store."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def create(self, bucket: str, *, replicas: int = 3, ack: Ack = "quorum", versions: int = 0) -> BucketPolicy:
+        """Create a bucket; see `BucketPolicy`. Raises `BucketExists` if it exists with another policy."""
+        policy = BucketPolicy(replicas=replicas, ack=ack, versions=versions)
+        self._catalog.create_bucket(check_bucket(bucket), policy)
+        return policy
+
+    def get(self, bucket: str) -> BucketPolicy:
+        """The policy of a bucket. Raises `BucketNotFound`."""
+        return self._catalog.bucket(bucket)
+
+    def list(self) -> dict[str, BucketPolicy]:
+        """All buckets, by name."""
+        return self._catalog.buckets()
+
+    def set(
+        self, bucket: str, *, replicas: int | None = None, ack: Ack | None = None, versions: int | None = None
+    ) -> BucketPolicy:
+        """Change what is given; it holds for objects written from now on."""
+        old = self._catalog.bucket(bucket)
+        policy = BucketPolicy(
+            replicas=old.replicas if replicas is None else replicas,
+            ack=old.ack if ack is None else ack,
+            versions=old.versions if versions is None else versions,
+        )
+        self._catalog.set_bucket(bucket, policy)
+        return policy
+
+    def delete(self, bucket: str) -> None:
+        """Delete an empty bucket. Raises `BucketNotEmpty`."""
+        self._catalog.delete_bucket(bucket)
+
+
+def _cut(data: Data, chunk_size_bytes: int) -> Iterator[Buffer]:
+    """`data` in chunks; slices of a buffer, fresh buffers from a file."""
+    if isinstance(data, str | os.PathLike):
+        with Path(data).open("rb", buffering=0) as file:
+            yield from _cut_file(cast(BinaryIO, file), chunk_size_bytes)
+    elif hasattr(data, "readinto") or hasattr(data, "read"):
+        yield from _cut_file(cast(BinaryIO, data), chunk_size_bytes)
+    else:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), chunk_size_bytes):
+            yield view[start : start + chunk_size_bytes]
+
+
+def _cut_file(file: BinaryIO, chunk_size_bytes: int) -> Iterator[Buffer]:
+    while True:
+        pieces, missing = [], chunk_size_bytes
+        while missing:
+            piece = file.read(missing)
+            if not piece:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        if pieces:
+            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if missing:
+            return
+
+
+def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
+    end = info.size if end is None else min(end, info.size)
+    if not 0 <= start <= info.size or end < start:
+        raise InvalidRange(f"bytes {start} to {end} of {info.bucket}/{info.key}, which has {info.size} bytes")
+    return end - start

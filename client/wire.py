@@ -1,0 +1,127 @@
+"""How the contract looks on HTTP: paths, header names, ranges, problem documents.
+
+Both sides import this module, so a path or a header is spelled once. Every message carries the protocol version; a
+request without one (curl) is taken as current.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from client.checksum import SEGMENT_BYTES
+from client.errors import InvalidRange, InvalidRequest, ProtocolMismatch, StoreError, from_problem
+
+__all__ = [
+    "CHECK_HEADER",
+    "META_PREFIX",
+    "PROBLEM_TYPE",
+    "PROTOCOL",
+    "PROTOCOL_HEADER",
+    "SEGMENTS_HEADER",
+    "WRITE_ID_HEADER",
+    "check_protocol",
+    "chunk_path",
+    "decode_json",
+    "encode_json",
+    "error_of",
+    "format_range",
+    "object_path",
+    "parse_range",
+    "record_path",
+    "widen",
+]
+
+PROTOCOL = 1
+PROTOCOL_HEADER = "x-forebay-protocol"
+CHECK_HEADER = "x-forebay-check"
+SEGMENTS_HEADER = "x-forebay-segment-checks"
+WRITE_ID_HEADER = "x-forebay-write-id"
+META_PREFIX = "x-forebay-meta-"
+PROBLEM_TYPE = "application/problem+json"
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+def check_protocol(version: str | None) -> None:
+    """Raise `ProtocolMismatch` unless `version` (the header's text) is one that this release serves."""
+    if version is not None and version not in (str(PROTOCOL), str(PROTOCOL - 1)):
+        raise ProtocolMismatch(f"this side serves protocol {PROTOCOL - 1} and {PROTOCOL}, the other speaks {version!r}")
+
+
+def chunk_path(partition: int, chunk_hex: str) -> str:
+    """Path of a chunk on a node."""
+    return f"/v1/chunks/{partition}/{chunk_hex}"
+
+
+def object_path(bucket: str, key: str) -> str:
+    """Path of an object's bytes."""
+    return f"/v1/objects/{bucket}/{quote(key, safe='/')}"
+
+
+def record_path(bucket: str, key: str) -> str:
+    """Path of an object's record."""
+    return f"/v1/records/{bucket}/{quote(key, safe='/')}"
+
+
+def encode_json(value: Any) -> bytes:
+    """`value` as compact UTF-8 JSON."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode_json(body: bytes) -> Any:
+    """The JSON value in `body`; raises `InvalidRequest`."""
+    try:
+        return json.loads(body)
+    except ValueError as exc:
+        raise InvalidRequest(f"expected JSON, found {body[:60]!r}: {exc}") from exc
+
+
+def error_of(status: int, headers: Mapping[str, str], body: bytes, *, node_id: str) -> StoreError:
+    """The error in a response of `status` 400 or above."""
+    retry_after = headers.get("retry-after")
+    try:
+        problem = json.loads(body) if body else {}
+    except ValueError:
+        problem = {"detail": f"status {status}: {body[:200].decode(errors='replace')}"}
+    if not isinstance(problem, dict) or not problem:
+        problem = {"detail": f"status {status} without a problem document"}
+    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    return from_problem(problem, node_id=node_id, retry_after_s=seconds)
+
+
+def parse_range(header: str | None, *, size_bytes: int) -> tuple[int, int] | None:
+    """The range that a ``Range`` header asks of `size_bytes`, as start and exclusive end; None without a header.
+
+    Raises
+    ------
+    InvalidRange
+        For a malformed header, several ranges, or a start past the end (RFC 9110, section 14).
+    """
+    if header is None:
+        return None
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or match.group(1) == match.group(2) == "":
+        raise InvalidRange(f"Range {header!r}: use one range, bytes=START-END, bytes=START- or bytes=-LENGTH")
+    first, last = match.groups()
+    if first == "":
+        start, end = max(0, size_bytes - int(last)), size_bytes
+    else:
+        start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        if last and int(last) < int(first):
+            raise InvalidRange(f"Range {header!r} ends before it starts")
+    if start >= end:
+        raise InvalidRange(f"Range {header!r} begins past the end of {size_bytes} bytes")
+    return start, end
+
+
+def format_range(start: int, end: int) -> str:
+    """``Range`` header for bytes ``[start, end)``."""
+    return f"bytes={start}-{end - 1}"
+
+
+def widen(start: int, end: int, *, size_bytes: int) -> tuple[int, int]:
+    """``[start, end)`` widened to whole checksum segments of a chunk of `size_bytes`."""
+    return start - start % SEGMENT_BYTES, min(-(-end // SEGMENT_BYTES) * SEGMENT_BYTES, size_bytes)
