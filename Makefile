@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 venv: $(INSTALLED)  ## the environment alone
 
 demo: $(INSTALLED)  ## a cluster of three nodes feeds a training run and loses a node on the way
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python -m examples.quickstart
 
 test: $(INSTALLED)  ## the quick tests: unit, property and cluster, within three minutes
 	$(BIN)/python -m pytest tests/unit tests/property tests/cluster -m "not slow" $(ARGS)

@@ -11,6 +11,7 @@ from client.config import load_config
 from client.http_catalog import HttpCatalog
 from client.objects import ObjectStore
 from client.transport import Transport
+from client.wire import decode_json, encode_json
 
 __all__ = ["Client"]
 
@@ -42,9 +43,22 @@ class Client(ObjectStore):
         super().__init__(catalog, cluster, ChunkClient(cluster, self._transport), config)
         self._http = catalog
 
-    def admin(self, method: str, path: str, *, json: Any = None) -> Any:
-        """An administrative call to any node, such as ``GET /v1/admin/jobs``; its decoded answer."""
-        return self._http.admin(method, path, json=json)
+    def admin(self, method: str, path: str, *, json: Any = None, node_id: str | None = None) -> Any:
+        """An administrative call, such as ``GET /v1/admin/jobs``; its decoded answer.
+
+        Parameters
+        ----------
+        json : object, optional
+            Sent as the body.
+        node_id : str, optional
+            Which node to call, once; by default any that answers, repeated like every call for names.
+        """
+        if node_id is None:
+            return self._http.admin(method, path, json=json)
+        body = None if json is None else encode_json(json)
+        headers = {} if body is None else {"content-type": "application/json"}
+        url = self.cluster.endpoint(node_id)
+        return decode_json(self._transport.request(method, url, path, headers=headers, body=body, node_id=node_id).body)
 
     def close(self) -> None:
         """Stop the threads and close the connections."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from typing_extensions import Buffer
@@ -25,9 +25,11 @@ from client.placement import partition_of
 
 __all__ = ["MAX_ENTRIES", "REF_BYTES", "Entry", "Manifest", "Ref", "make_ref"]
 
-MAX_ENTRIES = 8192
+# A leaf covers 8 GiB of content in chunks of 8 MiB, and costs a reader who jumps about 57 kB.
+MAX_ENTRIES = 1024
 _REF = struct.Struct("<II32sQ")
 REF_BYTES = _REF.size
+_ENTRY = struct.Struct("<II32sQQ")
 _HEADER = struct.Struct("<8sHHI")
 _U64 = struct.Struct("<Q")
 _MAGIC = b"FBMANIF1"
@@ -69,8 +71,8 @@ class Ref:
     @classmethod
     def unpack(cls, data: Buffer) -> Ref:
         """The inverse of `pack`; raises `MetadataCorrupt` on another length."""
-        if len(memoryview(data)) != REF_BYTES:
-            raise MetadataCorrupt(f"a chunk reference has {REF_BYTES} bytes, found {len(memoryview(data))}")
+        if memoryview(data).nbytes != REF_BYTES:
+            raise MetadataCorrupt(f"a chunk reference has {REF_BYTES} bytes, found {memoryview(data).nbytes}")
         partition, size, chunk_id, check = _REF.unpack(data)
         return cls(partition=partition, id=chunk_id, size=size, check=check)
 
@@ -79,7 +81,7 @@ def make_ref(payload: Buffer, *, partitions: int, group: str | None = None) -> R
     """The reference of a new chunk: hashed, and placed by `group` or, without one, by its id."""
     chunk_id = blake3_id(payload)
     partition = partition_of(chunk_id if group is None else group.encode(), partitions=partitions)
-    return Ref(partition=partition, id=chunk_id, size=len(memoryview(payload)), check=xxh3(payload))
+    return Ref(partition=partition, id=chunk_id, size=memoryview(payload).nbytes, check=xxh3(payload))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,45 +98,51 @@ class Manifest:
 
     level: int
     entries: tuple[Entry, ...]
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
-    def covering(self, start: int, end: int) -> list[tuple[int, Entry]]:
-        """Entries that overlap content bytes ``[start, end)``, each with the offset at which it begins."""
-        return covering(self.entries, start, end)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", tuple(accumulate(entry.content_bytes for entry in self.entries)))
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of content below this manifest."""
+        return self._ends[-1] if self._ends else 0
+
+    def covering(self, start: int, end: int) -> Iterator[tuple[int, Entry]]:
+        """Entries that overlap content bytes ``[start, end)``, in order, each with the offset at which it begins."""
+        for index in range(bisect_right(self._ends, start), len(self.entries)):
+            entry = self.entries[index]
+            begin = self._ends[index] - entry.content_bytes
+            if begin >= end:
+                return
+            if entry.content_bytes:
+                yield begin, entry
 
     def encode(self) -> bytes:
         """The manifest as the bytes of a chunk."""
         head = _HEADER.pack(_MAGIC, self.level, 0, len(self.entries))
-        body = b"".join(entry.ref.pack() + _U64.pack(entry.content_bytes) for entry in self.entries)
+        refs = ((entry.ref, entry.content_bytes) for entry in self.entries)
+        body = b"".join(_ENTRY.pack(ref.partition, ref.size, ref.id, ref.check, below) for ref, below in refs)
         return head + body + _U64.pack(xxh3(head + body))
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
         """The inverse of `encode`; raises `MetadataCorrupt` for anything that `encode` would not have written."""
-        stride = REF_BYTES + _U64.size
         if len(data) < _HEADER.size + _U64.size:
             raise MetadataCorrupt(f"a manifest has at least {_HEADER.size + _U64.size} bytes, found {len(data)}")
         magic, level, zero, count = _HEADER.unpack_from(data)
         if magic != _MAGIC or zero:
             raise MetadataCorrupt(f"a manifest begins with {_MAGIC!r}, found {magic!r}")
-        if len(data) != _HEADER.size + count * stride + _U64.size:
+        if len(data) != _HEADER.size + count * _ENTRY.size + _U64.size:
             raise MetadataCorrupt(f"a manifest of {count} entries does not have {len(data)} bytes")
         if _U64.unpack_from(data, len(data) - _U64.size)[0] != xxh3(memoryview(data)[: -_U64.size]):
             raise MetadataCorrupt("the checksum of a manifest does not match its bytes")
-        entries = []
-        for offset in range(_HEADER.size, _HEADER.size + count * stride, stride):
-            ref = Ref.unpack(data[offset : offset + REF_BYTES])
-            entries.append(Entry(ref=ref, content_bytes=_U64.unpack_from(data, offset + REF_BYTES)[0]))
-        return cls(level=level, entries=tuple(entries))
-
-
-def covering(entries: Sequence[Entry], start: int, end: int) -> list[tuple[int, Entry]]:
-    """Of `entries` in content order, those that overlap ``[start, end)``, each with its own start offset."""
-    ends = list(accumulate(entry.content_bytes for entry in entries))
-    found = []
-    for index in range(bisect_right(ends, start), len(entries)):
-        begin = ends[index] - entries[index].content_bytes
-        if begin >= end:
-            break
-        if entries[index].content_bytes:
-            found.append((begin, entries[index]))
-    return found
+        entries = tuple(
+            Entry(ref=Ref(partition=partition, id=chunk_id, size=size, check=check), content_bytes=content_bytes)
+            for partition, size, chunk_id, check, content_bytes in _ENTRY.iter_unpack(
+                memoryview(data)[_HEADER.size : -_U64.size]
+            )
+        )
+        if level == 0 and any(entry.content_bytes != entry.ref.size for entry in entries):
+            raise MetadataCorrupt("a manifest of data chunks disagrees with their sizes")
+        return cls(level=level, entries=entries)

@@ -7,7 +7,6 @@ refused here, once, for the client and the node alike. A URL names data, never h
 from __future__ import annotations
 
 import re
-import unicodedata
 from urllib.parse import quote, unquote
 
 from client.errors import InvalidName
@@ -17,6 +16,8 @@ __all__ = ["MAX_KEY_BYTES", "SCHEME", "check_bucket", "check_key", "check_prefix
 SCHEME = "forebay://"
 MAX_KEY_BYTES = 1024
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# The categories Cc and Cs of Unicode: control characters, and halves of characters, which have no UTF-8.
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_bucket(bucket: str) -> str:
@@ -33,9 +34,9 @@ def check_prefix(prefix: str) -> str:
     """Return `prefix` if some valid key may begin with it, else raise `InvalidName`."""
     if len(prefix.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
         raise InvalidName(f"key {prefix[:40]!r}... is longer than {MAX_KEY_BYTES} bytes of UTF-8")
-    for char in prefix:
-        if unicodedata.category(char) in ("Cc", "Cs"):
-            raise InvalidName(f"key {prefix!r} holds the control character {char!r}; remove it", key=prefix)
+    found = _FORBIDDEN.search(prefix)
+    if found:
+        raise InvalidName(f"key {prefix!r} holds the control character {found.group()!r}; remove it", key=prefix)
     return prefix
 
 
@@ -51,7 +52,7 @@ def check_key(key: str) -> str:
 
 
 def parse_path(path: str) -> tuple[str, str]:
-    """Split ``bucket/key`` or ``forebay://bucket/key``; the key may be empty and is not checked further."""
+    """Split ``bucket/key`` or ``forebay://bucket/key``; the key may be empty and is neither decoded nor checked further."""
     bucket, _, key = path.removeprefix(SCHEME).partition("/")
     return check_bucket(bucket), key
 
@@ -61,7 +62,10 @@ def parse_url(url: str) -> tuple[str, str]:
     if not url.startswith(SCHEME):
         raise InvalidName(f"{url!r} is no Forebay URL; it would look like {SCHEME}bucket/key", key=url)
     bucket, key = parse_path(url)
-    return bucket, check_key(unquote(key))
+    try:
+        return bucket, check_key(unquote(key, errors="strict"))
+    except UnicodeDecodeError as exc:
+        raise InvalidName(f"the key in {url!r} is not percent-encoded UTF-8", key=url) from exc
 
 
 def format_url(bucket: str, key: str) -> str:

@@ -53,13 +53,15 @@ class Layout:
     version: int
     partitions: int
     nodes: tuple[Node, ...]
-    _ranked: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _ranked: dict[tuple[int, int], tuple[str, ...]] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.partitions < 1 or self.partitions & (self.partitions - 1):
             raise Misconfigured(f"partitions must be a power of two, found {self.partitions}")
         if any(not node.weight > 0 for node in self.nodes):
             raise Misconfigured("node weights must be greater than 0")
+        if len({node.id for node in self.nodes}) != len(self.nodes):
+            raise Misconfigured("a node occurs twice in the layout")
 
     def replicas(self, partition: int, *, count: int) -> tuple[str, ...]:
         """Ids of the nodes that hold `partition`, best first.
@@ -104,7 +106,7 @@ class Layout:
                 for n in value["nodes"]
             )
             return cls(version=int(value["version"]), partitions=int(value["partitions"]), nodes=nodes)
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError, Misconfigured) as exc:
             raise MetadataCorrupt(f"the layout record can't be read: {exc!r} in {str(value)[:200]}") from exc
 
 
@@ -117,28 +119,32 @@ def choose_groups(layout: Layout, *, name: str, num_groups: int, replicas: int, 
     """Names of `num_groups` placement groups that load the nodes evenly.
 
     At random, 64 groups on 10 nodes load the fullest 1.3 times the mean. So each group takes, of a few candidate names, the
-    one whose replicas are least loaded so far (Mitzenmacher, "The power of two choices"). Load counts first replicas
-    too, so that readers which prefer the first one are spread.
+    one whose replicas are least loaded so far (Mitzenmacher, "The power of two choices"). First replicas are counted by
+    themselves and as much as all replicas together, so that readers, which prefer the first one, are spread as well.
     """
-    load: dict[str, float] = dict.fromkeys((node.id for node in layout.nodes), 0.0)
-    weight = {node.id: node.weight for node in layout.nodes}
+    held: dict[str, float] = dict.fromkeys((node.id for node in layout.nodes), 0.0)
+    first = dict(held)
+    share = {node.id: 1.0 / node.weight for node in layout.nodes}
     groups = []
     for index in range(num_groups):
         best_name, best_cost, best_nodes = "", math.inf, tuple[str, ...]()
         for candidate in range(num_candidates):
             group = f"{name}/{index}.{candidate}"
             nodes = layout.replicas(partition_of(group.encode(), partitions=layout.partitions), count=replicas)
-            cost = sum(load[node] / weight[node] for node in nodes) + load.get(nodes[0], 0.0) if nodes else 0.0
+            cost = sum(held[node] for node in nodes) + len(nodes) * sum(first[node] for node in nodes[:1])
             if cost < best_cost:
                 best_name, best_cost, best_nodes = group, cost, nodes
         groups.append(best_name)
-        for place, node in enumerate(best_nodes):
-            load[node] += 2.0 if place == 0 else 1.0
+        for node in best_nodes:
+            held[node] += share[node]
+        for node in best_nodes[:1]:
+            first[node] += share[node]
     return tuple(groups)
 
 
 def _score(node: Node, partition: int) -> float:
-    draw = (xxh3(f"{node.id}:{partition}".encode()) + 1) / (2**64 + 1)
+    # The top 52 bits and a half: exact in a double, and never 0 or 1, whose logarithms would not do.
+    draw = ((xxh3(f"{node.id}:{partition}".encode()) >> 12) + 0.5) / 2**52
     return -node.weight / math.log(draw)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing_extensions import Buffer
 
 from client.errors import InvalidRange
-from client.manifest import Entry, Manifest, Ref, covering
+from client.manifest import Entry, Manifest, Ref
 from client.record import Content
 from client.replica import ReplicaReader
 from client.retry import Backoff, Deadline, retrying
@@ -158,8 +158,8 @@ class ContentReader:
         if start == end:
             return
         if self.content.manifest is None:
-            entries = [Entry(ref=ref, content_bytes=ref.size) for ref in self.content.refs]
-            yield from covering(entries, start, end)
+            entries = tuple(Entry(ref=ref, content_bytes=ref.size) for ref in self.content.refs)
+            yield from Manifest(level=0, entries=entries).covering(start, end)
             return
         yield from self._descend(self.content.manifest, start, end, base=0)
 

@@ -68,7 +68,8 @@ def record_path(bucket: str, key: str) -> str:
 
 def encode_json(value: Any) -> bytes:
     """`value` as compact UTF-8 JSON."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    # Half of a character has no UTF-8, but JSON has an escape for it, which Python writes just so.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def decode_json(body: bytes) -> Any:

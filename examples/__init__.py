@@ -1,0 +1,3 @@
+"""Complete programs that show what Forebay is for; each runs as it stands."""
+
+from __future__ import annotations

@@ -1,0 +1,38 @@
+"""The loader: the dataset format, its exact order, and the PyTorch dataset that streams it.
+
+Writing: `columns` and `values` (types, checks) → `block` (column-major, compressed) → `writer` (lanes, one commit); `sources`
+reads what datasets are built from. Reading: `index` → `order` (which row when) → `assignment` (which rank) → `prefetch` (blocks
+ahead of use) → `dataset` (batches of tensors). Only `dataset` needs torch, so it is imported when first asked for.
+"""
+
+from __future__ import annotations
+
+__forebay__ = "loader"
+
+import runpy
+from pathlib import Path
+
+runpy.run_path(str(Path(__file__).parents[1] / "client" / "siblings.py"))["check_siblings"]()
+
+from typing import TYPE_CHECKING, Any
+
+from loader.errors import LoaderError
+
+if TYPE_CHECKING:
+    from loader.dataset import ShardedDataset as ShardedDataset
+    from loader.writer import ShardWriter as ShardWriter
+
+__all__ = ["LoaderError", "ShardWriter", "ShardedDataset"]
+
+
+def __getattr__(name: str) -> Any:
+    # Writing a dataset must work where torch is not installed, and importing torch takes seconds.
+    if name == "ShardedDataset":
+        from loader.dataset import ShardedDataset
+
+        return ShardedDataset
+    if name == "ShardWriter":
+        from loader.writer import ShardWriter
+
+        return ShardWriter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

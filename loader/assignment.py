@@ -1,0 +1,200 @@
+"""Which rows of an epoch each rank gets, batch by batch.
+
+A global batch is the next G = world_size · batch_size positions of the epoch, whoever computes them: batch k after a start at
+c is the positions [c + kG, min(N, c + (k+1)G)). Sorted by (lane, step), it is cut into runs: run r gets rows [rB, (r+1)B), so
+that each rank reads few lanes. A short last batch of m rows is cut evenly: with q, e = divmod(m, W), run r gets q + [r < e]
+rows, and the tail rule says what becomes of it:
+
+* ``pad``: if e > 0, each run r >= e repeats row (r - e) mod m of this same batch, marked, so that all have q + 1;
+* ``drop``: there is no short batch;
+* ``uneven``: runs keep what they got, which may be nothing.
+
+Invariants: integers only, pure. The set of each global batch depends on G and the start alone, not on W, B or the cluster.
+The rows of a lane within a range of positions are arithmetic, so a share costs O(its rows + L), whatever G is. This module
+does not know what the steps of a lane are (`loader.order`), nor ranks: `run_of_rank` maps them to runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.errors import InvalidOption
+from loader.order import MAX_LANES, MAX_ROWS, lane_ranks
+
+__all__ = ["TAILS", "Assignment", "Share", "Tail", "run_of_rank"]
+
+Int64s = npt.NDArray[np.int64]
+Tail = Literal["pad", "drop", "uneven"]
+
+TAILS: Final[tuple[Tail, ...]] = ("pad", "drop", "uneven")
+MAX_WORLD_SIZE: Final = 1 << 20
+MAX_BATCH_SIZE: Final = 1 << 24
+
+
+def run_of_rank(rank: int, *, epoch: int, world_size: int, rotate: bool) -> int:
+    """The run that `rank` takes in `epoch`.
+
+    A run's rows come from few lanes; rotating by epoch lets every rank see all of them in turn. Without it a rank keeps its
+    lanes, which is what a local cache wants.
+    """
+    if not 0 <= rank < world_size:
+        raise InvalidOption(f"rank={rank}: expected 0 to {world_size - 1} with world_size={world_size}")
+    return (rank + epoch) % world_size if rotate else rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Share:
+    """The rows of one run in one or several successive batches, in the order they are delivered.
+
+    Attributes
+    ----------
+    lanes, steps : int64 [rows]
+        Lane of each row, and step in the lane's sequence of the epoch.
+    positions : int64 [rows]
+        Position of each row in the epoch.
+    pad : bool [rows]
+        Whether the row is a repetition that fills a short last batch.
+    ends : int64 [batches]
+        How many rows there are up to and including each batch.
+    """
+
+    lanes: Int64s
+    steps: Int64s
+    positions: Int64s
+    pad: npt.NDArray[np.bool_]
+    ends: Int64s
+
+    def __len__(self) -> int:
+        return len(self.lanes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The batches of one epoch, from position `start` on.
+
+    Parameters
+    ----------
+    num_rows, num_lanes : int
+        N and L of the dataset.
+    world_size : int
+        Number of data-parallel ranks, W.
+    batch_size : int
+        Rows of one rank in one batch, B.
+    start : int
+        Samples of this epoch that are consumed already, 0 to N.
+    tail : str
+        What becomes of a short last batch: ``pad``, ``drop`` or ``uneven``.
+
+    Raises
+    ------
+    InvalidOption
+        If one of them is out of range.
+    """
+
+    num_rows: int
+    num_lanes: int
+    world_size: int = 1
+    batch_size: int
+    start: int = 0
+    tail: Tail = "pad"
+
+    def __post_init__(self) -> None:
+        limits = {
+            "num_rows": (self.num_rows, 0, MAX_ROWS),
+            "num_lanes": (self.num_lanes, 1, MAX_LANES),
+            "world_size": (self.world_size, 1, MAX_WORLD_SIZE),
+            "batch_size": (self.batch_size, 1, MAX_BATCH_SIZE),
+            "start": (self.start, 0, self.num_rows),
+        }
+        for name, (value, least, most) in limits.items():
+            if not least <= value <= most:
+                raise InvalidOption(f"{name}={value}: expected {least} to {most}")
+        if self.tail not in TAILS:
+            raise InvalidOption(f"tail={self.tail!r}: expected one of {', '.join(TAILS)}")
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of all ranks in one batch, G."""
+        return self.world_size * self.batch_size
+
+    def num_batches(self, *, run: int = 0) -> int:
+        """How many batches a run gets. Only ``uneven`` lets runs differ, by one; run 0 never gets fewer than another."""
+        full, short = divmod(self.num_rows - self.start, self.global_batch_size)
+        quotient, extra = divmod(short, self.world_size)
+        match self.tail:
+            case "pad":
+                return full + (short > 0)
+            case "drop":
+                return full
+            case "uneven":
+                return full + (quotient + (run < extra) > 0)
+
+    def consumed(self, batches: int) -> int:
+        """Position of the epoch, and so samples consumed, after this many batches; resuming there goes on exactly."""
+        return min(self.num_rows, self.start + batches * self.global_batch_size)
+
+    def share(self, batch: int, *, run: int, count: int = 1) -> Share:
+        """The rows of `run` in the batches `batch` to `batch + count - 1`, computed together.
+
+        Parameters
+        ----------
+        batch : int
+            Number of the first batch since `start`.
+        run : int
+            0 to W - 1; see `run_of_rank`.
+        count : int
+            How many batches; at least one.
+
+        Raises
+        ------
+        IndexError
+            If there is no such batch in any run. A run that ``uneven`` leaves without rows gets an empty share.
+        """
+        if not (batch >= 0 and count >= 1 and batch + count <= self.num_batches() and 0 <= run < self.world_size):
+            raise IndexError(
+                f"batches {batch} to {batch + count - 1} of run {run}: "
+                f"there are {self.num_batches()} batches and {self.world_size} runs"
+            )
+        bounds = np.minimum(self.start + np.arange(batch, batch + count + 1) * self.global_batch_size, self.num_rows)
+        low = np.full(count, run * self.batch_size, np.int64)
+        high = low + self.batch_size
+        repeated = None
+        size = int(bounds[-1] - bounds[-2])
+        if size < self.global_batch_size:
+            quotient, extra = divmod(size, self.world_size)
+            low[-1] = run * quotient + min(run, extra)
+            high[-1] = low[-1] + quotient + (run < extra)
+            if self.tail == "pad" and 0 < extra <= run:
+                repeated = (run - extra) % size
+        lanes, steps = self._rows(bounds, low=low, high=high)
+        ends = np.cumsum(high - low)
+        pad = np.zeros(len(lanes), np.bool_)
+        if repeated is not None:
+            index = np.array([repeated], np.int64)
+            lane, step = self._rows(bounds[-2:], low=index, high=index + 1)
+            lanes, steps, pad = np.append(lanes, lane), np.append(steps, step), np.append(pad, True)
+            ends[-1] += 1
+        positions = steps * self.num_lanes + lane_ranks(self.num_lanes)[lanes]
+        return Share(lanes=lanes, steps=steps, positions=positions, pad=pad, ends=ends)
+
+    def shares(self, *, run: int, first: int = 0) -> Iterator[Share]:
+        """The shares of `run` from batch `first` on, one batch each: what a run will need, in order, for fetching ahead."""
+        for batch in range(first, self.num_batches(run=run)):
+            yield self.share(batch, run=run)
+
+    def _rows(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+        """Lanes and steps of rows low[k] to high[k] of each batch k, the positions bounds[k] to bounds[k + 1] by lane."""
+        # The first step of each lane that lies at or after each bound: ceil((bound - ρ) / L), floor division being exact.
+        steps = -((lane_ranks(self.num_lanes) - bounds[:, None]) // self.num_lanes)
+        counts = steps[1:] - steps[:-1]
+        before = np.cumsum(counts, axis=1) - counts
+        skipped = np.clip(low[:, None] - before, 0, counts)
+        taken = (np.clip(high[:, None] - before, 0, counts) - skipped).ravel()
+        cells = np.repeat(np.arange(taken.size), taken)
+        within = np.arange(cells.size) - (np.cumsum(taken) - taken)[cells]
+        return cells % self.num_lanes, (steps[:-1] + skipped).ravel()[cells] + within
