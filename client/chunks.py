@@ -7,7 +7,6 @@ segment checksums that the node stored with the chunk.
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,13 +96,12 @@ class ChunkClient:
 
     def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
         url = self._cluster.endpoint(node_id)
-        began_s = time.monotonic()
         try:
             response = self._transport.request(method, url, path, node_id=node_id, **options)
         except (EndpointUnreachable, DeadlineExceeded):
             self._cluster.failed(node_id)
             raise
-        self._cluster.answered(node_id, latency_s=time.monotonic() - began_s)
+        self._cluster.answered(node_id)
         return response
 
 

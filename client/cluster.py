@@ -83,7 +83,6 @@ class Cluster:
         self._view: ClusterView | None = None
         self._loaded_s = 0.0
         self._failed_s: dict[str, float] = {}
-        self._latency_s: dict[str, float] = {}
 
     def view(self) -> ClusterView:
         """The current view, fetched if there is none or it is old."""
@@ -120,13 +119,11 @@ class Cluster:
             return failed_s is not None and self._clock() - failed_s < self._suspect_s
 
     def ranked(self, node_ids: Iterable[str]) -> tuple[str, ...]:
-        """`node_ids` in the order in which to ask them: trusted before suspected, then by recent latency.
+        """`node_ids` in the order in which to ask them: trusted before suspected, else as given.
 
-        Latency counts in powers of two, so that nodes alike keep the order of placement and readers stay spread.
+        The order of placement differs from partition to partition, so that readers are spread over the nodes.
         """
-        with self._lock:
-            latency = {n: int(self._latency_s.get(n, 0.0) * 1000).bit_length() for n in node_ids}
-        return tuple(sorted(node_ids, key=lambda n: (self.suspected(n), latency[n])))
+        return tuple(sorted(node_ids, key=self.suspected))
 
     def failed(self, node_id: str) -> None:
         """Note that a node did not answer; the next use fetches a fresh view."""
@@ -134,8 +131,7 @@ class Cluster:
             self._failed_s[node_id] = self._clock()
             self._loaded_s = float("-inf")
 
-    def answered(self, node_id: str, *, latency_s: float) -> None:
-        """Note that a node answered, and how long its first byte took."""
+    def answered(self, node_id: str) -> None:
+        """Note that a node answered."""
         with self._lock:
             self._failed_s.pop(node_id, None)
-            self._latency_s[node_id] = 0.8 * self._latency_s.get(node_id, latency_s) + 0.2 * latency_s

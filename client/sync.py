@@ -117,8 +117,10 @@ def _decide(store: ObjectStore, pair: Pair, *, direction: Literal["put", "get"],
     file, info = pair.file, pair.info
     if file is not None and file.skipped:
         return "skip"
-    if (file if direction == "put" else info) is None:
-        return "delete" if delete else "same"
+    if direction == "put" and file is None:
+        return "delete-object" if delete else "same"
+    if direction == "get" and info is None:
+        return "delete-file" if delete else "same"
     if file is not None and info is not None and same_bytes(store, info, file):
         return "same"
     return direction
@@ -137,11 +139,11 @@ def _carry_out(store: ObjectStore, done: Transferred, pair: Pair, *, folder: Pat
         put_file(store, done.path, done.bucket, check_key(done.key), on_bytes=on_bytes)
     elif done.action == "get" and pair.info is not None:
         get_file(store, pair.info, done.path, on_bytes=on_bytes)
-    elif done.action == "delete" and pair.info is not None:
+    elif done.action == "delete-object" and pair.info is not None:
         # Only the version that was compared; somebody may have written a new one, or have deleted it as well.
         with suppress(ObjectNotFound):
             store.delete(done.bucket, done.key, if_match=pair.info.etag)
-    elif done.action == "delete":
+    elif done.action == "delete-file":
         done.path.unlink(missing_ok=True)
         _remove_empty(done.path.parent, top=folder)
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DEFAULT_PARALLEL = 4
-Action = Literal["put", "get", "delete", "same", "skip"]
+Action = Literal["put", "get", "delete-object", "delete-file", "same", "skip"]
 OnBytes = Callable[[int], None]
 
 
@@ -50,7 +50,8 @@ class Transferred:
     Attributes
     ----------
     action : str
-        put and get: copied. delete: removed from the target. same: nothing to do. skip: can't be transferred.
+        put and get: copied. delete-object and delete-file: removed from the target. same: nothing to do. skip: can't be
+        transferred.
     path : Path
         The file.
     bucket, key : str

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from client.errors import Busy, StoreError
+from client.errors import Busy, DiskFailed, StoreError
 from client.health import CopyKey, Health, Listed, Status, Step, Tally
 from client.manifest import Ref
 from client.objects import ObjectStore
@@ -143,6 +143,10 @@ class _Question:
                 return self._store.chunks.verify(self.node_id, refs)
             except Busy:
                 raise  # worth waiting for, unlike a node that is down
+            except DiskFailed:
+                # The disk can't read one of them. Halving finds which one without giving up the others.
+                half = len(refs) // 2
+                return [*self._ask(refs[:half]), *self._ask(refs[half:])] if half else ["corrupt"]
             except StoreError as error:
                 self.silence = error.message
                 return ["unreachable"] * len(refs)

@@ -121,7 +121,7 @@ def main() -> int:
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="forebay-demo-") as directory:
         work = Path(directory)
-        with EmbeddedCluster(work / "cluster", num_nodes=3, port=0) as cluster:
+        with EmbeddedCluster(work / "cluster", nodes=3, port=0) as cluster:
             os.environ["FOREBAY_ENDPOINT"] = ",".join(cluster.endpoints)
             console.print(f"3 storage nodes at {os.environ['FOREBAY_ENDPOINT']}")
             with Client() as client:
@@ -140,7 +140,7 @@ def main() -> int:
             console.print(f"text: node {victim} gets SIGKILL after a third of the epoch")
             ranks = train("text", work / "text", victim=cluster.pid(victim))
             checks["text: same stream although a node died"] = report("text", ranks, undisturbed["text"])
-            checks["text: the node is dead"] = not cluster.is_alive(victim)
+            checks["text: the node is dead"] = not cluster.running(victim)
             failovers = sum(rank["epochs"][0]["receipt"]["failovers"] for rank in ranks)
             checks["text: reads moved to other replicas"] = failovers > 0
             checks["text: loss fell below that of guessing"] = ranks[0]["epochs"][-1]["loss"] < np.log(256)

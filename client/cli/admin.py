@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,10 +10,10 @@ import typer
 
 from client.cli.connection import connect
 from client.cli.output import AsJson, Column, Output, plural
-from client.cli.paths import parse_store_path, walk_objects
+from client.cli.paths import StorePath, parse_store_path, walk_objects
 from client.cli.report import COPIES_MISSING
 from client.client import Client
-from client.errors import StoreError
+from client.errors import ObjectNotFound, StoreError
 from client.health import Health, ObjectHealth
 from client.objects import ObjectStore
 from client.parallel import bounded_map
@@ -47,12 +47,13 @@ def replicate_objects(
 ) -> None:
     """Set how many replicas objects have, and wait until they are counted. Exits with 3 if they are not there in time."""
     out, parsed = Output(as_json=as_json), parse_store_path(path)
-    with connect(ctx) as store, out.progress("replicate", unit="count") as progress:
+    with connect(ctx) as store, out.progress("objects", unit="count") as progress:
         walk = partial(walk_objects, store, parsed)
         result = replicate(store, walk, replicas=replicas, timeout_s=timeout_s, on_objects=progress.advance)
-    late = bool(result.missing)
+    if not result.objects:
+        raise _nothing_at(parsed)
     out.document(_replication_json(result, replicas), _replication_text(result, replicas, timeout_s))
-    if late:
+    if result.missing:
         _print_shortfalls(out, result.missing)
         out.note("hint: the nodes go on; `forebay verify` counts again, `forebay cluster status` shows which nodes are up")
         raise typer.Exit(COPIES_MISSING)
@@ -65,8 +66,11 @@ def verify_objects(
 ) -> None:
     """Re-hash every copy of every chunk and count them. Exits with 3 unless every object has all its replicas."""
     out = Output(as_json=as_json)
-    with connect(ctx) as store, out.progress("verify", unit="count") as progress:
-        health = verify(store, _versions(store, path), on_copies=progress.advance)
+    with connect(ctx) as store, out.progress("copies", unit="count") as progress:
+        paths = [parse_store_path(text) for text in ([path] if path else store.buckets.list())]
+        health = verify(store, _versions(store, paths), on_copies=progress.advance)
+    if not health.objects and path and paths[0].key:
+        raise _nothing_at(paths[0])  # Most likely a typing error, and no proof that all is well.
     out.document(health.to_json(), summary(health))
     if not health.clean:
         _print_shortfalls(out, health.shortfalls, total=health.objects - health.objects_clean)
@@ -94,9 +98,8 @@ def status(ctx: typer.Context, as_json: AsJson = False) -> None:
         "endpoints": "text",
         "used_bytes": "size",
         "free_bytes": "size",
-        "chunks": "number",
-        "pending": "number",
         "revision": "number",
+        "pending": "number",
     }
     out.table([_flat(node) for node in nodes], columns)
     if out.terminal:
@@ -136,10 +139,14 @@ def summary(health: Health) -> str:
     return f"{what}: {counted}; {lacking or 'some chunks could not be listed'}; {plural(short, 'object')} short"
 
 
-def _versions(store: ObjectStore, path: str | None) -> Iterator[ObjectInfo]:
-    """Every version of the objects at and below `path`; kept versions must be whole, too."""
-    for text in [path] if path else store.buckets.list():
-        yield from walk_objects(store, parse_store_path(text), versions=True)
+def _versions(store: ObjectStore, paths: Iterable[StorePath]) -> Iterator[ObjectInfo]:
+    """Every version of the objects at and below `paths`; kept versions must be whole, too."""
+    for path in paths:
+        yield from walk_objects(store, path, versions=True)
+
+
+def _nothing_at(path: StorePath) -> ObjectNotFound:
+    return ObjectNotFound(f"there is nothing at or below {path}", key=str(path))
 
 
 def _print_shortfalls(out: Output, shortfalls: tuple[ObjectHealth, ...], *, total: int | None = None) -> None:
@@ -188,7 +195,7 @@ def _node_status(store: Client, node: Node) -> dict[str, Any]:
         said = store.admin("GET", "/v1/admin/status", node_id=node.id)
     except StoreError as error:
         return {**known, "state": "down", "detail": error.message}
-    return {**known, "state": "up", **{name: said.get(name) for name in ("disk", "chunks", "follower")}}
+    return {**known, "state": "up", **{name: said.get(name) for name in ("disk", "follower")}}
 
 
 def _flat(node: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import typer
@@ -21,8 +23,18 @@ class Settings:
     verbose: bool = False
 
 
-def connect(ctx: typer.Context) -> Client:
-    """The client that the global options ask for; use it as a context manager."""
+@contextmanager
+def connect(ctx: typer.Context) -> Iterator[Client]:
+    """The client that the global options ask for, closed at the end of the block."""
     settings = ctx.find_object(Settings) or Settings()
     endpoints = None if settings.endpoints is None else list(settings.endpoints)
-    return Client(endpoints, token=settings.token, profile=settings.profile)
+    client = Client(endpoints, token=settings.token, profile=settings.profile)
+    try:
+        yield client
+    except KeyboardInterrupt:
+        # To close it is to wait for its threads, and one of them may wait for a silent node. The process ends anyway.
+        raise
+    except BaseException:
+        client.close()
+        raise
+    client.close()

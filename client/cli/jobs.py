@@ -60,13 +60,15 @@ def scrub(
         nodes = [node.id for node in store.cluster.refresh().layout.nodes]
         started = list(bounded_map(partial(_start, store), nodes, max_parallel=MAX_PARALLEL))
         jobs = [job for job in started if isinstance(job, dict)]
-        if not wait or not jobs:
+        for node_id, job in zip(nodes, started, strict=True):
+            if isinstance(job, StoreError):
+                print_error(f"node {node_id} was not told to scrub: {job.message}", hint=None)
+        failed = len(jobs) < len(nodes)
+        if wait:
+            failed |= _follow(store, out, {job["id"] for job in jobs})
+        else:
             _print_jobs(out, jobs)
-        failed = _follow(store, out, {job["id"] for job in jobs}) if wait and jobs else False
-    errors = [error for error in started if isinstance(error, StoreError)]
-    for error in errors:
-        print_error(f"no scrub on one node: {error.message}", hint=None)
-    if failed or errors:
+    if failed:
         raise typer.Exit(FAILED)
 
 
@@ -88,7 +90,10 @@ def watch(
         if unknown:
             raise JobNotFound(f"there is no job {unknown[0]!r}", key=unknown[0])
         wanted = set(ids) if ids else {job["id"] for job in jobs if job["state"] not in ENDED}
-        if _follow(store, Output(as_json=as_json), wanted):
+        out = Output(as_json=as_json)
+        if not wanted:
+            out.note("no job is running")
+        if _follow(store, out, wanted):
             raise typer.Exit(FAILED)
 
 
@@ -141,7 +146,7 @@ def _follow(store: Client, out: Output, wanted: Collection[str]) -> bool:
     failed = False
     done: dict[str, int] = {}
     total: dict[str, int] = {}
-    with out.progress("jobs", unit="count") as progress:
+    with out.progress("chunks", unit="count") as progress:
         for job in changes(lambda: _jobs(store), wanted):
             progress.advance(job["num_chunks"] - done.get(job["id"], 0))
             done[job["id"]] = job["num_chunks"]

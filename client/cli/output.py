@@ -104,7 +104,7 @@ class Output:
             return ", ".join(map(str, value)) or "-"
         if isinstance(value, Mapping):
             return ", ".join(f"{key}={item}" for key, item in value.items()) or "-"
-        return str(value)
+        return str(value) or "-"
 
     @contextmanager
     def progress(
@@ -159,7 +159,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def _title(name: str) -> str:
-    return name.removesuffix("_s").removesuffix("_bytes").replace("_", " ")
+    return name.removeprefix("num_").removesuffix("_s").removesuffix("_bytes").replace("_", " ")
 
 
 class _PlainProgress:

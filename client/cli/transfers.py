@@ -192,10 +192,13 @@ def _transferred_json(item: Transferred, *, would: bool) -> dict[str, Any]:
 
 
 def _transferred_line(out: Output, item: Transferred, *, would: bool) -> str:
-    stored = f"{item.bucket}/{item.key}"
-    action = f"would {item.action}" if would else item.action
-    ends = (stored, str(item.path)) if item.action == "get" else (str(item.path), stored)
-    return _line(out, action, *ends, item.size_bytes)
+    stored, path = f"{item.bucket}/{item.key}", str(item.path)
+    would_be = "would " if would else ""
+    if item.action in ("delete-object", "delete-file"):
+        action, gone = f"{would_be}delete", path if item.action == "delete-file" else stored
+        return f"{action} {gone}" if out.terminal else f"{action}\t{gone}"
+    source, target = (stored, path) if item.action == "get" else (path, stored)
+    return _line(out, would_be + item.action, source, target, item.size_bytes)
 
 
 def _line(out: Output, action: str, source: str, target: str, size_bytes: int) -> str:

@@ -1,0 +1,139 @@
+"""The decoded blocks that a stream is reading from, and the gather of rows out of them.
+
+Each fixed column has one array over all cells (see `loader.plan`), so that rows of any blocks become a batch by one
+`np.take`, without the GIL and without a Python step per row. Columns whose values vary in length keep a buffer per slot.
+
+The arrays are as large as all slots together, but memory is only taken for slots that were filled once, and the planner
+prefers those. An arena serves one stream at a time; the next one takes it over, with its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.block import decode_value, variable_view
+from loader.buffers import BufferPool
+from loader.column_type import ColumnType
+from loader.order import LaneOrder, row_number
+from loader.plan import Plan, Visit
+
+__all__ = ["Arena", "Column"]
+
+Int64s = npt.NDArray[np.int64]
+Column = npt.NDArray[Any] | list[Any]
+"""Gathered rows: an array [rows, *shape] of a fixed column, or a list of values."""
+
+_MAX_IDLE_BUFFERS = 4
+
+
+class _FixedColumn:
+    def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
+        assert kind.dtype is not None
+        self._kind = kind
+        self._max_rows = max_rows
+        self._rows = np.empty((0, *kind.shape), kind.dtype)
+        self._pool = BufferPool(kind.dtype, kind.shape, max_idle=_MAX_IDLE_BUFFERS)
+
+    def grow(self, num_slots: int) -> None:
+        rows = np.empty((num_slots * self._max_rows, *self._kind.shape), self._kind.dtype)
+        rows[: len(self._rows)] = self._rows
+        self._rows = rows
+
+    def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
+        first = slot * self._max_rows
+        return self._rows[first : first + rows].reshape(-1).view(np.uint8).data
+
+    def gather(self, rows: Int64s) -> Column:
+        out = self._pool.take(len(rows))
+        # "clip" lets numpy write straight into `out`; the plan is in range by construction.
+        np.take(self._rows, rows, axis=0, out=out, mode="clip")
+        return out
+
+
+class _VariableColumn:
+    def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
+        self._kind = kind
+        self._max_rows = max_rows
+        self._buffers: list[tuple[bytearray, int]] = []
+
+    def grow(self, num_slots: int) -> None:
+        self._buffers.extend([(bytearray(), 0)] * (num_slots - len(self._buffers)))
+
+    def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
+        data = bytearray(raw_size)
+        self._buffers[slot] = data, rows
+        return memoryview(data)
+
+    def gather(self, rows: Int64s) -> Column:
+        slots, places = (values.tolist() for values in np.divmod(rows, self._max_rows))
+        views = {slot: variable_view(*self._buffers[slot]) for slot in set(slots)}
+        values = []
+        for slot, place in zip(slots, places, strict=True):
+            offsets, data = views[slot]
+            values.append(decode_value(self._kind, data[offsets[place] : offsets[place + 1]]))
+        return values
+
+
+class Arena:
+    """Slots for decoded blocks of some columns.
+
+    Parameters
+    ----------
+    kinds : sequence of ColumnType
+        The columns that are read, in the order of the numbers given to the reader.
+    max_block_rows : int
+        As for the planner.
+
+    Attributes
+    ----------
+    num_slots : int
+        Slots there are; none at first.
+    """
+
+    def __init__(self, kinds: Sequence[ColumnType], *, max_block_rows: int) -> None:
+        self._max_rows = max_block_rows
+        self._columns: list[_FixedColumn | _VariableColumn] = [
+            (_FixedColumn if kind.is_fixed else _VariableColumn)(kind, max_rows=max_block_rows) for kind in kinds
+        ]
+        # Of each cell: the row of the arena that is at this place of the visit. Of each slot: what makes such a row an index
+        # in its lane.
+        self._rows = np.empty(0, np.int64)
+        self._shifts = np.empty(0, np.int64)
+        self.num_slots = 0
+
+    def grow(self, num_slots: int) -> None:
+        """Have at least `num_slots` slots; keeps what is in them. Nothing may be under way meanwhile."""
+        if num_slots > self.num_slots:
+            self._rows = _grown(self._rows, num_slots * self._max_rows)
+            self._shifts = _grown(self._shifts, num_slots)
+            for column in self._columns:
+                column.grow(num_slots)
+            self.num_slots = num_slots
+
+    def rooms(self, visit: Visit, order: LaneOrder, raw_sizes: Sequence[int]) -> list[memoryview]:
+        """Buffers, of exactly the decoded sizes, that the columns of the visit's block are to be decoded into."""
+        first = visit.slot * self._max_rows
+        rows = order.rows_of_visit(visit.number)
+        np.add(rows, first, out=self._rows[first : first + len(rows)])
+        self._shifts[visit.slot] = order.block_start(int(order.visits[visit.number])) - first
+        return [column.room(visit.slot, size, len(rows)) for column, size in zip(self._columns, raw_sizes, strict=True)]
+
+    def gather(self, plan: Plan) -> list[Column]:
+        """The rows of `plan`, column by column; each array over a buffer that is reused once nothing refers to it."""
+        rows = self._rows.take(plan.cells)
+        return [column.gather(rows) for column in self._columns]
+
+    def numbers(self, plan: Plan, *, num_lanes: int) -> Int64s:
+        """The number of each row of `plan` in the dataset."""
+        rows = self._rows.take(plan.cells)
+        return row_number(plan.share.lanes, rows + self._shifts[rows // self._max_rows], num_lanes=num_lanes)
+
+
+def _grown(array: Int64s, size: int) -> Int64s:
+    grown = np.empty(size, np.int64)
+    grown[: len(array)] = array
+    return grown

@@ -1,0 +1,140 @@
+"""Which blocks a stream needs, when, and in which slot of memory: the plan that fetching and gathering follow.
+
+Theory of operation
+-------------------
+A lane is read one block visit at a time. While a visit is open it has a *slot*: room for one decoded block of each column.
+The places of a slot are *cells*: place p of slot s is cell ``s * max_block_rows + p``. `VisitPlanner.plan` turns the rows of
+some batches (lane and step) into cells. Where a lane's steps leave its open visit, the next visit opens in a free slot, and
+the old slot closes: it may be reused once these rows are gathered. The work per row is a few vectorised operations; Python
+runs once per visit.
+
+Invariants: a slot is never given out twice at a time; a plan that does not fit the free slots changes nothing. Pure: this
+module knows no bytes, threads or clocks, nor which row of its block each place of a visit is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.assignment import Share
+from loader.order import LaneOrder
+
+__all__ = ["Plan", "Visit", "VisitPlanner"]
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """Visit number `number` of a lane's sequence, which is decoded into `slot`."""
+
+    lane: int
+    number: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """Where the rows of some batches are found.
+
+    Attributes
+    ----------
+    share : Share
+        The rows, in the order of delivery.
+    cells : int64 [rows]
+        The cell of each.
+    opened : list of Visit
+        Blocks that must be in their slots before these rows are gathered.
+    closed : list of int
+        Slots that are free again afterwards.
+    """
+
+    share: Share
+    cells: Int64s
+    opened: list[Visit]
+    closed: list[int]
+
+
+class VisitPlanner:
+    """Plans the reads of one process in one epoch.
+
+    Parameters
+    ----------
+    num_lanes : int
+        L of the dataset.
+    num_slots : int
+        Slots there are.
+    max_block_rows : int
+        No block has more rows.
+    order_of : callable
+        The order of a lane in this epoch.
+    """
+
+    def __init__(self, *, num_lanes: int, num_slots: int, max_block_rows: int, order_of: Callable[[int], LaneOrder]) -> None:
+        self._num_slots = 0
+        self._max_block_rows = max_block_rows
+        self._order_of = order_of
+        self._free: list[int] = []
+        self.grow(num_slots)
+        # Of each lane: the slot of its open visit, -1 if there is none; the steps [start, end) that the visit covers; and
+        # what makes a step a cell.
+        self._slots = np.full(num_lanes, -1, np.int64)
+        self._starts, self._ends, self._shifts = np.zeros((3, num_lanes), np.int64)
+
+    @property
+    def num_open(self) -> int:
+        """Lanes with an open visit."""
+        return int(np.count_nonzero(self._slots >= 0))
+
+    @property
+    def num_taken(self) -> int:
+        """Slots in use: open, or closed and not yet released."""
+        return self._num_slots - len(self._free)
+
+    def grow(self, num_slots: int) -> None:
+        """Have `num_slots` slots from now on, which is not fewer than before."""
+        # Those first in line have been used before: as little memory as possible is ever touched.
+        self._free[:0] = range(num_slots - 1, self._num_slots - 1, -1)
+        self._num_slots = num_slots
+
+    def plan(self, share: Share) -> Plan | None:
+        """Where the rows of `share` will be; None, and nothing changed, if there are too few free slots."""
+        before = self._slots.copy(), self._starts.copy(), self._ends.copy(), self._shifts.copy(), self._free.copy()
+        opened: list[Visit] = []
+        closed: list[int] = []
+        cells, inside = self._locate(share.lanes, share.steps)
+        left = np.flatnonzero(~inside)
+        while len(left):
+            lanes, steps = share.lanes[left], share.steps[left]
+            # Each lane with rows left moves to the visit of the first of them: of equal indexes, the last one assigns.
+            first = np.full(len(self._slots), -1, np.int64)
+            first[lanes[::-1]] = steps[::-1]
+            moving = np.flatnonzero(first >= 0)
+            if len(moving) > len(self._free):
+                self._slots, self._starts, self._ends, self._shifts, self._free = before
+                return None
+            closed.extend(slot for slot in self._slots[moving].tolist() if slot >= 0)
+            opened.extend(map(self._open, moving.tolist(), first[moving].tolist()))
+            cells[left], inside = self._locate(lanes, steps)
+            left = left[~inside]
+        return Plan(share=share, cells=cells, opened=opened, closed=closed)
+
+    def release(self, plan: Plan) -> None:
+        """Take back the slots that `plan` closed, once its rows are gathered."""
+        self._free.extend(reversed(plan.closed))
+
+    def _locate(self, lanes: Int64s, steps: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """The cells that the open visits have for some rows, and which rows are in them at all."""
+        return self._shifts[lanes] + steps, (steps >= self._starts[lanes]) & (steps < self._ends[lanes])
+
+    def _open(self, lane: int, step: int) -> Visit:
+        order = self._order_of(lane)
+        number = int(order.visit_ends.searchsorted(step, side="right"))
+        start, slot = int(order.visit_ends[number - 1]) if number else 0, self._free.pop()
+        self._slots[lane], self._starts[lane], self._ends[lane] = slot, start, order.visit_ends[number]
+        self._shifts[lane] = slot * self._max_block_rows - start
+        return Visit(lane=lane, number=number, slot=slot)

@@ -1,0 +1,248 @@
+"""A dataset opened for reading: its index, its block tables, and any block of any lane, decoded and verified.
+
+It knows the store only through a `client.objects.ObjectStore`. It does not know order, ranks, batches or torch; the CLI and
+the PyTorch dataset are built on it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from client.errors import ObjectNotFound
+from client.names import format_url
+from client.objects import ObjectStore
+from client.record import ObjectInfo
+from loader.block import MAX_BLOCK_ROWS, BlockTable, decode_column_into, decode_value, variable_view
+from loader.columns import Schema
+from loader.errors import DatasetNotFound, InvalidOption
+from loader.index import DatasetIndex, Footer
+from loader.order import locate_row
+
+__all__ = ["ColumnCache", "DatasetReader", "Fetched"]
+
+_TAIL_BYTES = 64 * 1024  # Read at once from the end: footer, and for most datasets the whole index.
+_MERGE_GAP_BYTES = 64 * 1024  # Columns this close are read in one request: checksum segments are as long.
+_MAX_CACHED_BLOCKS = 64
+
+
+class ColumnCache(Protocol):
+    """Where decoded column blocks may be found, or kept; see `loader.cache.DiskCache`."""
+
+    def read_into(self, place: tuple[int, int, int], out: memoryview, *, check: int) -> bool: ...
+
+    def write(self, place: tuple[int, int, int], data: memoryview) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """Where the bytes of a block came from: decoded bytes from the cache, stored bytes from the store."""
+
+    bytes_cache: int
+    bytes_remote: int
+
+
+class DatasetReader:
+    """Reads the blocks and rows of one version of a dataset. Thread-safe.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Where the dataset is.
+    bucket, key : str
+        Its name.
+    info : ObjectInfo, optional
+        The version to read; the current one if not given.
+
+    Attributes
+    ----------
+    cache : ColumnCache or None
+        Asked first for each column block, and given those that were fetched.
+
+    Raises
+    ------
+    DatasetNotFound
+        If there is no such object.
+    IndexMissing, IndexCorrupt, FormatUnsupported
+        If it is no dataset, or damaged, or newer than this software.
+    """
+
+    def __init__(self, store: ObjectStore, bucket: str, key: str, *, info: ObjectInfo | None = None) -> None:
+        url = format_url(bucket, key)
+        try:
+            self.info = info or store.stat(bucket, key)
+        except ObjectNotFound as exc:
+            raise DatasetNotFound(f"there is no dataset {url}; `forebay ls {bucket}` lists what there is") from exc
+        self.cache: ColumnCache | None = None
+        self._store = store
+        self._content = store.reader(self.info)
+        self.index = self._read_index()
+        self._tables: dict[int, BlockTable] = {}
+        self._tables_lock = threading.Lock()
+        self._rows_lock = threading.Lock()
+        self._decoded: OrderedDict[tuple[int, int, str], bytearray] = OrderedDict()
+
+    @property
+    def schema(self) -> Schema:
+        """The columns of the dataset."""
+        return self.index.schema
+
+    @property
+    def max_block_rows(self) -> int:
+        """No block has more rows than this."""
+        row_bytes = sum(kind.item_bytes if kind.is_fixed else 8 for kind in self.schema.types)
+        return max(1, min(MAX_BLOCK_ROWS, self.index.block_size_bytes // max(1, row_bytes)))
+
+    @property
+    def failovers(self) -> int:
+        """How many reads had to move on to another replica so far."""
+        return self._store.replica_reader.failovers
+
+    def table(self, lane: int) -> BlockTable:
+        """The block table of `lane`, read at first use and kept: 30 bytes for each column of each block."""
+        with self._tables_lock:
+            table = self._tables.get(lane)
+        if table is None:
+            entry = self.index.lanes[lane]
+            data = bytearray(entry.table_bytes)
+            self._content.read_into(data, start=entry.table_offset)
+            table = self.index.decode_table(lane, data)
+            with self._tables_lock:
+                self._tables[lane] = table
+        return table
+
+    def read_block_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[memoryview]) -> Fetched:
+        """Decode columns of one block into buffers, verified.
+
+        Parameters
+        ----------
+        columns : sequence of int
+            Numbers of columns in the schema, ascending.
+        outs : sequence of memoryview
+            For each its buffer, of exactly the decoded size that the table says.
+
+        Raises
+        ------
+        BlockCorrupt
+            If the bytes are not those that were written. The store's own errors pass through.
+        """
+        table, cached = self.table(lane), 0
+        missing: list[tuple[int, memoryview]] = []
+        for column, out in zip(columns, outs, strict=True):
+            check = int(table.check[block, column])
+            if self.cache is not None and self.cache.read_into((lane, block, column), out, check=check):
+                cached += len(out)
+            else:
+                missing.append((column, out))
+        fetched = 0
+        for run in _adjacent(missing, table, block):
+            start = int(table.offsets[block, run[0][0]])
+            end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
+            stored = memoryview(bytearray(end - start))
+            self._content.read_into(stored, start=self.index.lanes[lane].offset + start)
+            fetched += len(stored)
+            for column, out in run:
+                first = int(table.offsets[block, column]) - start
+                part = stored[first : first + int(table.stored_size[block, column])]
+                self._decode(part, table, lane, block, column, out)
+        return Fetched(bytes_cache=cached, bytes_remote=fetched)
+
+    def row(self, number: int, *, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Row `number` of the written order: numpy arrays or scalars, bytes, str or JSON values by column name.
+
+        Raises
+        ------
+        IndexError
+            Unless ``-num_rows <= number < num_rows``.
+        """
+        if not -self.index.num_rows <= number < self.index.num_rows:
+            raise IndexError(f"row {number} of a dataset of {self.index.num_rows} rows")
+        lanes, indexes = locate_row(number % self.index.num_rows, num_lanes=self.index.num_lanes)
+        lane, index = int(lanes), int(indexes)
+        ends = np.cumsum(self.table(lane).rows)
+        block = int(np.searchsorted(ends, index, side="right"))
+        place = index - int(ends[block] - self.table(lane).rows[block])
+        return {name: self._value(lane, block, place, name) for name in names or self.schema.names}
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+        """Rows ``[start, stop)`` in written order."""
+        for number in range(start, self.index.num_rows if stop is None else min(stop, self.index.num_rows)):
+            yield self.row(number)
+
+    def select(self, names: Sequence[str] | None) -> tuple[int, ...]:
+        """Numbers of the columns `names` (all by default), ascending; raises `ColumnError` for an unknown one."""
+        if names is None:
+            return tuple(range(len(self.schema)))
+        if not names:
+            raise InvalidOption("columns=[]: name at least one column, or leave it out for all")
+        return tuple(sorted({self.schema.position(name) for name in names}))
+
+    def _read_index(self) -> DatasetIndex:
+        size = self.info.size
+        tail = bytearray(min(_TAIL_BYTES, size))
+        self._content.read_into(tail, start=size - len(tail))
+        footer = Footer.decode(tail, object_bytes=size)
+        begin = footer.index_offset - (size - len(tail))
+        if begin >= 0:
+            return DatasetIndex.decode(tail[begin : begin + footer.index_bytes], footer=footer)
+        data = bytearray(footer.index_bytes)
+        self._content.read_into(data, start=footer.index_offset)
+        return DatasetIndex.decode(data, footer=footer)
+
+    def _decode(self, stored: memoryview, table: BlockTable, lane: int, block: int, column: int, out: memoryview) -> None:
+        decode_column_into(
+            stored,
+            codec=int(table.codec[block, column]),
+            raw_size=int(table.raw_size[block, column]),
+            check=int(table.check[block, column]),
+            out=out,
+            where=f"{self.info.bucket}/{self.info.key}, lane {lane}, block {block}, column {self.schema.names[column]!r}",
+        )
+        if self.cache is not None:
+            self.cache.write((lane, block, column), out)
+
+    def _value(self, lane: int, block: int, place: int, name: str) -> Any:
+        kind = self.schema[name]
+        data = self._decoded_column(lane, block, name)
+        if kind.is_fixed:
+            return decode_value(kind, memoryview(data)[place * kind.item_bytes : (place + 1) * kind.item_bytes])
+        offsets, values = variable_view(data, int(self.table(lane).rows[block]))
+        return decode_value(kind, values[offsets[place] : offsets[place + 1]])
+
+    def _decoded_column(self, lane: int, block: int, name: str) -> bytearray:
+        """A decoded column block, from the few that were used last."""
+        place, column = (lane, block, name), self.schema.position(name)
+        with self._rows_lock:
+            data = self._decoded.get(place)
+            if data is not None:
+                self._decoded.move_to_end(place)
+                return data
+        data = bytearray(int(self.table(lane).raw_size[block, column]))
+        self.read_block_into(lane, block, [column], [memoryview(data)])
+        with self._rows_lock:
+            self._decoded[place] = data
+            while len(self._decoded) > max(_MAX_CACHED_BLOCKS, self.index.num_lanes) * len(self.schema):
+                self._decoded.popitem(last=False)
+        return data
+
+
+def _adjacent(
+    columns: Sequence[tuple[int, memoryview]], table: BlockTable, block: int
+) -> Iterator[list[tuple[int, memoryview]]]:
+    """Runs of columns that lie so close together that one request for all of them is cheaper."""
+    run: list[tuple[int, memoryview]] = []
+    end = 0
+    for column, out in columns:
+        start = int(table.offsets[block, column])
+        if run and start - end > _MERGE_GAP_BYTES:
+            yield run
+            run = []
+        run.append((column, out))
+        end = start + int(table.stored_size[block, column])
+    if run:
+        yield run

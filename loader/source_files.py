@@ -1,0 +1,111 @@
+"""Files as a source: each file is a row, with its bytes, its path and, where folders are classes, its label.
+
+The columns are ``data`` (jpeg or png if all names end so, else bytes), ``path`` (below the root, with ``/``) and, if every file
+lies in a folder below the root, ``label``: the number of the first such folder among all of them, sorted. The names of the
+labels go into the object's metadata as far as they fit; they also begin each path.
+
+Files are read by threads, a piece at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from loader.columns import MAX_VALUE_BYTES, ColumnType, EncodedColumn, Schema, parse_column_type
+from loader.errors import ColumnError
+from loader.source_rows import PIECE_BYTES, Piece, RowError, SourceError, check_rows
+
+__all__ = ["LABELS_KEY", "FilesPiece", "FilesSource"]
+
+LABELS_KEY: Final = "labels"
+MAX_LABELS_BYTES: Final = 6 * 1024
+"""Of the 8 KiB of metadata that an object may have."""
+_PIECE_FILES: Final = 512
+_IMAGE_SUFFIXES: Final = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesPiece:
+    """Some files, not yet read.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        Below `root`.
+    labels : tuple of int
+        One for each path, or none.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    input_bytes: int
+
+    def encode(self, schema: Schema) -> tuple[EncodedColumn, ...]:
+        """See `Piece.encode`."""
+        columns: dict[str, Sequence[Any]] = {"path": [path.as_posix() for path in self.paths], "label": self.labels}
+        if "data" in schema.names:
+            columns["data"] = [_read(self.root / path) for path in self.paths]
+        chosen = {name: columns[name] for name in schema.names}
+        return check_rows(schema, chosen, file=self.root, place=lambda index: (self.paths[index].as_posix(), index))
+
+
+class FilesSource:
+    """All of `files` as rows, in this order; `root` is the folder that they lie in. See `loader.source_rows.Source`."""
+
+    in_processes = False
+
+    def __init__(self, files: Sequence[Path], *, root: Path) -> None:
+        self._root = root
+        self._paths = [file.relative_to(root) for file in files]
+        self._sizes = [(root / path).stat().st_size for path in self._paths]
+        self.input_bytes = sum(self._sizes)
+        in_folders = all(len(path.parts) > 1 for path in self._paths)
+        self._classes = sorted({path.parts[0] for path in self._paths}) if in_folders else []
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The names of the labels in the order of their numbers, as JSON, unless there are too many."""
+        names = json.dumps(self._classes)
+        return {LABELS_KEY: names} if self._classes and len(names) <= MAX_LABELS_BYTES else {}
+
+    def infer_columns(self) -> dict[str, ColumnType]:
+        """See `Source.infer_columns`."""
+        kinds = {_IMAGE_SUFFIXES.get(path.suffix.lower(), "bytes") for path in self._paths}
+        columns = {"data": kinds.pop() if len(kinds) == 1 else "bytes", "path": "str"}
+        if self._classes:
+            columns["label"] = "int64"
+        return {name: parse_column_type(text) for name, text in columns.items()}
+
+    def pieces(self, schema: Schema, *, exact: bool) -> Iterator[Piece]:
+        """See `Source.pieces`."""
+        known = self.infer_columns()
+        for name, column_type in schema.items():
+            if name not in known:
+                error = ColumnError.mismatch(name, expected=str(column_type), found=f"only the columns {', '.join(known)}")
+                raise RowError.of(error, file=str(self._root))
+        number = {name: label for label, name in enumerate(self._classes)}
+        first, size = 0, 0
+        for stop in range(1, len(self._paths) + 1):
+            size += self._sizes[stop - 1]
+            if size >= PIECE_BYTES or stop - first == _PIECE_FILES or stop == len(self._paths):
+                paths = tuple(self._paths[first:stop])
+                labels = tuple(number[path.parts[0]] for path in paths) if number else ()
+                yield FilesPiece(root=self._root, paths=paths, labels=labels, input_bytes=size)
+                first, size = stop, 0
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            # One byte more than fits tells a file that is too large, without reading it all.
+            data = stream.read(MAX_VALUE_BYTES + 1)
+    except OSError as exc:
+        raise SourceError(f"{file}: can't be read: {exc}") from exc
+    if len(data) > MAX_VALUE_BYTES:
+        raise SourceError(f"{file}: larger than {MAX_VALUE_BYTES} bytes, which is the most that one value may have")
+    return data

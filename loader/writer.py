@@ -1,0 +1,307 @@
+"""The writer of a dataset: rows in, one object with one commit out.
+
+Theory of operation
+-------------------
+Rows are checked against the schema, gathered (`loader.lanes.RowBuffer`), dealt to the lanes by strides
+(`loader.lanes.LaneDealer`), encoded by all cores and stored as chunks in the background (`loader.staging.LaneStaging`).
+`commit` stores what is left, adds the index and gives the whole its name in one compare-and-swap. Before that nothing is
+visible; a writer that dies leaves nothing.
+
+Memory is bounded: with L lanes, L x (block + chunk), where a chunk is 8 MiB up to 64 lanes, 512 MiB / L up to 512 lanes and
+1 MiB beyond; and besides 32 MiB of rows until the number of lanes is known, 8 MiB afterwards, 64 MiB in encoding, and
+``max_in_flight_chunks`` chunks of the client's configuration in transfer.
+
+Invariant: the dataset's digest depends on schema, rows, L and block size, not on threads, chunks or batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Literal
+
+from client.client import Client
+from client.manifest import Ref
+from client.names import format_url, parse_url
+from client.objects import ObjectStore
+from client.placement import choose_groups
+from client.record import Condition, ObjectInfo, ObjectRecord, new_write_id
+from client.upload import make_content
+from loader.block import check_block_size, parse_compression
+from loader.columns import ColumnType, EncodedColumn, Schema
+from loader.errors import InvalidOption, WriterClosed
+from loader.index import DatasetIndex
+from loader.lanes import DEAL_BYTES, DECIDE_BYTES, DEFAULT_MAX_LANES, LaneDealer, RowBuffer, check_num_lanes, choose_num_lanes
+from loader.staging import Data, LaneStaging, cut
+
+__all__ = ["CONTENT_TYPE", "DEFAULT_BLOCK_BYTES", "METADATA_KEY", "ShardWriter", "usable_cores"]
+
+CONTENT_TYPE: Final = "application/x-forebay-dataset"
+METADATA_KEY: Final = "forebay-dataset"
+DEFAULT_BLOCK_BYTES: Final = 1 << 20
+
+
+class ShardWriter:
+    """Writes a dataset; use it as a context manager from one thread.
+
+    Leaving the context commits; an exception inside it aborts, and nothing becomes visible.
+
+    Parameters
+    ----------
+    url : str
+        ``forebay://bucket/key``. What the key held before is replaced unless a condition says otherwise.
+    columns : mapping of str to str
+        Column types by name, in the order in which they are stored: ``{"tokens": "uint16[2048]", "source": "str"}``.
+    compression : str
+        ``zstd:1`` to ``zstd:22``, or ``none``.
+    block_size_bytes : int, optional
+        Decoded bytes of a block; 1 MiB by default. Take 4 MiB from 1 TB up.
+    num_lanes : int, optional
+        Up to 1,024; ask for 1,024 when more than 256 ranks will read. By default a power of two, one for each 128 KiB
+        up to 256, decided when 32 MiB have been written or at the commit.
+    endpoints : str or list of str, optional
+        As `client.Client` takes them.
+    client : ObjectStore, optional
+        Used instead of a new client, and left open.
+    metadata : mapping, optional
+        Text to keep with the object, up to 8 KiB.
+    if_match, if_none_match : str, optional
+        Conditions of the commit, as `client.Client.put` takes them.
+
+    Attributes
+    ----------
+    info : ObjectInfo or None
+        What was committed.
+    index : DatasetIndex or None
+        The index of what was committed.
+
+    Raises
+    ------
+    InvalidOption, ColumnError, InvalidName
+        For a wrong argument, before anything is contacted.
+    BucketNotFound
+        Says how to create it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        columns: Mapping[str, str | ColumnType],
+        compression: str = "zstd:3",
+        block_size_bytes: int | None = None,
+        num_lanes: int | None = None,
+        *,
+        endpoints: str | list[str] | None = None,
+        client: ObjectStore | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+    ) -> None:
+        self._bucket, self._key = parse_url(url)
+        self._schema = Schema.of(columns)
+        parse_compression(compression)
+        self._compression = compression
+        self._block_size_bytes = check_block_size(DEFAULT_BLOCK_BYTES if block_size_bytes is None else block_size_bytes)
+        self._num_lanes = None if num_lanes is None else check_num_lanes(num_lanes)
+        self._metadata = _check_metadata(metadata or {})
+        self._condition = Condition(if_match=if_match, if_none_match=if_none_match)
+        self._write_id = new_write_id()
+        self._buffer = RowBuffer(self._schema)
+        self._dealer: LaneDealer | None = None
+        self._staging: LaneStaging | None = None
+        self._state: Literal["open", "committed", "aborted", "failed"] = "open"
+        self.info: ObjectInfo | None = None
+        self.index: DatasetIndex | None = None
+        self._owned_client: Client | None = None
+        if client is None:
+            client = self._owned_client = Client(endpoints)
+        self._client = client
+        with self._closed_on_error():
+            # Asked here, so that a bucket that doesn't exist is noticed before hours of work.
+            self._policy = self._client.catalog.bucket(self._bucket)
+        self._uploader = self._client.uploader(self._policy.replicas, ack=self._policy.ack)
+
+    @property
+    def schema(self) -> Schema:
+        """The columns."""
+        return self._schema
+
+    @property
+    def num_rows(self) -> int:
+        """Rows written so far."""
+        return self._buffer.num_rows + (self._dealer.num_rows if self._dealer else 0)
+
+    def write(self, sample: Mapping[str, object]) -> None:
+        """Append one row.
+
+        Raises
+        ------
+        ColumnError
+            If a value is not what its column's type says. The row is not taken; the writer goes on.
+        WriterClosed
+            If the writer has committed, aborted or failed.
+        StoreError
+            What storing earlier rows in the background raised; the writer has failed then.
+        """
+        self._check_open()
+        self._buffer.append(self._schema.check_sample(sample))
+        self._deal_gathered()
+
+    def write_batch(self, columns: Mapping[str, object]) -> None:
+        """Append rows that are given as columns: arrays [rows, *shape] or sequences, all of one length.
+
+        Raises as `write` does; if it is `ColumnError`, none of the rows is taken.
+        """
+        self._check_open()
+        self.write_checked(self._schema.check_batch(columns))
+
+    def write_checked(self, batch: tuple[EncodedColumn, ...]) -> None:
+        """Append rows that `Schema.check_batch` of `schema` has checked, here or in another process."""
+        self._check_open()
+        if self._dealer is not None and not self._buffer.num_rows and _least_bytes(batch) >= DEAL_BYTES:
+            with self._closed_on_error():
+                self._dealer.deal(batch)  # Large enough as it is: not copied.
+            return
+        self._buffer.extend(batch)
+        self._deal_gathered()
+
+    def commit(self) -> ObjectInfo:
+        """Store what is left and give the dataset its name. The writer is closed afterwards, in any case.
+
+        Raises
+        ------
+        PreconditionFailed
+            If the condition of the commit doesn't hold.
+        WriterClosed, StoreError
+            As `write`.
+        """
+        self._check_open()
+        with self._closed_on_error():
+            self.index, refs = self._store_rest()
+            self.info = self._client.catalog.commit(
+                self._bucket, self._key, self._record(self.index, refs), condition=self._condition
+            )
+        self._close("committed")
+        return self.info
+
+    def abort(self) -> None:
+        """Give up what was written; nothing becomes visible."""
+        if self._state == "open":
+            self._close("aborted")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.abort()
+        elif self._state == "failed":
+            # The error was raised once already, but a block that goes on regardless must not look like success.
+            self._check_open()
+        elif self._state == "open":
+            self.commit()
+
+    def _deal_gathered(self) -> None:
+        undecided = self._dealer is None and self._num_lanes is None
+        if self._buffer.num_bytes < (DECIDE_BYTES if undecided else DEAL_BYTES):
+            return
+        with self._closed_on_error():
+            dealer = self._dealer or self._open_lanes(self._num_lanes or DEFAULT_MAX_LANES)[0]
+            dealer.deal(self._buffer.take())
+
+    def _open_lanes(self, num_lanes: int) -> tuple[LaneDealer, LaneStaging]:
+        config, replicas = self._client.config, self._policy.replicas
+        staging = LaneStaging(
+            choose_groups(self._client.cluster.layout, name=self._write_id, num_groups=num_lanes, replicas=replicas),
+            num_columns=len(self._schema),
+            compression=self._compression,
+            store=self._store,
+            chunk_size_bytes=config.chunk_size_bytes,
+            in_flight_bytes=config.max_in_flight_chunks * config.chunk_size_bytes,
+            encode_threads=usable_cores(),
+            store_threads=config.max_threads,
+        )
+        dealer = LaneDealer(self._schema, num_lanes=num_lanes, block_size_bytes=self._block_size_bytes, emit=staging.add)
+        self._dealer, self._staging = dealer, staging
+        return dealer, staging
+
+    def _store(self, payload: Data, group: str) -> Ref:
+        return self._uploader.store(payload, group=group)
+
+    def _store_rest(self) -> tuple[DatasetIndex, list[Ref]]:
+        """Store the open blocks, the tables and the index; all references in the object's order."""
+        dealer, staging = self._dealer, self._staging
+        if dealer is None or staging is None:
+            chosen = choose_num_lanes(self._buffer.num_rows, decoded_bytes=self._buffer.num_bytes)
+            dealer, staging = self._open_lanes(self._num_lanes or chosen)
+        dealer.deal(self._buffer.take())
+        dealer.finish()
+        staged = staging.finish()
+        index = DatasetIndex.of(
+            self._schema, block_size_bytes=self._block_size_bytes, compression=self._compression, lanes=staged.lanes
+        )
+        pieces = cut(index.encode(), size_bytes=self._client.config.chunk_size_bytes)
+        return index, [*staged.refs, *map(self._uploader.store, pieces)]
+
+    def _record(self, index: DatasetIndex, refs: list[Ref]) -> ObjectRecord:
+        described = {"format": index.format, "digest": index.digest, "rows": index.num_rows}
+        return ObjectRecord(
+            write_id=self._write_id,
+            content=make_content(refs, self._uploader),
+            content_type=CONTENT_TYPE,
+            metadata={**self._metadata, METADATA_KEY: json.dumps(described, separators=(",", ":"))},
+            ack=self._policy.ack,
+            replicas=self._policy.replicas,
+            created_s=time.time(),
+        )
+
+    def _check_open(self) -> None:
+        if self._state == "open":
+            if self._staging is not None and self._staging.failure is not None:
+                self._close("failed")
+                raise self._staging.failure
+            return
+        url = format_url(self._bucket, self._key)
+        words = {
+            "committed": f"the dataset {url} is committed; a new ShardWriter would replace it",
+            "aborted": f"the writer of {url} was aborted and nothing was committed; begin again with a new ShardWriter",
+            "failed": f"the writer of {url} failed earlier and nothing was committed; begin again with a new ShardWriter",
+        }
+        raise WriterClosed(words[self._state])
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        # Also at Ctrl-C: part of a batch may have been dealt, so that no commit of the rest would be what was asked for.
+        try:
+            yield
+        except BaseException:
+            self._close("failed")
+            raise
+
+    def _close(self, state: Literal["committed", "aborted", "failed"]) -> None:
+        self._state = state
+        self._buffer = RowBuffer(self._schema)
+        if self._staging is not None:
+            self._staging.close()
+        if self._owned_client is not None:
+            self._owned_client.close()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _least_bytes(batch: tuple[EncodedColumn, ...]) -> int:
+    """Bytes of the fixed columns: a bound from below that costs nothing."""
+    return sum(column.nbytes for column in batch if not isinstance(column, list))
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    if METADATA_KEY in metadata:
+        raise InvalidOption(f"metadata: the key {METADATA_KEY!r} is the writer's own; choose another")
+    return dict(metadata)
