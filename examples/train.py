@@ -96,7 +96,7 @@ def train(task: Task, *, victim: int | None) -> dict[str, Any]:
                 stream_digest(batch, hasher)
                 optimizer.zero_grad()
                 loss = loss_of(model, batch)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 losses.append(loss.detach())
             mean = torch.stack(losses).mean()

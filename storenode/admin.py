@@ -1,0 +1,249 @@
+"""The node about itself and its cluster: health, metrics, the layout, which copies it has, and long work.
+
+What a node says of its copies is a hint (``have``) or was just re-hashed (``verify``), never remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, MetadataUnavailable, StoreError
+from client.wire import PROTOCOL, encode_json
+from storenode.chunks import set_aside
+from storenode.chunkstore import ChunkStore, DiskUsage
+from storenode.metrics import CONTENT_TYPE, Metrics
+from storenode.node import Node
+from storenode.requests import NodeOf, json_body
+from storenode.schemas import json_body_of, json_of, problems
+
+__all__ = ["MAX_REFS_PER_CALL", "router"]
+
+MAX_REFS_PER_CALL = 1024
+# A reference takes some 90 bytes as JSON; the rest is room for blanks.
+_MAX_REFS_BYTES = 256 * MAX_REFS_PER_CALL
+_ID = re.compile(r"[0-9a-f]{64}")
+
+ChunkName = tuple[int, bytes]
+
+router = APIRouter(tags=["node"])
+
+
+@router.get(
+    "/healthz",
+    operation_id="health",
+    response_class=Response,
+    responses={200: json_of({"type": "object"}, description="The process answers")},
+)
+async def health(node: NodeOf) -> Response:
+    """Whether the process runs, whatever the state of disk and metadata."""
+    return _json({"status": "ok", "node_id": node.node_id})
+
+
+@router.get(
+    "/readyz",
+    operation_id="ready",
+    response_class=Response,
+    responses={200: json_of({"type": "object"}, description="It takes part in the cluster"), **problems(503)},
+)
+async def ready(node: NodeOf) -> Response:
+    """Whether this node can serve: the metadata answers, its lease stands, its disk can be read."""
+    await node.pools.meta.run(node.meta.revision)
+    view = await node.pools.meta.run(node.cluster.refresh)
+    if node.node_id not in view.endpoints:
+        raise MetadataUnavailable(f"node {node.node_id} holds no lease (yet), so others take it for down")
+    usage = await node.pools.disk.run(node.store.usage)
+    return _json({"status": "ready", "node_id": node.node_id, "read_only": usage.read_only})
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request, node: NodeOf) -> Response:
+    """Counters of this node."""
+    counters: Metrics = request.app.state.metrics
+    usage: DiskUsage | None = None
+    try:
+        usage = await node.pools.disk.run(node.store.usage)
+    except StoreError as error:
+        # A node whose disk fails is the one whose counters are wanted.
+        counters.chunk_failed(error.code)
+    return Response(counters.render(usage), headers={"content-type": CONTENT_TYPE})
+
+
+@router.get(
+    "/v1/cluster",
+    operation_id="cluster",
+    response_class=Response,
+    responses={200: json_of({"type": "object"}, description="Layout, endpoints and limits"), **problems(503)},
+)
+async def cluster(node: NodeOf) -> Response:
+    """The cluster as this node sees it: what a client needs to find its way."""
+    view = await node.pools.meta.run(node.cluster.view)
+    config = node.config
+    limits = {
+        "max_chunk_bytes": config.max_chunk_bytes,
+        "max_object_bytes": config.max_object_bytes,
+        "max_record_bytes": config.max_record_bytes,
+    }
+    return _json({**view.to_json(), "protocol": PROTOCOL, "node_id": node.node_id, "limits": limits})
+
+
+@router.get(
+    "/v1/layout",
+    operation_id="layout",
+    response_class=Response,
+    responses={200: json_of({"type": "object"}, description="The layout record"), **problems(503)},
+)
+async def layout(node: NodeOf) -> Response:
+    """Which nodes hold data, and how the key space is cut."""
+    view = await node.pools.meta.run(node.cluster.view)
+    return _json(view.layout.to_json())
+
+
+@router.post(
+    "/v1/chunks:have",
+    operation_id="haveChunks",
+    response_class=Response,
+    responses={
+        200: json_of(
+            {"type": "object", "properties": {"have": {"type": "array", "items": {"type": "boolean"}}}},
+            description="For each chunk, whether a file of its name is here",
+        ),
+        **problems(400, 413, 503),
+    },
+    openapi_extra=json_body_of("ChunkNames"),
+)
+async def have_chunks(request: Request, node: NodeOf) -> Response:
+    """Which chunks seem to be here: a hint, for nothing is read."""
+    names = await _chunk_names(request)
+    return _json({"have": await node.pools.disk.run(_have, node.store, names)})
+
+
+@router.post(
+    "/v1/chunks:verify",
+    operation_id="verifyChunks",
+    response_class=Response,
+    responses={
+        200: json_of(
+            {
+                "type": "object",
+                "properties": {"status": {"type": "array", "items": {"enum": ["ok", "missing", "corrupt"]}}},
+            },
+            description="For each chunk, what re-hashing it found",
+        ),
+        **problems(400, 413, 503),
+    },
+    openapi_extra=json_body_of("ChunkNames"),
+)
+async def verify_chunks(request: Request, node: NodeOf) -> Response:
+    """Re-hash copies where they lie. Corrupt ones are set aside and replaced."""
+    names = await _chunk_names(request)
+    # One after the other: each reads a whole chunk, and other requests want the disk too.
+    return _json({"status": [await _verify(node, *name) for name in names]})
+
+
+@router.get(
+    "/v1/admin/status",
+    operation_id="nodeStatus",
+    response_class=Response,
+    responses={200: json_of("NodeStatus", description="This node's disk, and how far it follows"), **problems(503)},
+)
+async def status(node: NodeOf) -> Response:
+    """The state of this node: room on its disk, and up to which revision it holds all that it should."""
+    usage = await node.pools.disk.run(node.store.usage)
+    disk = {
+        "total_bytes": usage.total_bytes,
+        "free_bytes": usage.free_bytes,
+        "reserve_bytes": usage.reserve_bytes,
+        "read_only": usage.read_only,
+    }
+    follower = {"revision": node.follower.complete_to, "pending": node.follower.num_pending}
+    return _json({"node_id": node.node_id, "disk": disk, "follower": follower})
+
+
+@router.post(
+    "/v1/admin/scrub",
+    operation_id="startScrub",
+    status_code=202,
+    response_class=Response,
+    responses={202: json_of("Job", description="The scrub of this node that runs now"), **problems(503)},
+)
+async def start_scrub(node: NodeOf) -> Response:
+    """Re-hash every copy on this node's disk, in the background."""
+    return _json((await node.pools.meta.run(node.jobs.start, "scrub")).to_json(), status=202)
+
+
+@router.get(
+    "/v1/admin/jobs",
+    operation_id="listJobs",
+    response_class=Response,
+    responses={
+        200: json_of(
+            {
+                "type": "object",
+                "properties": {"jobs": {"type": "array", "items": {"$ref": "#/components/schemas/Job"}}},
+            },
+            description="The jobs of all nodes, oldest first",
+        ),
+        **problems(503),
+    },
+)
+async def list_jobs(node: NodeOf) -> Response:
+    """Long work in the cluster."""
+    return _json({"jobs": [job.to_json() for job in await node.pools.meta.run(node.jobs.ls)]})
+
+
+@router.delete(
+    "/v1/admin/jobs/{job_id}",
+    operation_id="cancelJob",
+    status_code=202,
+    response_class=Response,
+    responses={202: json_of("Job", description="Its end was asked for"), **problems(400, 404, 409, 503)},
+)
+async def cancel_job(node: NodeOf, job_id: Annotated[str, Path(pattern="^[A-Za-z0-9-]{1,64}$")]) -> Response:
+    """Ask for the end of a job, wherever it runs."""
+    return _json((await node.pools.meta.run(node.jobs.cancel, job_id)).to_json(), status=202)
+
+
+async def _chunk_names(request: Request) -> list[ChunkName]:
+    value = await json_body(request, max_bytes=_MAX_REFS_BYTES)
+    items = value.get("chunks") if isinstance(value, dict) else None
+    if not isinstance(items, list) or len(items) > MAX_REFS_PER_CALL:
+        raise InvalidRequest(f'expected {{"chunks": [[PARTITION, "ID"], ...]}} with up to {MAX_REFS_PER_CALL} chunks')
+    return [_chunk_name(item, num_partitions=request.app.state.num_partitions) for item in items]
+
+
+def _chunk_name(item: Any, *, num_partitions: int) -> ChunkName:
+    match item:
+        case [int(partition), str(chunk_hex)] if not isinstance(partition, bool) and _ID.fullmatch(chunk_hex):
+            if 0 <= partition < num_partitions:
+                return partition, bytes.fromhex(chunk_hex)
+    raise InvalidRequest(
+        f"chunk {item!r:.100}: expected a partition below {num_partitions} and an id of 64 hex digits in lower case"
+    )
+
+
+def _have(store: ChunkStore, names: list[ChunkName]) -> list[bool]:
+    return [store.contains(*name) for name in names]
+
+
+async def _verify(node: Node, partition: int, chunk_id: bytes) -> str:
+    try:
+        await node.pools.disk.run(node.store.verify, partition, chunk_id)
+    except ChunkNotFound:
+        return "missing"
+    except ChunkCorrupt:
+        await set_aside(node, partition, chunk_id)
+        return "corrupt"
+    return "ok"
+
+
+def _json(value: Any, *, status: int = 200) -> Response:
+    return Response(encode_json(value), status_code=status, media_type="application/json")

@@ -1,0 +1,155 @@
+"""The node's ASGI application: where every request enters, and where it leaves.
+
+Chunks go straight to `storenode.chunks`, everything else to FastAPI. Around both lies one layer of plain ASGI (a framework's
+middleware would put every body through a queue) that checks and states the protocol version, counts, and catches what
+nobody caught: a defect costs one request, is logged with its traceback, and reaches the client as a problem document or as
+a connection that was closed in the middle of a response.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from client.errors import ProtocolMismatch, StoreError
+from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol
+from storenode import admin, objects, records
+from storenode.bodies import ResponseAborted
+from storenode.budget import Budget
+from storenode.chunks import CHUNKS_PATH, ChunkRoutes
+from storenode.metrics import Metrics
+from storenode.node import Node
+from storenode.openapi import install_schema
+from storenode.problems import install_handlers, internal_error, problem_response
+
+__all__ = ["Node", "create_app"]
+
+log = logging.getLogger(__name__)
+
+_CHUNK_ROUTE = CHUNKS_PATH + "{partition}/{id}"
+# The rest of a body that was refused is received and dropped up to this length, because a client that sends all before it
+# reads would otherwise never see the answer.
+_DROPPED_BYTES = 256 * 1024 * 1024
+_PROTOCOL = (PROTOCOL_HEADER.encode(), str(PROTOCOL).encode())
+
+
+def create_app(node: Node) -> ASGIApp:
+    """The application of `node`. It blocks for a moment: the layout is read once, for the number of partitions."""
+    metrics = Metrics(node.pools)
+    num_partitions = node.cluster.layout.partitions
+    api = FastAPI(
+        title="Forebay storage node",
+        docs_url=None,  # They load scripts from elsewhere.
+        redoc_url=None,
+        # A key may end in a slash by mistake; the answer to that is an error, not a detour.
+        redirect_slashes=False,
+    )
+    api.state.node = node
+    api.state.metrics = metrics
+    api.state.num_partitions = num_partitions
+    api.state.transfers = Budget("transfers of objects", limit=node.config.max_object_requests)
+    for router in (records.router, objects.router, admin.router):
+        api.include_router(router)
+    install_handlers(api, node_id=node.node_id)
+    install_schema(api)
+    return _Entry(node.node_id, api, ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics), metrics)
+
+
+class _Entry:
+    """The outermost application."""
+
+    def __init__(self, node_id: str, api: ASGIApp, chunks: ASGIApp, metrics: Metrics) -> None:
+        self._node_id = node_id
+        self._api = api
+        self._chunks = chunks
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._api(scope, receive, send)
+            return
+        # Routed by the path as it was sent: decoded once, by whoever knows which of its slashes are data.
+        scope = {**scope, "path": (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")}
+        exchange = _Exchange(scope, receive, send)
+        is_chunk = scope["path"].startswith(CHUNKS_PATH)
+        try:
+            await self._answer(exchange, self._chunks if is_chunk else self._api)
+        finally:
+            self._metrics.answered(
+                _CHUNK_ROUTE if is_chunk else _template(scope),
+                method=scope["method"],
+                status=exchange.status,
+                seconds=time.monotonic() - exchange.began_s,
+                received_bytes=exchange.received_bytes,
+                sent_bytes=exchange.sent_bytes,
+            )
+
+    async def _answer(self, exchange: _Exchange, app: ASGIApp) -> None:
+        scope = exchange.scope
+        try:
+            check_protocol(Headers(scope=scope).get(PROTOCOL_HEADER))
+            await app(scope, exchange.receive, exchange.send)
+        except ProtocolMismatch as error:
+            await self._refuse(exchange, error)
+        except ResponseAborted as error:
+            # Left incomplete: the server closes the connection, which is what tells the client. As text, because a handler may
+            # keep what it is given, and with the error all that its traceback refers to: maps of chunks.
+            log.warning("%s %s was broken off: %s", scope["method"], scope["path"], str(error))
+        except Exception:
+            log.exception("%s %s met a defect", scope["method"], scope["path"])
+            await self._refuse(exchange, internal_error())
+
+    async def _refuse(self, exchange: _Exchange, error: StoreError) -> None:
+        if not exchange.status:
+            response = problem_response(error, node_id=self._node_id)
+            await response(exchange.scope, exchange.receive, exchange.send)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request and its response, as they pass by."""
+
+    scope: Scope
+    _receive: Receive
+    _send: Send
+    status: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+    _received_all: bool = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self.received_bytes += len(message.get("body", b""))
+            self._received_all = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), _PROTOCOL]
+            if self.status >= 400 and self._has_too_much_left():
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        else:
+            self.sent_bytes += len(message.get("body", b""))
+        await self._send(message)
+
+    def _has_too_much_left(self) -> bool:
+        """Whether more of the body may be on its way than is worth receiving."""
+        headers = Headers(scope=self.scope)
+        if self._received_all:
+            return False
+        announced = headers.get("content-length", "0")
+        return "transfer-encoding" in headers or not announced.isdecimal() or int(announced) > _DROPPED_BYTES
+
+
+def _template(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path_format", "unknown")

@@ -1,0 +1,181 @@
+"""Buckets in the metadata: their policies, and how one is deleted while others may be writing to it. Blocking.
+
+Theory of operation
+-------------------
+A bucket is deleted in two steps, because that it is empty can't be compared. The first marks its record as closing. A write
+that meets the mark removes it in its own transaction; a write that was decided before the mark fails, for the record has
+changed. So if the record is still as the first step left it when the second deletes it, nothing was written since the
+bucket was found empty. A crash between the steps leaves a bucket that works, and the next write or delete clears the mark.
+
+Older versions and tombstones keep a bucket that keeps versions. Where the policy keeps none (any more), what is left of
+them goes with the bucket.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from client.errors import BucketExists, BucketNotEmpty, BucketNotFound, Conflict, InvalidRequest, MetadataCorrupt
+from client.names import check_bucket
+from client.record import BucketPolicy
+from client.wire import encode_json
+from storenode.history import MAX_PRUNED, Head
+from storenode.keyspace import BUCKETS, after, bucket_key, objects_of, versions_of
+from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, prefix_end
+
+__all__ = ["MAX_TURNS", "Bucket", "Buckets", "lost_races", "scan"]
+
+# How often a change is decided anew before it gives up. Each turn means that another change to the same key succeeded.
+MAX_TURNS = 64
+_PAGE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A bucket as it was read.
+
+    Attributes
+    ----------
+    revision : int
+        When its record was put; what changes compare.
+    policy : BucketPolicy
+        What holds for new objects.
+    closing : bool
+        Somebody is deleting it; whoever writes to it clears this.
+    """
+
+    name: str
+    revision: int
+    policy: BucketPolicy
+    closing: bool = False
+
+    @property
+    def unchanged(self) -> Compare:
+        """Holds while the record is as it was read."""
+        return Compare(key=bucket_key(self.name), mod_revision=self.revision)
+
+    def put(self) -> Put:
+        """The change that makes this the bucket's record."""
+        return Put(key=bucket_key(self.name), value=encode_json({"policy": self.policy.to_json(), "closing": self.closing}))
+
+    @classmethod
+    def decode(cls, item: KeyValue) -> Bucket:
+        """The bucket in a metadata item; raises `MetadataCorrupt`."""
+        try:
+            value = json.loads(item.value)
+            policy, closing = BucketPolicy.from_json(value["policy"]), bool(value["closing"])
+        except (ValueError, KeyError, TypeError, InvalidRequest) as exc:
+            raise MetadataCorrupt(f"the bucket record at {item.key!r} can't be read: {exc!r}", key=item.key) from exc
+        return cls(name=item.key.removeprefix(BUCKETS), revision=item.mod_revision, policy=policy, closing=closing)
+
+
+class Buckets:
+    """The buckets on a metadata engine. Thread-safe."""
+
+    def __init__(self, meta: MetaStore) -> None:
+        self._meta = meta
+
+    def get(self, name: str) -> Bucket:
+        """The bucket called `name`. Raises `InvalidName`, `BucketNotFound`."""
+        item = self._meta.get(bucket_key(check_bucket(name)))
+        if item is None:
+            raise BucketNotFound(f"there is no bucket {name}; `forebay bucket create {name}` creates it", key=name)
+        return Bucket.decode(item)
+
+    def all(self) -> dict[str, BucketPolicy]:
+        """All policies by name, as they stood at one revision."""
+        buckets = (Bucket.decode(item) for item in scan(self._meta, BUCKETS))
+        return {bucket.name: bucket.policy for bucket in buckets}
+
+    def create(self, name: str, policy: BucketPolicy) -> None:
+        """See `client.catalog.Catalog.create_bucket`."""
+        fresh = Bucket(name=check_bucket(name), revision=0, policy=policy)
+        for _ in range(MAX_TURNS):
+            if self._meta.txn([fresh.unchanged], [fresh.put()]).ok:
+                return
+            try:
+                found = self.get(name)
+            except BucketNotFound:
+                continue  # Deleted since, so that it can be created after all.
+            if found.policy != policy:
+                raise BucketExists(f"bucket {name} exists with {found.policy.to_json()}, not {policy.to_json()}", key=name)
+            return
+        raise lost_races(name)
+
+    def set(self, name: str, policy: BucketPolicy) -> None:
+        """See `client.catalog.Catalog.set_bucket`."""
+        for _ in range(MAX_TURNS):
+            found = self.get(name)
+            if self._meta.txn([found.unchanged], [Bucket(name=name, revision=0, policy=policy).put()]).ok:
+                return
+        raise lost_races(name)
+
+    def delete(self, name: str) -> None:
+        """See `client.catalog.Catalog.delete_bucket`."""
+        for _ in range(MAX_TURNS):
+            found = self.get(name)
+            # Looked at before the mark, so that a bucket in use is refused without a change to it.
+            self._require_empty(found)
+            marked = Bucket(name=name, revision=0, policy=found.policy, closing=True)
+            result = self._meta.txn([found.unchanged], [marked.put()])
+            if not result.ok:
+                continue
+            marked = Bucket(name=name, revision=result.revision, policy=found.policy, closing=True)
+            self._require_empty(marked)
+            self._purge(marked)
+            if self._meta.txn([marked.unchanged], [Delete(key=bucket_key(name))]).ok:
+                return
+        raise lost_races(name)
+
+    def _require_empty(self, bucket: Bucket) -> None:
+        prefix = objects_of(bucket.name)
+        for item in scan(self._meta, prefix):
+            key = item.key.removeprefix(prefix)
+            if not Head.decode(item).record.tombstone:
+                raise BucketNotEmpty(f"bucket {bucket.name} holds {key!r}; delete its objects first", key=bucket.name)
+            if bucket.policy.versions:
+                raise BucketNotEmpty(
+                    f"bucket {bucket.name} keeps older versions, of {key!r} among others; "
+                    f"`forebay bucket set {bucket.name} --versions 0` gives them up",
+                    key=bucket.name,
+                )
+
+    def _purge(self, bucket: Bucket) -> None:
+        """Remove the tombstones and older versions of a marked bucket, as long as nobody writes to it."""
+        prefix = objects_of(bucket.name)
+        for item in scan(self._meta, prefix):
+            head, unchanged = Head.decode(item), Compare(key=item.key, mod_revision=item.mod_revision)
+            while True:
+                start, end = versions_of(bucket.name, item.key.removeprefix(prefix))
+                oldest = self._meta.range(start, end, limit=MAX_PRUNED).items
+                changes: list[Change] = [Delete(key=version.key) for version in oldest]
+                left = head.older - len(oldest)
+                if left <= 0:
+                    changes.append(Delete(key=item.key))
+                else:
+                    head = Head(version=head.version, record=head.record, older=left)
+                    changes.append(Put(key=item.key, value=head.encode()))
+                result = self._meta.txn([bucket.unchanged, unchanged], changes)
+                if not result.ok:
+                    return
+                if left <= 0:
+                    break
+                unchanged = Compare(key=item.key, mod_revision=result.revision)
+
+
+def scan(meta: MetaStore, prefix: str) -> Iterator[KeyValue]:
+    """All keys that begin with `prefix`, in order, as they stood at one revision. Raises `CursorExpired`."""
+    start, revision, more = prefix, None, True
+    while more:
+        page = meta.range(start, prefix_end(prefix), limit=_PAGE, revision=revision)
+        yield from page.items
+        revision, more = page.revision, page.more
+        if page.items:
+            start = after(page.items[-1].key)
+
+
+def lost_races(name: str) -> Conflict:
+    """The error of a change that was decided `MAX_TURNS` times in vain."""
+    return Conflict(f"{name}: {MAX_TURNS} other changes to it came first; try again", key=name)

@@ -1,0 +1,146 @@
+"""The node's configuration: read once, validated at start, every bound named.
+
+Each setting may be given as ``FOREBAY_<NAME>``; times are seconds, sizes bytes. Until there are tokens, a node that
+others could reach over the network starts only if the operator says that this is meant.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from client.errors import Misconfigured
+
+__all__ = ["NodeConfig", "load_node_config"]
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+SQLITE_SCHEME = "sqlite:///"
+
+
+class NodeConfig(BaseSettings):
+    """Settings of one storage node."""
+
+    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid")
+
+    # Identity and place
+    data_dir: Path = Field(description="Chunks, quarantine and the node's identity; one node owns it")
+    meta: str = Field(description="Metadata engine: sqlite:///relative/path or sqlite:////absolute/path")
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(7070, ge=0, le=65_535, description="Port to listen on; 0 takes a free one")
+    advertise: str = Field("", description="URLs at which others reach this node, comma separated; by default host and port")
+    insecure: bool = Field(False, description="Serve addresses that other machines reach, although nothing is authenticated")
+    zone: str = Field("zone-1", min_length=1, description="The wider failure domain")
+    machine: str = Field("", description="The narrower failure domain; by default the machine's host name")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the data relative to other nodes")
+
+    shutdown_timeout_s: float = Field(10.0, gt=0, description="How long a stop waits for requests under way")
+
+    # Disk
+    reserve_bytes: int = Field(1 * GIB, ge=0, description="Free space below which the node is read-only")
+    max_chunk_bytes: int = Field(64 * MIB, ge=64 * KIB, le=1 * GIB, description="Largest chunk that is accepted")
+    max_disk_threads: int = Field(8, ge=1, le=256, description="Threads that read and write chunk files")
+    max_disk_queue: int = Field(256, ge=1, le=65_536, description="Disk calls under way or waiting; more are refused")
+
+    # Requests
+    stall_timeout_s: float = Field(60.0, gt=0, description="Longest silence of a client in the middle of a body, either way")
+
+    # Chunks on their way in
+    max_body_bytes: int = Field(256 * MIB, ge=64 * KIB, description="Chunk bodies held at once, all requests together")
+    max_tee_threads: int = Field(16, ge=1, le=256, description="Threads that forward chunks to other nodes")
+    max_tees_per_node: int = Field(8, ge=1, le=256, description="Of them at one other node, which may be hanging")
+    max_tee_queue: int = Field(256, ge=1, le=65_536, description="Forwards under way or waiting; more are refused")
+    tee_timeout_s: float = Field(5.0, gt=0, description="After this long a forward counts as failed")
+
+    # Objects by name
+    max_object_bytes: int = Field(5 * 1024 * GIB, ge=1, description="Largest object by plain HTTP")
+    max_object_requests: int = Field(16, ge=1, le=1024, description="PUT and GET of objects served at once; more are refused")
+    max_gateway_threads: int = Field(16, ge=1, le=256, description="Threads that run uploads and verified reads")
+    max_record_bytes: int = Field(32 * KIB, ge=16 * KIB, le=256 * KIB, description="Largest record that is accepted")
+    max_metadata_threads: int = Field(8, ge=1, le=256, description="Threads that call the metadata engine")
+    max_metadata_queue: int = Field(1024, ge=1, le=65_536, description="Metadata calls under way or waiting")
+    max_watches: int = Field(32, ge=1, le=1024, description="Watches that wait at once; each has a thread")
+    max_watch_s: float = Field(60.0, gt=0, description="Longest time that one watch waits")
+    write_marker_ttl_s: float = Field(
+        300.0, gt=0, description="Shortest life of a write's marker; must exceed any client's deadline"
+    )
+
+    # Metadata engine
+    metadata_timeout_s: float = Field(5.0, gt=0, description="How long a call waits for the engine, and for a turn with it")
+
+    # Membership
+    lease_ttl_s: float = Field(10.0, gt=0, description="How long a silent node counts as up")
+
+    # Background work
+    repair_grace_s: float = Field(2.0, ge=0, description="How long a new object's last replica may take before it is fetched")
+    repair_base_s: float = Field(0.5, gt=0, description="First pause before a repair that failed is tried again")
+    repair_max_s: float = Field(30.0, gt=0, description="Longest such pause")
+    max_repair_threads: int = Field(4, ge=1, le=64, description="Missing chunks fetched at once, in memory as a whole")
+    max_pending_repairs: int = Field(10_000, ge=16, le=1_000_000, description="Objects, and chunks, that wait for repair")
+    follow_wait_s: float = Field(0.5, gt=0, description="Longest wait for changes; how late a new layout is noticed")
+    max_kept_jobs: int = Field(32, ge=1, le=1000, description="Ended jobs of this node that are remembered")
+    scrub_rate_bytes_per_s: int = Field(64 * MIB, ge=1, description="Reading speed of the scrub")
+
+    @field_validator("meta")
+    @classmethod
+    def _meta_is_known(cls, value: str) -> str:
+        if not value.startswith(SQLITE_SCHEME) or len(value) == len(SQLITE_SCHEME):
+            raise ValueError(f"expected {SQLITE_SCHEME}PATH, found {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> NodeConfig:
+        if self.max_body_bytes < 2 * self.max_chunk_bytes:
+            # Half of it is for bodies that are forwarded, and one chunk must fit into that half.
+            raise ValueError(
+                f"max_body_bytes must hold two chunks of max_chunk_bytes ({self.max_chunk_bytes}), found {self.max_body_bytes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_loopback_without_secrets(self) -> NodeConfig:
+        if not self.insecure and not _is_loopback(self.host):
+            raise Misconfigured(
+                f"host {self.host!r} can be reached from other machines, and nothing authenticates them yet. Listen on "
+                "127.0.0.1, or give --insecure (FOREBAY_INSECURE=true) if the network is trusted"
+            )
+        return self
+
+    @property
+    def meta_path(self) -> Path:
+        """Where the metadata's SQLite file lies."""
+        return Path(self.meta.removeprefix(SQLITE_SCHEME))
+
+
+def load_node_config(**settings: Any) -> NodeConfig:
+    """The configuration from `settings`, and for what they leave out from the environment.
+
+    Raises
+    ------
+    Misconfigured
+        Names each wrong or missing setting, the variable that gives it, and what was found.
+    """
+    try:
+        return NodeConfig(**settings)
+    except ValidationError as exc:
+        faults = "; ".join(_fault(error["loc"], error["msg"]) for error in exc.errors())
+        raise Misconfigured(f"the node's configuration is wrong: {faults}") from exc
+
+
+def _fault(place: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(map(str, place))
+    return f"{name} (FOREBAY_{name.upper()}): {message}" if name else message
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

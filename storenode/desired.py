@@ -1,0 +1,198 @@
+"""The desired set: which chunks this node has to hold, derived from the committed records, and how to come to hold them.
+
+A record names its chunks, directly or through a tree of manifests, and how many replicas each has; placement says on which
+nodes they lie. Nothing else counts: what peers report is a hint, and what this disk holds beyond the set is not looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from client.errors import MetadataCorrupt, StoreError
+from client.manifest import Ref
+from client.reader import ContentReader
+from client.record import ObjectRecord
+from client.retry import Backoff
+from storenode.metastore import KeyValue, MetaStore
+from storenode.repair import Copies
+
+__all__ = ["RECORDS_END", "RECORDS_START", "DesiredSet", "Shortfall", "decode_record", "is_record_key", "scan_records"]
+
+# Current versions lie under obj/, older ones under ver/. One range spans both, so that one watch sees a version move.
+_PREFIXES = ("obj/", "ver/")
+RECORDS_START, RECORDS_END = "obj/", "ver0"  # "0" is the successor of "/"
+_MAX_PAGE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """What this node was found to lack of one record.
+
+    Attributes
+    ----------
+    num_missing : int
+        Chunks that ought to be here and are not, after the attempt.
+    num_fetched : int
+        Chunks that were missing and are here now.
+    fetched_bytes : int
+        Their bytes.
+    error : StoreError or None
+        Why the first missing one could not be had; None if nothing was tried.
+    """
+
+    num_missing: int = 0
+    num_fetched: int = 0
+    fetched_bytes: int = 0
+    error: StoreError | None = None
+
+
+class DesiredSet:
+    """Brings this node's disk up to single records.
+
+    Parameters
+    ----------
+    copies : Copies
+        This node's disk and its peers.
+    num_threads : int
+        Chunks fetched at once; memory is as many chunks.
+    """
+
+    def __init__(self, copies: Copies, *, num_threads: int) -> None:
+        self._copies = copies
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="forebay-restore")
+        self._lock = threading.Lock()
+        self._seen: dict[int, bytes] = {}  # one chunk for each directory of the store in which copies were seen
+
+    def close(self) -> None:
+        """Stop the threads; fetches in progress end first."""
+        self._pool.shutdown()
+
+    def ensure(self, record: ObjectRecord, *, fetch: bool, stopping: Callable[[], bool] = lambda: False) -> Shortfall:
+        """Look for every chunk of `record` that placement gives this node, and fetch those that are not here.
+
+        Parameters
+        ----------
+        fetch : bool
+            False only counts what is missing.
+        stopping : callable
+            True ends the walk; what was not looked at counts as one missing chunk.
+
+        Raises
+        ------
+        AllReplicasFailed, MetadataCorrupt
+            A manifest can't be read, so what lies below it is unknown. Nothing may be concluded about the record.
+        """
+        tally = _Tally()
+        under_way: deque[tuple[Ref, Future[None]]] = deque()
+        try:
+            for ref in self._refs(record):
+                if stopping():
+                    tally.num_missing += 1
+                    break
+                if not self._copies.belongs_here(ref, replicas=record.replicas):
+                    continue
+                if self._copies.chunks.contains(ref.partition, ref.id):
+                    with self._lock:
+                        self._seen[ref.id[0]] = ref.id
+                    continue
+                if not fetch:
+                    tally.num_missing += 1
+                    continue
+                if len(under_way) >= self._num_threads:
+                    tally.settle(*under_way.popleft())
+                under_way.append((ref, self._pool.submit(self._copies.restore, ref, replicas=record.replicas)))
+        finally:
+            while under_way:
+                tally.settle(*under_way.popleft())
+        return tally.shortfall()
+
+    def make_durable(self) -> None:
+        """Make durable what `ensure` has found to be here; whoever notes durably that it is here calls this before.
+
+        Otherwise a power cut could take back a copy that was still being written when it was seen, and the note would hide
+        that. Raises `DiskFailed`.
+        """
+        with self._lock:
+            seen, self._seen = self._seen, {}
+        try:
+            self._copies.chunks.make_durable(seen.values())
+        except StoreError:
+            with self._lock:
+                self._seen = seen | self._seen
+            raise
+
+    def _refs(self, record: ObjectRecord) -> Iterator[Ref]:
+        # One attempt per manifest: whoever calls this tries the whole record again later.
+        reader = ContentReader(
+            record.content,
+            replicas=record.replicas,
+            reader=self._copies.reader,
+            executor=self._pool,
+            max_in_flight=1,
+            backoff=Backoff(base_s=1.0, max_s=1.0),
+            deadline_s=0.0,
+        )
+        return reader.refs()
+
+
+class _Tally:
+    """Counts outcomes while a record is walked."""
+
+    def __init__(self) -> None:
+        self.num_missing = 0
+        self._num_fetched = 0
+        self._fetched_bytes = 0
+        self._error: StoreError | None = None
+
+    def settle(self, ref: Ref, future: Future[None]) -> None:
+        try:
+            future.result()
+        except StoreError as error:
+            self.num_missing += 1
+            self._error = self._error or error
+            return
+        self._num_fetched += 1
+        self._fetched_bytes += ref.size
+
+    def shortfall(self) -> Shortfall:
+        return Shortfall(
+            num_missing=self.num_missing,
+            num_fetched=self._num_fetched,
+            fetched_bytes=self._fetched_bytes,
+            error=self._error,
+        )
+
+
+def is_record_key(key: str) -> bool:
+    """Whether `key` holds a version of an object."""
+    return key.startswith(_PREFIXES)
+
+
+def decode_record(item: KeyValue) -> ObjectRecord:
+    """The record in `item`; raises `MetadataCorrupt`, naming the key."""
+    try:
+        return ObjectRecord.from_json(json.loads(item.value))
+    except (ValueError, MetadataCorrupt) as exc:
+        raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc}", key=item.key) from exc
+
+
+def scan_records(store: MetaStore, *, after: str = "") -> Iterator[list[KeyValue]]:
+    """All records in pages, ordered by key; `after` continues behind a key.
+
+    The pages are not of one revision, on purpose. Whoever notes the store's revision first and afterwards follows the changes
+    from there misses nothing: a record that changes during the scan shows up in both. And no scan is ever too slow for
+    the history that is kept.
+    """
+    start = after + "\0" if after else RECORDS_START
+    while True:
+        page = store.range(start, RECORDS_END, limit=_MAX_PAGE)
+        yield [item for item in page.items if is_record_key(item.key)]
+        if not page.more:
+            return
+        start = page.items[-1].key + "\0"

@@ -1,0 +1,120 @@
+"""The few calls of the operating system that the store's disk code makes, as a port that tests substitute.
+
+Names are relative to an open directory, so no path is resolved twice. `write_new` is the one way in which a file comes to
+be: complete under its name, or not there at all. The port knows nothing of chunks, and production code has no hooks: a test
+passes a subclass that counts, fails or stops at a call. Closing and mapping are left out, because no promise depends on them.
+
+Linux only: ``O_TMPFILE`` and ``/proc/self/fd`` have no counterpart elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from typing_extensions import Buffer
+
+from client.errors import DiskFailed, DiskFull, StoreError
+
+__all__ = ["FileSystem", "disk_error", "opened", "write_new"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FileSystem:
+    """The local file system."""
+
+    def make_directory(self, path: Path) -> None:
+        os.mkdir(path, 0o750)
+
+    def open_directory(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def list_names(self, path: Path) -> list[str]:
+        return os.listdir(path)
+
+    def create_unnamed(self, *, directory: int) -> int:
+        """A new file without a name in `directory`'s file system; it is gone when closed, unless `link` names it."""
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o640, dir_fd=directory)
+
+    def open_file(self, name: str, *, directory: int) -> int:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Write at the file's position; returns how many bytes were taken, perhaps fewer than given."""
+        return os.write(fd, data)
+
+    def pread_into(self, fd: int, buffer: memoryview, *, offset: int) -> int:
+        """Fill `buffer` from `offset`; returns how many bytes there were, 0 at the end of the file."""
+        return os.preadv(fd, [buffer], offset)
+
+    def stat_file(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def stat_name(self, name: str, *, directory: int) -> os.stat_result:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def stat_space(self, path: Path) -> os.statvfs_result:
+        return os.statvfs(path)
+
+    def sync_data(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def sync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def link(self, fd: int, name: str, *, directory: int) -> None:
+        """Give the unnamed file `fd` the name; `FileExistsError` if it is taken."""
+        # Both keywords together make Python call linkat(AT_SYMLINK_FOLLOW); without them it would try to link the
+        # symbolic link in /proc itself, on another device.
+        os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=True)
+
+    def rename(self, name: str, *, directory: int, to_name: str, to_directory: int) -> None:
+        os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=to_directory)
+
+    def unlink(self, name: str, *, directory: int) -> None:
+        os.unlink(name, dir_fd=directory)
+
+
+@contextmanager
+def opened(fd: int) -> Iterator[int]:
+    """Close `fd` at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def write_new(fs: FileSystem, name: str, *, directory: int, parts: Sequence[Buffer]) -> None:
+    """Make a new file appear under `name` with all of its bytes on the disk. The name itself is not durable yet.
+
+    The caller fsyncs `directory` before it tells anyone, and never acts on the name before.
+
+    Raises
+    ------
+    FileExistsError
+        If the name is taken. Nothing changed.
+    OSError
+        If a call failed. Nothing is left behind: a file without a name vanishes with its descriptor.
+    """
+    with opened(fs.create_unnamed(directory=directory)) as fd:
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:
+                rest = rest[fs.write(fd, rest) :]
+        # Before the name, so that the name never leads to bytes that a power cut can take back. If it fails, the kernel may
+        # have dropped the dirty pages and marked them clean: a second call would succeed and mean nothing. So the file is
+        # given up here, never synced again.
+        fs.sync_data(fd)
+        # The commit: link is atomic and refuses a taken name, where a rename would silently replace another's file.
+        fs.link(fd, name, directory=directory)
+
+
+def disk_error(exc: OSError, path: Path, *, key: str | None = None) -> StoreError:
+    """What `exc`, met at `path`, is called in the store: `DiskFull` or `DiskFailed`."""
+    if exc.errno in _FULL:
+        return DiskFull(f"{path}: {exc.strerror} (errno {exc.errno}); free space or add a node", key=key)
+    return DiskFailed(f"{path}: {exc.strerror} (errno {exc.errno})", key=key)

@@ -1,0 +1,299 @@
+"""Repair by following: this node reads the metadata's change log and holds what the records say that it has to hold.
+
+Theory of operation
+-------------------
+One durable cursor says "complete to metadata revision r under layout v" (`storenode.cursor`). From there the follower watches
+the records. For each one that changed it makes sure that every chunk that placement gives this node is here, and fetches what
+is missing. Without a usable cursor (a new node, an empty disk, another layout, history compacted away, metadata restored from
+a backup) it goes through all records first, page by page, and follows the changes between two pages, so that a long sweep
+never falls behind.
+
+A write is acknowledged by a quorum, so the last replica may still be receiving when the record shows up here. A record that is
+seen for the first time is therefore only looked at; what is still missing after a grace is fetched.
+
+What can't be had now waits in a bounded set and is tried again with backoff, while newer records go on. The cursor never
+passes the oldest revision that waits, and a sweep yields one only when none of its records waits. A record whose manifest can't
+be read is such a record: nothing is concluded about it and it is never passed over. It does not hold up the repair of others,
+because nothing is ever deleted here. If the set overflows, what was turned away is found again by going back to the durable
+cursor.
+
+So the state that survives a crash is the cursor alone, and it may be too old but never too new. It is saved at most once a
+second: what a crash loses of it costs some looking at files.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from client.cluster import Cluster
+from client.errors import CursorExpired, StoreError
+from storenode.cursor import Cursor, CursorFile
+from storenode.desired import RECORDS_END, RECORDS_START, DesiredSet, decode_record, is_record_key, scan_records
+from storenode.metastore import KeyValue, MetaStore
+from storenode.outage import Outages
+from storenode.repair import Repair
+from storenode.retry_queue import RetryQueue
+from storenode.worker import Worker
+
+__all__ = ["Follower"]
+
+log = logging.getLogger(__name__)
+
+# What a sweep found incomplete is older than any revision, so there is no cursor until it is complete.
+_SWEPT = 0
+# Records tried again in one step, so that following and saving get their turn.
+_MAX_RETRIES_PER_STEP = 256
+
+
+class Follower:
+    """Makes this node's copies follow the records, in a thread of its own.
+
+    Parameters
+    ----------
+    store : MetaStore
+        The records.
+    cluster : Cluster
+        The layout.
+    desired : DesiredSet
+        Looks and fetches.
+    repair : Repair
+        Mends single copies that were found bad.
+    cursor_file : CursorFile
+        How far this node has come, durably.
+    max_pending : int
+        Most records that wait to be tried again.
+    grace_s : float
+        How long after a record was first seen missing chunks are fetched.
+    base_s, max_s : float
+        Backoff of a record that can't be completed.
+    watch_s : float
+        Longest wait for changes; also how quickly a stop and a new layout are noticed.
+    save_s : float
+        Shortest time between two saves of the cursor.
+    """
+
+    def __init__(
+        self,
+        store: MetaStore,
+        *,
+        cluster: Cluster,
+        desired: DesiredSet,
+        repair: Repair,
+        cursor_file: CursorFile,
+        max_pending: int,
+        grace_s: float,
+        base_s: float,
+        max_s: float,
+        watch_s: float,
+        save_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._desired = desired
+        self._repair = repair
+        self._file = cursor_file
+        self._grace_s = grace_s
+        self._max_s = max_s
+        self._watch_s = watch_s
+        self._save_s = save_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._pending: RetryQueue[str] = RetryQueue(limit=max_pending, base_s=base_s, max_s=max_s, uniform=uniform)
+        self._max_fresh = max_pending // 2
+        self._turned_away: int | None = None  # the oldest revision that found no place in the set
+        self._go_back_s = 0.0  # when to look for it
+        self._durable: Cursor | None = None
+        self._position: int | None = None  # followed to here; None: go back to the durable cursor
+        self._layout_version = -1
+        self._sweep: Iterator[list[KeyValue]] | None = None
+        self._saved_s = float("-inf")
+        self._outages = Outages(log)
+        self._worker = Worker("follower", self.step, base_s=base_s, max_s=max_s, uniform=uniform)
+
+    def load(self) -> None:
+        """Take up the durable cursor."""
+        self._durable = self._file.load()
+
+    def start(self) -> None:
+        """Begin at the durable cursor."""
+        self.load()
+        self._repair.start()
+        self._worker.start()
+
+    def stop(self) -> None:
+        """End after the record in hand, and save the cursor."""
+        self._worker.stop()
+        self._repair.stop()
+        try:
+            self._save(now=True)
+        except StoreError as error:
+            self._outages.failed("saving the cursor", error)
+
+    def repair(self, partition: int, chunk_id: bytes) -> None:
+        """Have this node's copy of a chunk checked and, if need be, replaced. Returns at once."""
+        self._repair.enqueue(partition, chunk_id)
+
+    def postpone(self, key: str, *, revision: int) -> None:
+        """Have the record at `key` completed; the cursor stays before `revision` until it is."""
+        self._add(key, revision=revision, due_s=self._clock())
+        self._worker.wake()
+
+    @property
+    def complete_to(self) -> int | None:
+        """The revision up to which this node holds everything, None while it does not know of one."""
+        cursor = self._cursor()
+        return cursor.revision if cursor else None
+
+    @property
+    def num_pending(self) -> int:
+        """Records and single copies that wait to be completed."""
+        with self._lock:
+            return len(self._pending) + self._repair.num_pending
+
+    def step(self) -> float | None:
+        """A page of a sweep, what is due again, and the changes since the last step."""
+        self._find_position()
+        if self._sweep is not None:
+            self._sweep_page(self._sweep)
+        self._retry()
+        pause_s = self._patience_s()
+        if self._has_room() and not self._worker.stopping:
+            self._follow(pause_s)
+            pause_s = 0.0
+        self._save(now=False)
+        return pause_s
+
+    def _find_position(self) -> None:
+        """Decide where to go on: from where it was, from the durable cursor, or from a new sweep."""
+        layout_version = self._cluster.layout.version
+        go_back = self._turned_away is not None and self._clock() >= self._go_back_s
+        if self._position is not None and self._layout_version == layout_version and not go_back:
+            return
+        durable = self._durable
+        self._layout_version = layout_version
+        with self._lock:
+            self._turned_away = None
+        if durable is not None and durable.layout == layout_version:
+            self._position, self._sweep = durable.revision, None
+        else:
+            self._begin_sweep()
+
+    def _begin_sweep(self) -> None:
+        # Read before the first page: what changes from here on is followed, see `scan_records`.
+        self._position = self._store.revision()
+        log.info("going through all records: this node has no usable cursor for revision %d", self._position)
+        self._sweep = scan_records(self._store)
+
+    def _sweep_page(self, sweep: Iterator[list[KeyValue]]) -> None:
+        page = next(sweep, None)
+        if page is None:
+            log.info("went through all records; %d wait for chunks that could not be had", len(self._pending))
+            self._sweep = None
+            return
+        for item in page:
+            if self._worker.stopping:
+                return
+            self._complete(item, revision=_SWEPT)
+
+    def _has_room(self) -> bool:
+        """Whether to look for further changes. Those not tried yet come first, so that only what fails can fill the set."""
+        with self._lock:
+            return self._pending.num_fresh <= self._max_fresh
+
+    def _follow(self, timeout_s: float) -> None:
+        assert self._position is not None
+        try:
+            watched = self._store.watch(RECORDS_START, RECORDS_END, after_revision=self._position, timeout_s=timeout_s)
+        except CursorExpired:
+            # The log no longer reaches back to here, or it is another one, for a backup was restored: nobody can say which
+            # records changed.
+            self._begin_sweep()
+            return
+        due_s = self._clock() + self._grace_s
+        for event in watched.events:
+            if event.value is not None and is_record_key(event.key):
+                # Only noted. A burst of writes to one key, or a delete right after, costs one look.
+                self._add(event.key, revision=event.revision, due_s=due_s)
+        self._position = watched.revision
+
+    def _patience_s(self) -> float:
+        if self._sweep is not None or self._worker.stopping:
+            return 0.0
+        with self._lock:
+            next_s = self._pending.next_due_s()
+        return self._watch_s if next_s is None else min(self._watch_s, max(0.0, next_s - self._clock()))
+
+    def _retry(self) -> None:
+        with self._lock:
+            due = self._pending.due(self._clock())
+        for key in due[:_MAX_RETRIES_PER_STEP]:
+            if self._worker.stopping:
+                return
+            item = self._store.get(key)
+            if item is None:
+                # Deleted, or moved aside as an older version, which is a change of its own.
+                self._settle(key)
+            else:
+                self._complete(item, revision=None)
+
+    def _complete(self, item: KeyValue, *, revision: int | None) -> None:
+        """Bring this node up to one record; if that fails, the record waits and holds back `revision`."""
+        what = f"completing {item.key}"
+        try:
+            record = decode_record(item)
+            shortfall = self._desired.ensure(record, fetch=True, stopping=lambda: self._worker.stopping)
+        except StoreError as error:
+            self._put_off(item.key, error, revision=revision)
+            return
+        if shortfall.num_fetched:
+            log.info("%s: fetched %d chunks, %d bytes", what, shortfall.num_fetched, shortfall.fetched_bytes)
+        if shortfall.num_missing:
+            self._put_off(item.key, shortfall.error, revision=revision)
+            return
+        self._settle(item.key)
+
+    def _put_off(self, key: str, error: StoreError | None, *, revision: int | None) -> None:
+        if error is not None:
+            self._outages.failed(f"completing {key}", error)
+        now_s = self._clock()
+        if revision is not None:
+            self._add(key, revision=revision, due_s=now_s)
+        with self._lock:
+            self._pending.failed(key, now_s=now_s)
+
+    def _settle(self, key: str) -> None:
+        self._outages.succeeded(f"completing {key}")
+        with self._lock:
+            self._pending.done(key)
+
+    def _add(self, key: str, *, revision: int, due_s: float) -> None:
+        with self._lock:
+            if self._pending.add(key, revision=revision, due_s=due_s):
+                return
+            if self._turned_away is None:
+                self._go_back_s = self._clock() + self._max_s
+            self._turned_away = revision if self._turned_away is None else min(self._turned_away, revision)
+
+    def _cursor(self) -> Cursor | None:
+        """The newest cursor that is true now, None if there is none."""
+        with self._lock:
+            if self._position is None or self._sweep is not None:
+                return None
+            held_back = [self._pending.oldest_revision(), self._turned_away]
+            revision = min([self._position, *(oldest - 1 for oldest in held_back if oldest is not None)])
+        return Cursor(revision=revision, layout=self._layout_version) if revision >= 0 else None
+
+    def _save(self, *, now: bool) -> None:
+        cursor = self._cursor()
+        if cursor is None or cursor == self._durable:
+            return
+        if now or self._clock() - self._saved_s >= self._save_s:
+            self._desired.make_durable()
+            self._file.save(cursor)
+            self._durable, self._saved_s = cursor, self._clock()

@@ -1,0 +1,119 @@
+"""Versions of one key: what a write or a delete does to them. Pure.
+
+Theory of operation
+-------------------
+The newest version of an object, its *head*, lies at the object's key; older ones were moved aside by the writes that
+replaced them. The head counts the older ones, so that a write knows what is too many without reading them. They change
+only together with their head, in one transaction that compares the head's revision: the count is exact.
+
+A bucket that keeps no versions has heads only, and a delete removes them. Where older versions exist, the head stays as a
+tombstone, so that they are found and counted. A bucket's policy may change at any time: each write then removes up to
+`MAX_PRUNED` versions more than it has to, until what is kept fits the policy.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from client.errors import MetadataCorrupt
+from client.record import ObjectInfo, ObjectRecord
+from client.wire import encode_json
+from storenode.keyspace import version_of
+from storenode.metastore import KeyValue
+
+__all__ = ["MAX_PRUNED", "Head", "Step", "decode_older", "next_step"]
+
+MAX_PRUNED = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The newest version of a key, perhaps a tombstone.
+
+    Attributes
+    ----------
+    version : int
+        Its revision.
+    older : int
+        How many older versions lie aside.
+    """
+
+    version: int
+    record: ObjectRecord
+    older: int
+
+    @classmethod
+    def decode(cls, item: KeyValue) -> Head:
+        """The head in a metadata item; raises `MetadataCorrupt`, naming the key."""
+        value = _decode(item)
+        try:
+            return cls(version=item.mod_revision, record=ObjectRecord.from_json(value), older=int(value["older"]))
+        except (KeyError, TypeError, ValueError, MetadataCorrupt) as exc:
+            raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc!r}", key=item.key) from exc
+
+    def encode(self) -> bytes:
+        """The head's value in the metadata; its version is the revision that puts it there."""
+        return encode_json({**self.record.to_json(), "older": self.older})
+
+    def info(self, bucket: str, key: str) -> ObjectInfo:
+        """The head as callers see it."""
+        return ObjectInfo(bucket=bucket, key=key, version=self.version, record=self.record)
+
+
+def decode_older(item: KeyValue, *, bucket: str, key: str) -> ObjectInfo:
+    """An older version, from where it was moved aside to; raises `MetadataCorrupt`."""
+    try:
+        record = ObjectRecord.from_json(_decode(item))
+    except MetadataCorrupt as exc:
+        raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc}", key=item.key) from exc
+    return ObjectInfo(bucket=bucket, key=key, version=version_of(item.key), record=record)
+
+
+def _decode(item: KeyValue) -> dict[str, Any]:
+    try:
+        value = json.loads(item.value)
+    except ValueError as exc:
+        raise MetadataCorrupt(f"the record at {item.key!r} is no JSON: {exc}", key=item.key) from exc
+    if not isinstance(value, dict):
+        raise MetadataCorrupt(f"the record at {item.key!r} is no JSON object", key=item.key)
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one transaction does to the versions of a key.
+
+    Attributes
+    ----------
+    head : Head or None
+        What lies at the object's key afterwards (its version is not known yet); None: nothing.
+    aside : bool
+        Whether the head of before becomes an older version.
+    num_pruned : int
+        How many older versions are removed, the oldest first.
+    """
+
+    head: Head | None
+    aside: bool
+    num_pruned: int
+
+
+def next_step(head: Head | None, *, record: ObjectRecord, keep: int) -> Step:
+    """How `record`, a tombstone for a delete, becomes the newest version of a key.
+
+    Parameters
+    ----------
+    head : Head or None
+        The newest version so far.
+    keep : int
+        How many older versions the bucket keeps.
+    """
+    aside = head is not None and keep > 0
+    total = aside + (head.older if head is not None else 0)
+    num_pruned = min(max(0, total - keep), MAX_PRUNED)
+    older = total - num_pruned
+    if record.tombstone and keep == 0 and older == 0:
+        return Step(head=None, aside=aside, num_pruned=num_pruned)
+    return Step(head=Head(version=0, record=record, older=older), aside=aside, num_pruned=num_pruned)

@@ -1,0 +1,124 @@
+"""What became of each write, remembered for its repeats.
+
+Theory of operation
+-------------------
+Whoever loses the reply to a write can't know whether it happened, so it asks again, perhaps through another node, while
+the first request may still be on its way. The write id makes all these requests one write: the transaction that decides it
+also puts a marker, and compares that there is none. So a write happens once, and every later request gets the first answer.
+
+A refusal is an answer too. If a repeat were told "precondition failed" and left no marker, the first request, held up
+somewhere and arriving late, could find that the condition now holds and write after all, unknown to its sender.
+
+Markers are leased, so they go by themselves. A lease per write would double the engine's work, therefore a catalog shares
+one among the writes of a window: granted for twice the marker's shortest life, used for the first half of it and never
+renewed. A marker lives for one to two times ``ttl_s``, which must be longer than a request can be on its way.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from client.errors import InvalidRequest, MetadataCorrupt, StoreError, from_problem, to_problem
+from client.record import ObjectRecord
+from client.wire import encode_json
+from storenode.keyspace import write_key
+from storenode.metastore import KeyValue, MetaStore, Put
+
+__all__ = ["Markers", "Write"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One logical write, the same in all its requests.
+
+    Attributes
+    ----------
+    record : ObjectRecord
+        What is to be the newest version; a tombstone to delete.
+    """
+
+    bucket: str
+    key: str
+    record: ObjectRecord
+
+    @property
+    def name(self) -> str:
+        """What it writes to, for messages."""
+        return f"{self.bucket}/{self.key}"
+
+
+class Markers:
+    """Makes and reads markers. Thread-safe.
+
+    Parameters
+    ----------
+    meta : MetaStore
+        Where they lie.
+    ttl_s : float
+        Shortest life of a marker.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(self, meta: MetaStore, *, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._meta = meta
+        self._ttl_s = ttl_s
+        self._clock = clock
+        # Held while a lease is granted, so that a window has one lease however many writes begin it together.
+        self._lock = threading.Lock()
+        self._lease = 0
+        self._window_ends_s = float("-inf")
+
+    def put(self, write: Write, *, refusal: StoreError | None = None) -> Put:
+        """The change that marks `write` as done, or as refused."""
+        value: dict[str, Any] = {"bucket": write.bucket, "key": write.key, "record": write.record.to_json()}
+        if refusal is not None:
+            value["refusal"] = to_problem(refusal)
+        return Put(key=write_key(write.record.write_id), value=encode_json(value), lease=self._current_lease())
+
+    def answer(self, marker: KeyValue, write: Write) -> tuple[int, ObjectRecord]:
+        """The version and record that the first request of `write` made, read from its marker.
+
+        Raises
+        ------
+        StoreError
+            What the first request was refused with.
+        InvalidRequest
+            If the write id was used for another write.
+        """
+        try:
+            value = json.loads(marker.value)
+            first = Write(bucket=value["bucket"], key=value["key"], record=ObjectRecord.from_json(value["record"]))
+            refusal = value.get("refusal")
+        except (ValueError, KeyError, TypeError, MetadataCorrupt) as exc:
+            raise MetadataCorrupt(f"the marker at {marker.key!r} can't be read: {exc!r}", key=marker.key) from exc
+        if (first.name, first.record.tombstone) != (write.name, write.record.tombstone):
+            was, now = ("delete" if w.record.tombstone else "put" for w in (first, write))
+            raise InvalidRequest(
+                f"write id {write.record.write_id} asks to {now} {write.name}, but was used to {was} {first.name}; "
+                "take a new id for each write",
+                key=write.name,
+            )
+        if refusal is not None:
+            raise from_problem(refusal, node_id="")
+        # The marker was put by the transaction that put the record, so its revision is the object's version.
+        return marker.mod_revision, first.record
+
+    def renew(self) -> None:
+        """Take a new lease for the next marker, because the engine has lost the one in use."""
+        with self._lock:
+            self._window_ends_s = float("-inf")
+
+    def _current_lease(self) -> int:
+        with self._lock:
+            now_s = self._clock()
+            if now_s >= self._window_ends_s:
+                # The window counts from before the call: the lease can only live longer than this clock believes.
+                self._lease = self._meta.grant(2 * self._ttl_s)
+                self._window_ends_s = now_s + self._ttl_s
+            return self._lease

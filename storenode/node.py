@@ -1,0 +1,93 @@
+"""What the request side of a node works with: one frozen bundle, made at start and handed to `storenode.app.create_app`.
+
+It is built by whoever starts a node (or a test), knows nothing of HTTP, and owns nothing: its maker closes the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from client.catalog import Catalog
+from client.chunks import ChunkClient
+from client.cluster import Cluster
+from client.objects import ObjectStore
+from storenode.chunkstore import ChunkStore
+from storenode.config import NodeConfig
+from storenode.jobs import Job
+from storenode.metastore import MetaStore
+from storenode.threads import Pools
+
+__all__ = ["JobBoard", "Node", "RepairQueue"]
+
+
+class RepairQueue(Protocol):
+    """Where copies go that a request found bad, and how far this node follows the records."""
+
+    @property
+    def complete_to(self) -> int | None:
+        """The revision up to which this node holds everything; None while it does not know of one."""
+
+    @property
+    def num_pending(self) -> int:
+        """Records and copies that wait to be completed."""
+
+    def repair(self, partition: int, chunk_id: bytes) -> None:
+        """Have this node's copy checked and replaced. Returns at once."""
+
+
+class JobBoard(Protocol):
+    """The long work of the cluster."""
+
+    def start(self, kind: str) -> Job:
+        """Begin a job on this node, or give the one of this kind that runs."""
+
+    def ls(self) -> Sequence[Job]:
+        """All jobs, oldest first."""
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for a job's end; raises `JobNotFound`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A storage node, as its routes see it.
+
+    Attributes
+    ----------
+    node_id : str
+        From its data directory.
+    config : NodeConfig
+        Every bound.
+    store : ChunkStore
+        This node's chunks.
+    meta : MetaStore
+        The metadata engine; asked only whether it answers.
+    catalog : Catalog
+        Names to records.
+    cluster : Cluster
+        The layout, and who lives.
+    chunks : ChunkClient
+        Forwards chunks to other nodes.
+    objects : ObjectStore
+        Uploads and verified reads, for objects by plain HTTP; its catalog is `catalog`.
+    pools : Pools
+        Threads.
+    follower : RepairQueue
+        Takes bad copies.
+    jobs : JobBoard
+        Scrubs and their like.
+    """
+
+    node_id: str
+    config: NodeConfig
+    store: ChunkStore
+    meta: MetaStore
+    catalog: Catalog
+    cluster: Cluster
+    chunks: ChunkClient
+    objects: ObjectStore
+    pools: Pools
+    follower: RepairQueue
+    jobs: JobBoard

@@ -1,0 +1,111 @@
+"""The node's API as an OpenAPI document: complete, and true where the framework would guess.
+
+FastAPI describes the routes that it serves. The chunk routes, which it never sees, are added by hand; the validation error
+that it claims for every route and this node never sends is taken out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from client.wire import CHECK_HEADER, PROTOCOL, PROTOCOL_HEADER, SEGMENTS_HEADER
+from storenode.schemas import BYTES, SCHEMAS, json_of, problems
+
+__all__ = ["install_schema"]
+
+_CHUNK_NAME = [
+    {"name": "partition", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}},
+    {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+]
+_RANGE = {
+    "name": "range",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "bytes=START-END, of whole segments of 64 KiB",
+}
+_TEE = {
+    "name": "tee",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Ids of nodes to forward the chunk to, separated by commas",
+}
+
+
+def install_schema(app: FastAPI) -> None:
+    """Have `app` serve the whole API's description."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app)
+        return app.openapi_schema
+
+    # The way that FastAPI documents for extending its schema.
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    schema = get_openapi(
+        title="Forebay storage node",
+        version=str(PROTOCOL),
+        description=(
+            f"Every message carries {PROTOCOL_HEADER}; a request without it is taken as current. "
+            "Every failure is a problem document (RFC 9457)."
+        ),
+        routes=app.routes,
+    )
+    schema["paths"]["/v1/chunks/{partition}/{id}"] = _chunk_operations()
+    for operations in schema["paths"].values():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)
+            if method == "head":
+                # The same descriptions serve GET; the answer to HEAD has no body, not even of a problem.
+                operation["responses"] = {
+                    status: {name: value for name, value in answer.items() if name != "content"}
+                    for status, answer in operation["responses"].items()
+                }
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    components.update(SCHEMAS)
+    return schema
+
+
+def _chunk_operations() -> dict[str, Any]:
+    checks = {
+        CHECK_HEADER: {"schema": {"type": "string"}, "description": "xxh3_64 of the whole chunk, in hex"},
+        SEGMENTS_HEADER: {"schema": {"type": "string"}, "description": "xxh3_64 of each segment of the range, in hex"},
+    }
+    read = {
+        200: {"description": "The chunk, not verified by the node", "content": BYTES, "headers": checks},
+        206: {"description": "Segments of the chunk, not verified by the node", "content": BYTES, "headers": checks},
+        **problems(400, 404, 416, 503),
+    }
+    stored = {
+        200: json_of("Stored", description="Who holds the chunk durably, and what the others said"),
+        **problems(400, 411, 413, 503, 507),
+    }
+    return {
+        "get": _operation("getChunk", "A copy of a chunk", read, _RANGE),
+        "head": _operation("headChunk", "What this node's copy says of itself", read, _RANGE),
+        "put": {
+            **_operation("putChunk", "Store a chunk durably, here and on the nodes in tee", stored, _TEE),
+            "requestBody": {"required": True, "content": BYTES},
+        },
+    }
+
+
+def _operation(
+    operation_id: str, summary: str, responses: dict[int | str, dict[str, Any]], *parameters: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "operationId": operation_id,
+        "summary": summary,
+        "tags": ["chunks"],
+        "parameters": [*_CHUNK_NAME, *parameters],
+        "responses": {str(status): answer for status, answer in responses.items()},
+    }

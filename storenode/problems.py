@@ -1,0 +1,96 @@
+"""Every failure of a request as an RFC 9457 problem document: the node's one place for that.
+
+Errors of the store carry their own status (`client.errors`). What the web framework raises (arguments that do not validate,
+unknown paths and methods) is `InvalidRequest`, the latter with the status that HTTP has for it. Anything else is a defect:
+`InternalError` for the client, who learns nothing of it, and a traceback in the log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from client.errors import InternalError, InvalidRequest, StoreError, to_problem
+from client.wire import PROBLEM_TYPE, encode_json
+
+__all__ = ["install_handlers", "internal_error", "problem_response"]
+
+
+def problem_response(
+    error: StoreError, *, node_id: str, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The response that says `error`.
+
+    Parameters
+    ----------
+    node_id : str
+        This node; named unless the error comes from another one.
+    status : int, optional
+        Instead of the error's own.
+    headers : mapping, optional
+        To add.
+    """
+    problem = to_problem(error)
+    problem["node_id"] = error.node_id or node_id
+    if status is not None:
+        problem["status"] = status
+    sent = dict(headers or {})
+    if error.retry_after_s is not None:
+        sent["retry-after"] = str(math.ceil(error.retry_after_s))
+    return Response(encode_json(problem), status_code=problem["status"], headers=sent, media_type=PROBLEM_TYPE)
+
+
+def internal_error() -> InternalError:
+    """What a client is told of a defect."""
+    return InternalError("the node met an error that it has no name for; its log has the details")
+
+
+def install_handlers(app: FastAPI, *, node_id: str) -> None:
+    """Have `app` answer all its failures with problem documents."""
+
+    async def on_store_error(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, StoreError)
+        return problem_response(exc, node_id=node_id)
+
+    async def on_invalid(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, RequestValidationError)
+        return problem_response(_invalid(exc), node_id=node_id)
+
+    async def on_http_error(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)
+        message = f"{request.method} {request.url.path}: {exc.detail}; /openapi.json lists what this node serves"
+        # The framework's own Allow names the methods of one route only, where several share the path.
+        headers = {"allow": _methods_at(request)} if exc.status_code == 405 else exc.headers
+        return problem_response(InvalidRequest(message), node_id=node_id, status=exc.status_code, headers=headers)
+
+    async def on_defect(_: Request, __: Exception) -> Response:
+        # The framework raises it once more after the response, and `storenode.app` logs it there.
+        return problem_response(internal_error(), node_id=node_id)
+
+    app.add_exception_handler(StoreError, on_store_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_defect)
+
+
+def _methods_at(request: Request) -> str:
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found))
+
+
+def _invalid(exc: RequestValidationError) -> InvalidRequest:
+    faults = []
+    for fault in exc.errors():
+        place = " ".join(map(str, fault["loc"]))
+        found = "" if fault["type"] == "missing" else f", found {str(fault.get('input'))[:100]!r}"
+        faults.append(f"{place}: {fault['msg']}{found}")
+    return InvalidRequest("; ".join(faults))

@@ -1,0 +1,238 @@
+"""Names over HTTP: buckets, records, listings and watches. What the client's catalog asks; no bytes of objects pass here.
+
+A record comes from a client that has stored the chunks itself, so it is checked as far as that can be done without looking
+at chunks: that it is well-formed, and that its references can exist in this cluster. Everything that a later reader, repair
+or reply would stumble over is refused here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from client.catalog import MAX_LIST_LIMIT
+from client.errors import InvalidRequest, MetadataCorrupt
+from client.manifest import Ref
+from client.record import ACK_LEVELS, BucketPolicy, ObjectRecord
+from client.wire import encode_json
+from storenode.node import Node
+from storenode.objects import Level, Version
+from storenode.requests import (
+    BucketName,
+    NodeOf,
+    ObjectName,
+    check_headers,
+    check_write_id,
+    condition_of,
+    json_body,
+)
+from storenode.schemas import json_body_of, json_of, problems
+
+__all__ = ["router"]
+
+_BUCKET_PATH = "/v1/buckets/{bucket}"
+_RECORD_PATH = "/v1/records/{bucket}/{key:path}"
+_MAX_POLICY_BYTES = 4096
+_MAX_REPLICAS = 16
+
+router = APIRouter(tags=["names"])
+
+
+@router.get(
+    "/v1/buckets",
+    operation_id="listBuckets",
+    response_class=Response,
+    responses={
+        200: json_of(
+            {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/BucketPolicy"}},
+            description="The policy of each bucket, by name",
+        ),
+        **problems(503),
+    },
+)
+async def list_buckets(node: NodeOf) -> Response:
+    """All buckets."""
+    buckets = await node.pools.meta.run(node.catalog.buckets)
+    return _json({name: policy.to_json() for name, policy in buckets.items()})
+
+
+@router.get(
+    _BUCKET_PATH,
+    operation_id="getBucket",
+    response_class=Response,
+    responses={200: json_of("BucketPolicy", description="Its policy"), **problems(400, 404, 503)},
+)
+async def get_bucket(node: NodeOf, bucket: BucketName) -> Response:
+    """The policy of a bucket."""
+    return _json((await node.pools.meta.run(node.catalog.bucket, bucket)).to_json())
+
+
+@router.put(
+    _BUCKET_PATH,
+    operation_id="putBucket",
+    response_class=Response,
+    responses={
+        200: json_of("BucketPolicy", description="If-Match: * was given, and the policy is changed"),
+        201: json_of("BucketPolicy", description="It exists with this policy"),
+        **problems(400, 404, 409, 413, 503),
+    },
+    openapi_extra=json_body_of("BucketPolicy", required=False),
+)
+async def put_bucket(request: Request, node: NodeOf, bucket: BucketName) -> Response:
+    """Create a bucket or, with ``If-Match: *``, change its policy. Without a body: the defaults."""
+    condition = condition_of(request.headers)
+    if condition.if_match not in (None, "*") or condition.if_none_match not in (None, "*"):
+        raise InvalidRequest(f"bucket {bucket}: buckets have no ETags; use If-Match: * or If-None-Match: *")
+    if condition.if_match and condition.if_none_match:
+        raise InvalidRequest(f"bucket {bucket}: If-Match and If-None-Match together can never hold")
+    value = await json_body(request, max_bytes=_MAX_POLICY_BYTES, default={})
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"bucket {bucket}: expected a JSON object with replicas, ack, versions, found {value!r:.100}")
+    policy = BucketPolicy.from_json(value)
+    change = node.catalog.set_bucket if condition.if_match else node.catalog.create_bucket
+    await node.pools.meta.run(change, bucket, policy)
+    return _json(policy.to_json(), status=200 if condition.if_match else 201)
+
+
+@router.delete(
+    _BUCKET_PATH,
+    operation_id="deleteBucket",
+    status_code=204,
+    response_class=Response,
+    responses={204: {"description": "It is gone"}, **problems(400, 404, 409, 503)},
+)
+async def delete_bucket(node: NodeOf, bucket: BucketName) -> Response:
+    """Delete an empty bucket."""
+    await node.pools.meta.run(node.catalog.delete_bucket, bucket)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/v1/objects/{bucket}",
+    operation_id="listObjects",
+    response_class=Response,
+    responses={
+        200: json_of("Listing", description="One page, ordered by key, all pages at one revision"),
+        **problems(400, 404, 410, 503),
+    },
+)
+async def list_objects(
+    node: NodeOf,
+    bucket: BucketName,
+    prefix: Annotated[str, Query(description="What the keys begin with")] = "",
+    delimiter: Annotated[str, Query(description="Keys that agree up to it become one entry")] = "",
+    cursor: Annotated[str | None, Query(max_length=8192, description="From the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIST_LIMIT, description="Most entries in the page")] = MAX_LIST_LIMIT,
+    versions: Annotated[bool, Query(description="Older versions and tombstones too, newest first")] = False,
+) -> Response:
+    """Objects of a bucket."""
+    page = await node.pools.meta.run(
+        node.catalog.list,
+        bucket,
+        prefix=prefix,
+        delimiter=delimiter,
+        cursor=cursor,
+        limit=limit,
+        versions=versions,
+    )
+    return _json(page.to_json())
+
+
+@router.get(
+    "/v1/watch/{bucket}",
+    operation_id="watchObjects",
+    response_class=Response,
+    responses={
+        200: json_of("Watched", description="Changes in their order; none if the time passed without any"),
+        **problems(400, 404, 410, 503),
+    },
+)
+async def watch_objects(
+    node: NodeOf,
+    bucket: BucketName,
+    prefix: Annotated[str, Query(description="What the keys begin with")] = "",
+    after: Annotated[int | None, Query(ge=0, description="A revision; without it, only the newest one is told")] = None,
+    timeout_s: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Longest wait")] = 30.0,
+) -> Response:
+    """Wait for changes of a bucket."""
+    # A shorter wait than asked for is always right: the answer says how far it goes.
+    timeout_s = min(timeout_s, node.config.max_watch_s)
+    watched = await node.pools.watch.run(node.catalog.watch, bucket, prefix=prefix, after=after, timeout_s=timeout_s)
+    return _json(watched.to_json())
+
+
+@router.get(
+    _RECORD_PATH,
+    operation_id="getRecord",
+    response_class=Response,
+    responses={200: json_of("ObjectInfo", description="The record and its version"), **problems(400, 404, 503)},
+)
+async def get_record(node: NodeOf, name: ObjectName, version: Version = None, consistency: Level = "strong") -> Response:
+    """What is known of an object: references to its chunks, not its bytes."""
+    info = await node.pools.meta.run(node.catalog.lookup, *name, version=version, consistency=consistency)
+    return _json(info.to_json())
+
+
+@router.put(
+    _RECORD_PATH,
+    operation_id="putRecord",
+    status_code=201,
+    response_class=Response,
+    responses={
+        201: json_of("ObjectInfo", description="The record is committed, or was by an earlier request of this write id"),
+        **problems(400, 404, 409, 412, 413, 503, 507),
+    },
+    openapi_extra=json_body_of("ObjectRecord"),
+)
+async def put_record(request: Request, node: NodeOf, name: ObjectName) -> Response:
+    """Give chunks that are stored already a name, all at once."""
+    condition = condition_of(request.headers)
+    value = await json_body(request, max_bytes=node.config.max_record_bytes)
+    record = _checked_record(value, node, num_partitions=request.app.state.num_partitions, key="/".join(name))
+    info = await node.pools.meta.run(node.catalog.commit, *name, record, condition=condition)
+    return _json(info.to_json(), status=201)
+
+
+def _checked_record(value: Any, node: Node, *, num_partitions: int, key: str) -> ObjectRecord:
+    """The record in `value`; raises `InvalidRequest` for one that could not have come from a right upload."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"expected a record as a JSON object, found {value!r:.100}", key=key)
+    try:
+        record = ObjectRecord.from_json(value)
+    except (MetadataCorrupt, OverflowError) as exc:
+        raise InvalidRequest(f"the record in the body is malformed: {exc}", key=key) from exc
+    check_write_id(record.write_id)
+    check_headers(record.metadata, content_type=record.content_type)
+    content = record.content
+    refs = content.refs if content.manifest is None else (content.manifest,)
+    wrong = next((ref for ref in refs if not _may_exist(ref, node, num_partitions=num_partitions)), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"reference {wrong} of {wrong.size} bytes: chunks here have 1 to {node.config.max_chunk_bytes} bytes and lie in "
+            f"partitions 0 to {num_partitions - 1}",
+            key=key,
+        )
+    faults = {
+        "tombstone": record.tombstone,
+        "ack": record.ack not in ACK_LEVELS,
+        "replicas": not 1 <= record.replicas <= _MAX_REPLICAS,
+        "created_s": not math.isfinite(record.created_s),
+        "size": content.size < 0 or (content.manifest is not None and content.size == 0),
+        "digest": len(content.digest) != 64 or not set(content.digest) <= set("0123456789abcdef"),
+        "refs and manifest": content.manifest is not None and bool(value["content"].get("refs")),
+    }
+    named = [name for name, is_wrong in faults.items() if is_wrong]
+    if named:
+        raise InvalidRequest(f"the record in the body is malformed: {', '.join(named)}", key=key)
+    return record
+
+
+def _may_exist(ref: Ref, node: Node, *, num_partitions: int) -> bool:
+    return ref.partition < num_partitions and 0 < ref.size <= node.config.max_chunk_bytes
+
+
+def _json(value: Any, *, status: int = 200) -> Response:
+    return Response(encode_json(value), status_code=status, media_type="application/json")

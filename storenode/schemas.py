@@ -1,0 +1,177 @@
+"""What bodies on HTTP look like, as JSON Schema, for the OpenAPI document. Data only; `storenode.openapi` puts it together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from client.wire import PROBLEM_TYPE
+
+__all__ = ["BYTES", "SCHEMAS", "json_body_of", "json_of", "nullable", "problems"]
+
+BYTES: dict[str, Any] = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+
+_PHRASES = {
+    400: "The request, a name or a checksum is wrong",
+    404: "There is no such bucket, object, chunk or job",
+    409: "The bucket exists, or is not empty, or others were faster",
+    410: "The revision is gone; begin again",
+    411: "The length of the body is missing",
+    412: "The condition does not hold",
+    413: "The body is too large",
+    416: "The range can't be satisfied",
+    503: "The node, its disk, its peers or the metadata can't do it now; Retry-After may say when",
+    504: "The deadline passed",
+    507: "The disk is full",
+}
+
+_INTEGER, _STRING, _NUMBER, _BOOLEAN = ({"type": name} for name in ("integer", "string", "number", "boolean"))
+
+
+def _object(properties: dict[str, Any], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Either `schema` or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_PACKED_REF = {"type": "string", "pattern": "^[0-9a-f]{96}$", "description": "{partition, size, id, xxh3_64} packed, in hex"}
+
+SCHEMAS: dict[str, Any] = {
+    "Problem": _object(
+        {
+            "type": {"type": "string", "description": "urn:forebay:error:CODE"},
+            "title": _STRING,
+            "status": _INTEGER,
+            "detail": _STRING,
+            "retryable": _BOOLEAN,
+            "key": _STRING,
+            "node_id": _STRING,
+        },
+        optional=("key",),
+    ),
+    "BucketPolicy": _object(
+        {
+            "replicas": {"type": "integer", "minimum": 1, "maximum": 16},
+            "ack": {"enum": ["one", "quorum", "all"]},
+            "versions": {"type": "integer", "minimum": 0, "maximum": 10_000},
+        },
+        optional=("replicas", "ack", "versions"),
+    ),
+    "Content": _object(
+        {"size": _INTEGER, "digest": _STRING, "refs": _array(_PACKED_REF), "manifest": _PACKED_REF},
+        optional=("refs", "manifest"),
+    ),
+    "ObjectRecord": _object(
+        {
+            "write_id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+            "content": _ref("Content"),
+            "content_type": _STRING,
+            "metadata": {"type": "object", "additionalProperties": _STRING},
+            "ack": {"enum": ["one", "quorum", "all"]},
+            "replicas": {"type": "integer", "minimum": 1, "maximum": 16},
+            "created_s": _NUMBER,
+            "tombstone": _BOOLEAN,
+        }
+    ),
+    "ObjectInfo": _object({"bucket": _STRING, "key": _STRING, "version": _INTEGER, "record": _ref("ObjectRecord")}),
+    "Listing": _object(
+        {
+            "objects": _array(_ref("ObjectInfo")),
+            "prefixes": _array(_STRING),
+            "cursor": nullable(_STRING),
+            "revision": _INTEGER,
+        }
+    ),
+    "Watched": _object(
+        {
+            "changes": {
+                "type": "array",
+                "items": {
+                    "type": "array",
+                    "prefixItems": [_STRING, nullable(_ref("ObjectInfo"))],
+                    "minItems": 2,
+                    "maxItems": 2,
+                },
+            },
+            "revision": _INTEGER,
+        }
+    ),
+    "ChunkNames": _object(
+        {
+            "chunks": {
+                "type": "array",
+                "maxItems": 1024,
+                "items": {
+                    "type": "array",
+                    "prefixItems": [_INTEGER, {"type": "string", "pattern": "^[0-9a-f]{64}$"}],
+                    "minItems": 2,
+                    "maxItems": 2,
+                },
+            }
+        }
+    ),
+    "NodeStatus": _object(
+        {
+            "node_id": _STRING,
+            "disk": _object(
+                {
+                    "total_bytes": _INTEGER,
+                    "free_bytes": _INTEGER,
+                    "reserve_bytes": _INTEGER,
+                    "read_only": _BOOLEAN,
+                }
+            ),
+            "follower": _object({"revision": nullable(_INTEGER), "pending": _INTEGER}),
+        }
+    ),
+    "Stored": _object(
+        {"durable": _array(_STRING), "failed": {"type": "object", "additionalProperties": _STRING}},
+    ),
+    "Job": _object(
+        {
+            "id": _STRING,
+            "kind": _STRING,
+            "node_id": _STRING,
+            "state": {"enum": ["running", "done", "failed", "cancelled"]},
+            "cancelling": _BOOLEAN,
+            "cursor": _STRING,
+            "num_chunks": _INTEGER,
+            "total_chunks": nullable(_INTEGER),
+            "size_bytes": _INTEGER,
+            "detail": _STRING,
+            "started_s": _NUMBER,
+            "updated_s": _NUMBER,
+        }
+    ),
+}
+
+
+def json_of(schema: dict[str, Any] | str, *, description: str) -> dict[str, Any]:
+    """A response with JSON of `schema`, or of the one in `SCHEMAS` that it names."""
+    return {"description": description, "content": _json(schema)}
+
+
+def json_body_of(schema: dict[str, Any] | str, *, required: bool = True) -> dict[str, Any]:
+    """What a route that reads its body by hand says of it."""
+    return {"requestBody": {"required": required, "content": _json(schema)}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The responses of these statuses, all of them problem documents."""
+    content = {PROBLEM_TYPE: {"schema": _ref("Problem")}}
+    return {status: {"description": _PHRASES[status], "content": content} for status in statuses}
+
+
+def _json(schema: dict[str, Any] | str) -> dict[str, Any]:
+    return {"application/json": {"schema": _ref(schema) if isinstance(schema, str) else schema}}

@@ -1,0 +1,248 @@
+"""One storage node as a process: built from its configuration, served, and taken down in the opposite order.
+
+Start: the address is bound first, because a port in use is the most common mistake; then the data directory is claimed, the
+chunk store opened, the metadata joined; the node takes its lease, begins its background work and answers.
+Stop (SIGTERM, Ctrl-C): accept no more, finish the requests under way within a bound, end jobs and follower, release the
+lease.
+A process that is killed instead leaves nothing that the next start does not put right.
+
+Nobody else knows all parts of a node; they are handed to each other here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+
+import uvicorn
+
+from client.chunks import ChunkClient
+from client.cluster import Cluster
+from client.config import load_config
+from client.errors import Misconfigured
+from client.objects import ObjectStore
+from client.transport import Transport
+from storenode.app import create_app
+from storenode.catalog import MetaCatalog
+from storenode.chunkstore import ChunkStore
+from storenode.config import NodeConfig
+from storenode.cursor import CursorFile
+from storenode.desired import DesiredSet
+from storenode.filesystem import FileSystem
+from storenode.follower import Follower
+from storenode.identity import claim
+from storenode.jobs import Jobs
+from storenode.listener import BACKLOG, listen, url_of
+from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
+from storenode.node import Node
+from storenode.quarantine import Quarantine
+from storenode.repair import Copies, Repair
+from storenode.scrub import Scrub
+from storenode.sqlite import SqliteMetaStore
+from storenode.threads import Pools
+
+__all__ = ["Ready", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a node tells when it answers."""
+
+    node_id: str
+    cluster_id: str
+    endpoint: str
+    data_dir: str
+
+    def to_json(self) -> dict[str, str]:
+        """The same as a JSON object."""
+        return asdict(self)
+
+
+def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
+    """Run a node in this process until it is told to stop.
+
+    Parameters
+    ----------
+    announce : callable
+        Called once, when the node answers.
+
+    Raises
+    ------
+    Misconfigured
+        The address, the data directory or the metadata can't be used. Nothing was changed.
+    StoreError
+        The disk or the metadata engine failed at start.
+    """
+    # Raised in the main thread wherever it is, so that a stop during the start unwinds what was begun, too. While the
+    # server runs it has handlers of its own and raises the signal again when it is done.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(config.host, config.port))
+        endpoint = url_of(listener, host=config.host)
+        node = stack.enter_context(_running(config, endpoint=endpoint))
+        ready = Ready(
+            node_id=node.node_id,
+            cluster_id=node.cluster.view().cluster_id,
+            endpoint=endpoint,
+            data_dir=str(config.data_dir),
+        )
+        options = uvicorn.Config(
+            create_app(node),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=max(1, round(config.shutdown_timeout_s)),
+        )
+        stack.callback(_limit_shutdown, config.shutdown_timeout_s)
+        _Server(options, announce=lambda: announce(ready)).run(sockets=[listener])
+
+
+def _limit_shutdown(timeout_s: float) -> None:
+    """From now on the process has so long to end. Threads may wait for other nodes for longer than anybody waits for us."""
+
+    def give_up() -> None:
+        log.warning("some work did not end within %.0f s of the stop and is dropped; it was not acknowledged", timeout_s)
+        # Not sys.exit, which would wait for those threads. Nothing that was acknowledged depends on them.
+        os._exit(0)
+
+    timer = threading.Timer(timeout_s, give_up)
+    timer.daemon = True
+    timer.start()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, *, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if not self.should_exit:
+            self._announce()
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+@contextmanager
+def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
+    """A node whose parts are open and whose background work runs; at the end all of it is taken down."""
+    with ExitStack() as stack:
+        meta = _open_metadata(config)
+        stack.callback(meta.close)
+        cluster_id = read_cluster_id(meta)
+        if cluster_id is None:
+            raise Misconfigured(f"the metadata at {config.meta_path} holds no cluster; `forebay up --data DIR` creates one")
+        directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
+        store = ChunkStore(directory.root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes)
+        client_config, _ = load_config()
+        transport = Transport(client_config)
+        stack.callback(transport.close)
+        load_view = ViewLoader(meta, cluster_id=cluster_id)
+        cluster = Cluster(load_view, ttl_s=client_config.view_ttl_s, suspect_s=client_config.suspect_s)
+        chunks = ChunkClient(cluster, transport)
+        catalog = MetaCatalog(meta, marker_ttl_s=config.write_marker_ttl_s)
+        objects = ObjectStore(catalog, cluster, chunks, client_config)
+        stack.callback(objects.close)
+        pools = Pools.of(config)
+        stack.callback(pools.close)
+
+        membership = Membership(
+            meta,
+            node_id=directory.node_id,
+            record=NodeRecord(
+                endpoints=tuple(url.strip() for url in config.advertise.split(",") if url.strip()) or (endpoint,),
+                zone=config.zone,
+                host=config.machine or socket.gethostname(),
+                data_dir=str(config.data_dir.resolve()),
+            ),
+            ttl_s=config.lease_ttl_s,
+        )
+        membership.start()
+        stack.callback(membership.stop)
+        watcher = ViewWatcher(meta, cluster=cluster, watch_s=config.follow_wait_s)
+        watcher.start()
+        stack.callback(watcher.stop)
+
+        copies = Copies(
+            node_id=directory.node_id, chunks=store, cluster=cluster, reader=objects.replica_reader, transport=transport
+        )
+        desired = DesiredSet(copies, num_threads=config.max_repair_threads)
+        stack.callback(desired.close)
+        follower = _make_follower(config, copies, desired=desired, meta=meta, cluster_id=cluster_id)
+        follower.start()
+        stack.callback(follower.stop)
+        scrub = Scrub(
+            chunks=store, store=meta, desired=desired, follower=follower, rate_bytes_per_s=config.scrub_rate_bytes_per_s
+        )
+        jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub}, max_kept=config.max_kept_jobs)
+        jobs.resume()
+        stack.callback(jobs.stop)
+        yield Node(
+            node_id=directory.node_id,
+            config=config,
+            store=store,
+            meta=meta,
+            catalog=catalog,
+            cluster=cluster,
+            chunks=chunks,
+            objects=objects,
+            pools=pools,
+            follower=follower,
+            jobs=jobs,
+        )
+
+
+def _open_metadata(config: NodeConfig) -> SqliteMetaStore:
+    path = config.meta_path
+    # Opening would make an empty file, and where the metadata was lost or misplaced that must not look like a new start.
+    if not path.exists():
+        raise Misconfigured(
+            f"there is no metadata at {path}; `forebay up --data DIR` creates a cluster, FOREBAY_META names one"
+        )
+    return SqliteMetaStore(path, busy_timeout_s=config.metadata_timeout_s)
+
+
+def _make_follower(
+    config: NodeConfig, copies: Copies, *, desired: DesiredSet, meta: SqliteMetaStore, cluster_id: str
+) -> Follower:
+    repair = Repair(
+        copies,
+        Quarantine(config.data_dir),
+        limit=config.max_pending_repairs,
+        base_s=config.repair_base_s,
+        max_s=config.repair_max_s,
+    )
+    return Follower(
+        meta,
+        cluster=copies.cluster,
+        desired=desired,
+        repair=repair,
+        cursor_file=CursorFile(config.data_dir, cluster_id=cluster_id, fs=FileSystem()),
+        max_pending=config.max_pending_repairs,
+        grace_s=config.repair_grace_s,
+        base_s=config.repair_base_s,
+        max_s=config.repair_max_s,
+        watch_s=config.follow_wait_s,
+    )
