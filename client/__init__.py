@@ -4,6 +4,9 @@ A PUT flows down: `client` (what applications call) → `objects` (names and pol
 `chunks` (one chunk, one node) → `transport` (HTTP) and at last `http_catalog` (the commit of the name). A GET flows
 `objects` → `reader` (ranges to chunks) → `replica` (verified, next replica on failure) → `chunks` → `transport`.
 
+Built on that: `transfer` and `sync` move files and folders (`folder`, `parallel`), `verify` counts copies where they lie
+(`health`), `replication` changes how many there are.
+
 Pure, shared by both sides: `errors`, `names`, `checksum`, `placement`, `manifest`, `record`, `wire`. The node builds the same
 `objects.ObjectStore` over its own catalog, so replicated write and verified read exist once. The command line is in `cli`.
 

@@ -4,6 +4,8 @@ BLAKE3-256 is a chunk's identity: equal ids mean equal bytes, so it names, dedup
 chunk. xxh3_64 is the check on every read: some five times faster, and enough against bit rot and broken hardware.
 
 A chunk file also carries one xxh3_64 per 64 KiB segment, so that a range can be checked without reading the whole chunk.
+
+Buffers here are of bytes; whoever has others casts them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Single chunks on single nodes: the client side of the data plane.
 
 Every byte that arrives here is checked before it is handed on: a whole chunk against its reference, a range against the
-segment checksums that the node stored with the chunk.
+segment checksums that the node stored with the chunk, beside the checksum of the whole that the reference has, too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing_extensions import Buffer
 
 from client.checksum import segment_checks, xxh3
 from client.cluster import Cluster
-from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest
+from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest, ProtocolMismatch
 from client.manifest import Ref
+from client.retry import Deadline
 from client.transport import Response, Transport
-from client.wire import SEGMENTS_HEADER, chunk_path, decode_json, encode_json, format_range, widen
+from client.wire import CHECK_HEADER, SEGMENTS_HEADER, chunk_path, decode_json, encode_json, format_range, widen
 
 __all__ = ["ChunkClient", "Stored"]
 
@@ -43,16 +44,24 @@ class ChunkClient:
     def put(
         self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
     ) -> Stored:
-        """Store a chunk on `node_id`, which forwards it to the nodes in `tee` meanwhile."""
+        """Store a chunk on `node_id`, which forwards it to the nodes in `tee` meanwhile.
+
+        Raises
+        ------
+        StoreError
+            What the node answered, or that it did not. It may hold the chunk all the same.
+        """
         query = f"?tee={','.join(tee)}" if tee else ""
         response = self._call(node_id, "PUT", chunk_path(ref.partition, ref.hex) + query, body=payload, timeout_s=timeout_s)
-        answer = decode_json(response.body)
-        for peer in answer["failed"]:
+        stored = _stored(decode_json(response.body), node_id=node_id)
+        for peer in stored.failed:
             self._cluster.failed(peer)
-        return Stored(durable=tuple(answer["durable"]), failed=dict(answer["failed"]))
+        return stored
 
-    def fetch_into(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0) -> None:
-        """Fill `buffer` with the chunk's bytes from `start` on, verified.
+    def fetch_into(
+        self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, deadline: Deadline | None = None
+    ) -> None:
+        """Fill `buffer` (of bytes) with the chunk's bytes from `start` on, verified.
 
         Raises
         ------
@@ -64,18 +73,23 @@ class ChunkClient:
         end = start + len(buffer)
         if not 0 <= start <= end <= ref.size:
             raise InvalidRequest(f"bytes {start} to {end} of a chunk of {ref.size} bytes", key=str(ref))
-        if end - start == ref.size:
-            self._call(node_id, "GET", chunk_path(ref.partition, ref.hex), into=buffer)
-            if xxh3(buffer) != ref.check:
-                raise _corrupt(ref, node_id)
+        if start == end:
             return
+        path = chunk_path(ref.partition, ref.hex)
         wide_start, wide_end = widen(start, end, size_bytes=ref.size)
         exact = (wide_start, wide_end) == (start, end)
         wide = buffer if exact else memoryview(bytearray(wide_end - wide_start))
-        headers = {"range": format_range(wide_start, wide_end)}
-        response = self._call(node_id, "GET", chunk_path(ref.partition, ref.hex), headers=headers, into=wide)
-        if _announced_checks(response) != segment_checks(wide):
-            raise _corrupt(ref, node_id)
+        if wide_end - wide_start == ref.size:
+            self._call(node_id, "GET", path, into=wide, deadline=deadline)
+            sound = xxh3(wide) == ref.check
+        else:
+            headers = {"range": format_range(wide_start, wide_end)}
+            response = self._call(node_id, "GET", path, headers=headers, into=wide, deadline=deadline)
+            sound = _announced_check(response) == ref.check and _announced_segments(response) == segment_checks(wide)
+        if not sound:
+            raise ChunkCorrupt(
+                f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum", key=str(ref), node_id=node_id
+            )
         if not exact:
             buffer[:] = wide[start - wide_start : end - wide_start]
 
@@ -91,7 +105,7 @@ class ChunkClient:
             # Re-hashing reads every byte, so that the node may rightly be silent for longer.
             timeout_s = 30.0 + sum(ref.size for ref in part) / 50e6
             response = self._call(node_id, "POST", "/v1/chunks:verify", body=body, timeout_s=timeout_s)
-            found.extend(decode_json(response.body)["status"])
+            found.extend(_statuses(decode_json(response.body), count=len(part), node_id=node_id))
         return found
 
     def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
@@ -105,12 +119,30 @@ class ChunkClient:
         return response
 
 
-def _announced_checks(response: Response) -> bytes:
-    header = response.headers.get(SEGMENTS_HEADER, "")
-    return b"".join(struct.pack("<Q", int(part, 16)) for part in header.split(",") if part)
+def _stored(answer: Any, *, node_id: str) -> Stored:
+    try:
+        failed = {str(peer): str(words) for peer, words in answer["failed"].items()}
+        return Stored(durable=tuple(map(str, answer["durable"])), failed=failed)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ProtocolMismatch(f"node {node_id} does not say who stored a chunk: {str(answer)[:200]}", node_id=node_id) from exc
 
 
-def _corrupt(ref: Ref, node_id: str) -> ChunkCorrupt:
-    return ChunkCorrupt(
-        f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum", key=str(ref), node_id=node_id
-    )
+def _statuses(answer: Any, *, count: int, node_id: str) -> list[str]:
+    found = answer.get("status") if isinstance(answer, dict) else None
+    if not isinstance(found, list) or len(found) != count:
+        raise ProtocolMismatch(f"node {node_id} was asked about {count} chunks: {str(answer)[:200]}", node_id=node_id)
+    return list(map(str, found))
+
+
+def _announced_check(response: Response) -> int | None:
+    try:
+        return int(response.headers[CHECK_HEADER], 16)
+    except (KeyError, ValueError):
+        return None
+
+
+def _announced_segments(response: Response) -> bytes | None:
+    try:
+        return b"".join(struct.pack("<Q", int(part, 16)) for part in response.headers[SEGMENTS_HEADER].split(","))
+    except (KeyError, ValueError, struct.error):
+        return None

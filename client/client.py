@@ -19,6 +19,8 @@ __all__ = ["Client"]
 class Client(ObjectStore):
     """A connection to a Forebay cluster. Thread-safe; usable as a context manager; cheap until first used.
 
+    It belongs to the process that opened it: after a fork the child opens its own, and this one raises `Misconfigured` there.
+
     Parameters
     ----------
     endpoints : str or list of str, optional

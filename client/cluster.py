@@ -1,21 +1,26 @@
 """What a process knows about the nodes: the layout, where each node listens, and which ones answered lately.
 
 The view comes from whoever can say (a node over HTTP for clients, the metadata for nodes) and is refreshed when it grows
-old or a node in it fails. Suspicion is local and short: it only decides who is asked first, never where data belongs.
+old or a node in it fails. A view that can't be refreshed is used on: an outdated one costs a failed request, while none would
+stop reads that need no metadata. Suspicion is local and short: it only decides who is asked first, never where data belongs.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.errors import EndpointUnreachable, MetadataCorrupt
+from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError
 from client.placement import Layout
 
 __all__ = ["Cluster", "ClusterView"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +63,13 @@ class Cluster:
     Parameters
     ----------
     load : callable
-        Fetches the current view; its errors pass through.
+        Fetches the current view.
     ttl_s : float
-        A view older than this is fetched again before use.
+        A view older than this is fetched again at its next use.
     suspect_s : float
         For how long after a failure a node is asked last.
+    min_refresh_s : float
+        The view is not fetched more often than this, however many requests fail.
     clock : callable
         Monotonic seconds.
     """
@@ -73,30 +80,56 @@ class Cluster:
         *,
         ttl_s: float,
         suspect_s: float,
+        min_refresh_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
         self._ttl_s = ttl_s
         self._suspect_s = suspect_s
+        self._min_refresh_s = min_refresh_s
         self._clock = clock
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._view: ClusterView | None = None
-        self._loaded_s = 0.0
+        self._tried_s = 0.0
+        self._due_s = 0.0
         self._failed_s: dict[str, float] = {}
 
     def view(self) -> ClusterView:
-        """The current view, fetched if there is none or it is old."""
-        with self._lock:
-            if self._view is not None and self._clock() - self._loaded_s < self._ttl_s:
-                return self._view
-        return self.refresh()
+        """The current view, fetched if there is none or it is old. Raises what fetching raised only if there is none."""
+        view = self._view
+        if view is None:
+            # Whoever comes meanwhile needs this one's result, too.
+            with self._loading:
+                return self._view or self._fetch()
+        if self._clock() < self._due_s or not self._loading.acquire(blocking=False):
+            return view
+        # One thread fetches, while the others go on with what is known.
+        try:
+            return view if self._clock() < self._due_s else self._fetch()
+        except StoreError as error:
+            log.warning("the view of the cluster can't be refreshed, so the last one is used on: %s", error.message)
+            return view
+        finally:
+            self._loading.release()
 
     def refresh(self) -> ClusterView:
-        """Fetch the view now."""
-        view = self._load()
+        """Fetch the view now. Its errors pass through."""
+        with self._loading:
+            return self._fetch()
+
+    def _fetch(self) -> ClusterView:
         with self._lock:
-            self._view, self._loaded_s = view, self._clock()
-        return view
+            self._tried_s, self._due_s = self._clock(), math.inf
+        good_for_s = self._min_refresh_s
+        try:
+            view = self._view = self._load()
+            good_for_s = self._ttl_s
+            return view
+        finally:
+            with self._lock:
+                # Sooner if a node failed meanwhile, for the view that came may still have it.
+                self._due_s = min(self._due_s, self._tried_s + good_for_s)
 
     @property
     def layout(self) -> Layout:
@@ -112,26 +145,30 @@ class Cluster:
 
     def suspected(self, node_id: str) -> bool:
         """Whether the node is down or failed within the last ``suspect_s``."""
-        if node_id not in self.view().endpoints:
-            return True
+        view = self.view()
         with self._lock:
-            failed_s = self._failed_s.get(node_id)
-            return failed_s is not None and self._clock() - failed_s < self._suspect_s
+            return self._is_suspected(view, node_id, self._clock())
 
-    def ranked(self, node_ids: Iterable[str]) -> tuple[str, ...]:
+    def ranked(self, node_ids: Collection[str]) -> tuple[str, ...]:
         """`node_ids` in the order in which to ask them: trusted before suspected, else as given.
 
         The order of placement differs from partition to partition, so that readers are spread over the nodes.
         """
-        return tuple(sorted(node_ids, key=self.suspected))
+        view, now_s = self.view(), self._clock()
+        with self._lock:
+            return tuple(sorted(node_ids, key=lambda node_id: self._is_suspected(view, node_id, now_s)))
 
     def failed(self, node_id: str) -> None:
-        """Note that a node did not answer; the next use fetches a fresh view."""
+        """Note that a node did not answer; the view is fetched again soon."""
         with self._lock:
             self._failed_s[node_id] = self._clock()
-            self._loaded_s = float("-inf")
+            self._due_s = min(self._due_s, self._tried_s + self._min_refresh_s)
 
     def answered(self, node_id: str) -> None:
         """Note that a node answered."""
-        with self._lock:
-            self._failed_s.pop(node_id, None)
+        # For each chunk that is read: without a lock, because taking something out of a dictionary is one step.
+        self._failed_s.pop(node_id, None)
+
+    def _is_suspected(self, view: ClusterView, node_id: str, now_s: float) -> bool:
+        failed_s = self._failed_s.get(node_id)
+        return node_id not in view.endpoints or (failed_s is not None and now_s - failed_s < self._suspect_s)

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from client.errors import Misconfigured
+from client.wire import parse_endpoint
 
 __all__ = ["ClientConfig", "load_config"]
 
@@ -24,10 +25,11 @@ MIB = 1024 * 1024
 class ClientConfig(BaseSettings):
     """Settings of the client. Each may be given as ``FOREBAY_<NAME>``; times in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid")
+    # What was given may be a secret, so that errors do not repeat it.
+    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     endpoint: str = Field("http://127.0.0.1:7070", description="Addresses of nodes, comma separated")
-    token: str | None = Field(None, repr=False, description="Sent as a bearer token")
+    token: str | None = Field(None, repr=False, pattern=r"^[!-~]*$", description="Sent as a bearer token")
     chunk_size_bytes: int = Field(8 * MIB, ge=64 * 1024, le=64 * MIB, description="Size that objects are cut into")
     max_in_flight_chunks: int = Field(4, ge=1, le=256, description="Chunks under way at once, per transfer")
     max_threads: int = Field(16, ge=1, le=1024, description="Threads that move chunks, per client")
@@ -42,10 +44,21 @@ class ClientConfig(BaseSettings):
 
     @field_validator("endpoint")
     @classmethod
-    def _endpoint_given(cls, value: str) -> str:
-        if not value.strip():
+    def _endpoints_valid(cls, value: str) -> str:
+        urls = _split(value)
+        if not urls:
             raise ValueError("no endpoint given; try http://127.0.0.1:7070")
+        for url in urls:
+            try:
+                parse_endpoint(url)
+            except Misconfigured as exc:
+                raise ValueError(exc.message) from exc
         return value
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The addresses in `endpoint`, one by one."""
+        return _split(self.endpoint)
 
 
 def load_config(
@@ -64,7 +77,7 @@ def load_config(
     if profile:
         path = Path(os.environ.get("FOREBAY_CONFIG", "~/.config/forebay/config.toml")).expanduser()
         values = _read_profile(path, profile)
-        origin = f"profile {profile!r} in {path}"
+        origin = f"profile {profile!r} in {path}" if "endpoint" in values else origin
     # Variables win over the profile, which pydantic would read the other way round.
     values = {k: v for k, v in values.items() if f"FOREBAY_{k.upper()}" not in os.environ}
     if "FOREBAY_ENDPOINT" in os.environ:
@@ -77,17 +90,31 @@ def load_config(
     try:
         return ClientConfig(**values), origin
     except ValidationError as exc:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        faults = "; ".join(_fault(error["loc"], error["msg"], origin) for error in exc.errors())
         raise Misconfigured(f"the client's configuration is wrong: {faults}") from exc
+
+
+def _split(endpoints: str) -> tuple[str, ...]:
+    return tuple(url.strip().rstrip("/") for url in endpoints.split(",") if url.strip())
+
+
+def _fault(loc: tuple[int | str, ...], message: str, origin: str) -> str:
+    name = ".".join(map(str, loc))
+    place = f" (from {origin})" if name == "endpoint" else ""
+    return f"{name}{place}: {message.removeprefix('Value error, ')}"
 
 
 def _read_profile(path: Path, profile: str) -> dict[str, Any]:
     try:
-        profiles = tomllib.loads(path.read_text())["profiles"]
-        return dict(profiles[profile])
+        section = tomllib.loads(path.read_text())["profiles"][profile]
     except FileNotFoundError as exc:
         raise Misconfigured(f"profile {profile!r} was asked for, but there is no config file {path}") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except OSError as exc:
+        raise Misconfigured(f"the config file {path} can't be read: {exc.strerror}") from exc
+    except ValueError as exc:  # of the TOML, or of its UTF-8
         raise Misconfigured(f"{path} is not valid TOML: {exc}") from exc
-    except KeyError as exc:
+    except (KeyError, TypeError) as exc:
         raise Misconfigured(f"{path} has no section [profiles.{profile}]") from exc
+    if not isinstance(section, dict):
+        raise Misconfigured(f"{path}: profiles.{profile} is no section of settings")
+    return section

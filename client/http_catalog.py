@@ -38,15 +38,15 @@ class HttpCatalog:
         self._transport = transport
         self._config = config
         self._origin = origin
-        self._configured = tuple(url.strip().rstrip("/") for url in config.endpoint.split(",") if url.strip())
+        self._configured = config.endpoints
         self._discovered: tuple[str, ...] = ()
         self._failed_s: dict[str, float] = {}
         self._ever_answered = False
         self._backoff = Backoff(base_s=config.retry_base_s, max_s=config.retry_max_s)
 
     def cluster_view(self) -> ClusterView:
-        """The cluster as some node sees it."""
-        view = ClusterView.from_json(self._json("GET", "/v1/cluster"))
+        """The cluster as some node sees it. After the first time one round is enough: whoever asks has an older view."""
+        view = ClusterView.from_json(self._json("GET", "/v1/cluster", again=not self._discovered))
         self._discovered = tuple(url for urls in view.endpoints.values() for url in urls)
         return view
 
@@ -118,25 +118,32 @@ class HttpCatalog:
         headers: Mapping[str, str] | None = None,
         json: Any = None,
         timeout_s: float | None = None,
+        again: bool = True,
     ) -> Response:
+        """Ask until some node answers. `timeout_s` is for a call that waits on purpose, `again` False makes one round."""
         body = None if json is None else encode_json(json)
         sent = {**(headers or {}), **({"content-type": "application/json"} if body is not None else {})}
+        deadline = Deadline(self._config.deadline_s + (timeout_s or 0.0))
 
-        def attempt() -> Response:
-            return self._any_endpoint(
-                lambda url: self._transport.request(method, url, path, headers=sent, body=body, timeout_s=timeout_s)
-            )
+        def request(url: str) -> Response:
+            return self._transport.request(method, url, path, headers=sent, body=body, timeout_s=timeout_s, deadline=deadline)
 
-        # Whoever never reached a node has most likely the wrong address: that is said at once, not after a minute.
-        if not self._ever_answered:
-            return attempt()
-        return retrying(attempt, backoff=self._backoff, deadline=Deadline(self._config.deadline_s))
+        return retrying(
+            lambda: self._any_endpoint(request, deadline=deadline),
+            backoff=self._backoff,
+            deadline=deadline,
+            # Whoever never reached a node has most likely the wrong address: that is said at once, not after a minute.
+            again=lambda error: again and error.retryable and self._ever_answered,
+        )
 
-    def _any_endpoint(self, request: Callable[[str], Response]) -> Response:
+    def _any_endpoint(self, request: Callable[[str], Response], *, deadline: Deadline) -> Response:
         """One round over the endpoints. An answer that another node would give as well ends the round."""
-        urls = dict.fromkeys(self._configured + self._discovered)
-        failures: dict[str, StoreError] = {}
-        for url in sorted(urls, key=lambda url: self._failed_s.get(url, 0.0)):
+        urls = tuple(dict.fromkeys(self._configured + self._discovered))
+        answer: StoreError | None = None
+        silence: StoreError | None = None
+        for place, url in enumerate(sorted(urls, key=lambda url: self._failed_s.get(url, 0.0))):
+            if place and not deadline.remaining_s():
+                break
             try:
                 response = request(url)
             except StoreError as error:
@@ -144,17 +151,21 @@ class HttpCatalog:
                 if not error.retryable:
                     raise
                 self._failed_s[url] = time.monotonic()
-                failures[url] = error
+                if isinstance(error, EndpointUnreachable):
+                    silence = error
+                else:
+                    answer = error
                 continue
             self._failed_s.pop(url, None)
             self._ever_answered = True
             return response
-        if all(isinstance(error, EndpointUnreachable) for error in failures.values()):
-            raise EndpointUnreachable(
-                f"no node answers at {', '.join(urls)} (from {self._origin}). Is the cluster up? "
-                "`forebay up` starts one on this machine; FOREBAY_ENDPOINT names another"
-            )
-        raise list(failures.values())[-1]
+        # What a node said is worth more than that others are silent.
+        if answer is not None:
+            raise answer
+        raise EndpointUnreachable(
+            f"no node answers at {', '.join(urls)} (from {self._origin}). Is the cluster up? "
+            "`forebay up` starts one on this machine; FOREBAY_ENDPOINT names another"
+        ) from silence
 
 
 def _conditions(condition: Condition) -> dict[str, str]:

@@ -9,28 +9,34 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeAlias, cast
+from typing import BinaryIO, TypeAlias, TypeVar, cast
 
 from typing_extensions import Buffer
 
+from client.buckets import Buckets
 from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
 from client.errors import InvalidRange, InvalidRequest
+from client.in_flight import ThreadPool, in_order
 from client.names import check_bucket, check_key
 from client.reader import ContentReader, ObjectFile
-from client.record import Ack, BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord, new_write_id
+from client.record import Ack, Condition, Content, ObjectInfo, ObjectRecord
 from client.replica import ReplicaReader
 from client.retry import Backoff
 from client.upload import ChunkUploader, Upload
+from client.write_id import new_write_id
 
 __all__ = ["ObjectStore", "ObjectUpload"]
 
+A = TypeVar("A")
+T = TypeVar("T")
 Data: TypeAlias = Buffer | str | os.PathLike[str] | BinaryIO
 
 
@@ -52,20 +58,12 @@ class ObjectUpload:
         self._upload.write(piece)
 
     def write_owned(self, payload: Buffer) -> None:
-        """Append one chunk that nobody changes until `commit`; it is not copied."""
+        """Append one chunk that nobody changes until the upload has ended; it is not copied."""
         self._upload.write_owned(payload)
 
     def commit(self, *, condition: Condition | None = None) -> ObjectInfo:
         """Wait until the bytes are durable, then give them the name."""
-        record = ObjectRecord(
-            write_id=self._record.write_id,
-            content=self._upload.finish(),
-            content_type=self._record.content_type,
-            metadata=self._record.metadata,
-            ack=self._record.ack,
-            replicas=self._record.replicas,
-            created_s=self._record.created_s,
-        )
+        record = replace(self._record, content=self._upload.finish())
         return self._catalog.commit(self._bucket, self._key, record, condition=condition or Condition())
 
     def __enter__(self) -> ObjectUpload:
@@ -97,11 +95,11 @@ class ObjectStore:
         self.config = config
         self.replica_reader = ReplicaReader(cluster, chunks)
         # Calls of get_many and put_many wait for chunks, so the two kinds of work must not share threads.
-        self._chunk_pool = ThreadPoolExecutor(config.max_threads, thread_name_prefix="forebay-chunk")
-        self._call_pool = ThreadPoolExecutor(config.max_threads, thread_name_prefix="forebay-call")
+        self._chunk_pool = ThreadPool(config.max_threads, name="forebay-chunk")
+        self._call_pool = ThreadPool(config.max_threads, name="forebay-call")
 
     def close(self) -> None:
-        """Stop the threads; calls in progress end first."""
+        """Stop the threads; calls in progress, and what waits for a thread, end first."""
         self._call_pool.shutdown()
         self._chunk_pool.shutdown()
 
@@ -140,8 +138,9 @@ class ObjectStore:
         """
         condition = Condition(if_match=if_match, if_none_match=if_none_match)
         with self.upload(bucket, key, ack=ack, metadata=metadata, content_type=content_type) as upload:
-            for payload in _cut(data, self.config.chunk_size_bytes):
-                upload.write_owned(payload)
+            with closing(_cut(data, self.config.chunk_size_bytes)) as payloads:
+                for payload in payloads:
+                    upload.write_owned(payload)
             return upload.commit(condition=condition)
 
     def upload(
@@ -181,7 +180,7 @@ class ObjectStore:
 
     def put_many(self, items: Iterable[tuple[str, str, Data]]) -> list[ObjectInfo]:
         """Put several ``(bucket, key, data)`` at once; the infos are in their order."""
-        return list(self._call_pool.map(lambda item: self.put(*item), items))
+        return self._at_once(lambda item: self.put(*item), items)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, if_none_match: str | None = None) -> ObjectInfo:
         """Give an object's bytes a second name. No byte moves unless the target bucket wants more replicas."""
@@ -190,18 +189,10 @@ class ObjectStore:
         source = info.record
         if policy.replicas > source.replicas:
             with self.upload(to_bucket, to_key, metadata=source.metadata, content_type=source.content_type) as upload:
-                for piece in self.reader(info).stream():
-                    upload.write(piece)
+                for chunk in self.reader(info).stream():
+                    upload.write_owned(chunk)
                 return upload.commit(condition=condition)
-        record = ObjectRecord(
-            write_id=new_write_id(),
-            content=source.content,
-            content_type=source.content_type,
-            metadata=source.metadata,
-            ack=source.ack,
-            replicas=policy.replicas,
-            created_s=time.time(),
-        )
+        record = replace(source, write_id=new_write_id(), replicas=policy.replicas, created_s=time.time())
         return self.catalog.commit(to_bucket, to_key, record, condition=condition)
 
     def set_replicas(self, info: ObjectInfo, replicas: int) -> ObjectInfo:
@@ -217,7 +208,7 @@ class ObjectStore:
         num_nodes = len(self.cluster.refresh().layout.nodes)
         if not 1 <= replicas <= num_nodes:
             raise InvalidRequest(f"{replicas} replicas asked for; the cluster has {num_nodes} nodes, so 1 to {num_nodes}")
-        record = ObjectRecord.from_json({**info.record.to_json(), "write_id": new_write_id(), "replicas": replicas})
+        record = replace(info.record, write_id=new_write_id(), replicas=replicas)
         return self.catalog.commit(info.bucket, info.key, record, condition=Condition(if_match=info.etag))
 
     def delete(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
@@ -277,9 +268,8 @@ class ObjectStore:
     ) -> int:
         """Fill `buffer` with an object's bytes from `start` on; returns how many, fewer only at its end."""
         info = self.stat(bucket, key, version=version, consistency=consistency)
-        view = memoryview(buffer).cast("B")
-        count = min(len(view), _clamp(info, start, None))
-        return self.reader(info).read_into(view[:count], start=start)
+        count = min(memoryview(buffer).nbytes, _clamp(info, start, None))
+        return self.reader(info).read_into(memoryview(buffer).cast("B")[:count] if count else b"", start=start)
 
     def open(
         self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong"
@@ -290,7 +280,11 @@ class ObjectStore:
 
     def get_many(self, items: Iterable[tuple[str, str, int, int | None]]) -> list[bytes]:
         """Get several ``(bucket, key, start, end)`` at once; the bytes are in their order."""
-        return list(self._call_pool.map(lambda item: self.get(item[0], item[1], start=item[2], end=item[3]), items))
+        return self._at_once(lambda item: self.get(item[0], item[1], start=item[2], end=item[3]), items)
+
+    def _at_once(self, call: Callable[[A], T], items: Iterable[A]) -> list[T]:
+        # A few more than there are threads, so that a slow call at the head does not leave them idle.
+        return list(in_order(self._call_pool, call, items, max_in_flight=2 * self.config.max_threads))
 
     def list(
         self,
@@ -340,45 +334,7 @@ class ObjectStore:
         return Buckets(self.catalog)
 
 
-class Buckets:
-    """The buckets of a store."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-
-    def create(self, bucket: str, *, replicas: int = 3, ack: Ack = "quorum", versions: int = 0) -> BucketPolicy:
-        """Create a bucket; see `BucketPolicy`. Raises `BucketExists` if it exists with another policy."""
-        policy = BucketPolicy(replicas=replicas, ack=ack, versions=versions)
-        self._catalog.create_bucket(check_bucket(bucket), policy)
-        return policy
-
-    def get(self, bucket: str) -> BucketPolicy:
-        """The policy of a bucket. Raises `BucketNotFound`."""
-        return self._catalog.bucket(bucket)
-
-    def list(self) -> dict[str, BucketPolicy]:
-        """All buckets, by name."""
-        return self._catalog.buckets()
-
-    def set(
-        self, bucket: str, *, replicas: int | None = None, ack: Ack | None = None, versions: int | None = None
-    ) -> BucketPolicy:
-        """Change what is given; it holds for objects written from now on."""
-        old = self._catalog.bucket(bucket)
-        policy = BucketPolicy(
-            replicas=old.replicas if replicas is None else replicas,
-            ack=old.ack if ack is None else ack,
-            versions=old.versions if versions is None else versions,
-        )
-        self._catalog.set_bucket(bucket, policy)
-        return policy
-
-    def delete(self, bucket: str) -> None:
-        """Delete an empty bucket. Raises `BucketNotEmpty`."""
-        self._catalog.delete_bucket(bucket)
-
-
-def _cut(data: Data, chunk_size_bytes: int) -> Iterator[Buffer]:
+def _cut(data: Data, chunk_size_bytes: int) -> Generator[Buffer, None, None]:
     """`data` in chunks; slices of a buffer, fresh buffers from a file."""
     if isinstance(data, str | os.PathLike):
         with Path(data).open("rb", buffering=0) as file:
@@ -386,6 +342,8 @@ def _cut(data: Data, chunk_size_bytes: int) -> Iterator[Buffer]:
     elif hasattr(data, "readinto") or hasattr(data, "read"):
         yield from _cut_file(cast(BinaryIO, data), chunk_size_bytes)
     else:
+        if not memoryview(data).nbytes:
+            return  # Also because an empty array of several dimensions can't be cast.
         view = memoryview(data).cast("B")
         for start in range(0, len(view), chunk_size_bytes):
             yield view[start : start + chunk_size_bytes]

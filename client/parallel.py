@@ -1,7 +1,6 @@
-"""A function over many items, several at a time, in order and within a bound.
+"""A function over many items, such as the objects of a listing: several at a time, in threads of its own, and given up early.
 
-`concurrent.futures.Executor.map` takes all its items at once; this takes a few, so that items may come from a listing without
-end and memory stays the same.
+`client.in_flight` keeps chunks in flight and waits for them; here each call may be a whole file, which is told to stop first.
 """
 
 from __future__ import annotations
@@ -9,8 +8,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from client.in_flight import ThreadPool, settle
 
 __all__ = ["bounded_map"]
 
@@ -32,7 +33,7 @@ def bounded_map(
         Set when the calls that run should give up, because nobody wants their results any more.
     """
     pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(max_parallel, thread_name_prefix="forebay-parallel") as pool:
+    with ThreadPool(max_parallel, name="forebay-parallel") as pool:
         try:
             for item in items:
                 if len(pending) >= 2 * max_parallel:
@@ -43,5 +44,4 @@ def bounded_map(
         finally:
             if stop is not None:
                 stop.set()
-            for future in pending:
-                future.cancel()
+            settle(pending)

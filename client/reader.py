@@ -10,12 +10,14 @@ import io
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain
 
 from typing_extensions import Buffer
 
-from client.errors import InvalidRange
+from client.errors import InvalidRange, MetadataCorrupt
+from client.in_flight import in_order
 from client.manifest import Entry, Manifest, Ref
 from client.record import Content
 from client.replica import ReplicaReader
@@ -23,7 +25,7 @@ from client.retry import Backoff, Deadline, retrying
 
 __all__ = ["ContentReader", "ObjectFile", "Span"]
 
-_MAX_CACHED_MANIFESTS = 16
+_MAX_CACHED_MANIFESTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class ContentReader:
     backoff : Backoff
         Between rounds over all replicas.
     deadline_s : float
-        For one chunk.
+        For one chunk, all rounds together. 0 makes one round, however long that takes.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ContentReader:
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._manifests: OrderedDict[bytes, Manifest] = OrderedDict()
+        self._inline = Manifest(level=0, entries=tuple(Entry(ref=ref, content_bytes=ref.size) for ref in content.refs))
 
     @property
     def size(self) -> int:
@@ -93,6 +96,8 @@ class ContentReader:
         """
         if not 0 <= start <= end <= self.size:
             raise InvalidRange(f"bytes {start} to {end} of an object of {self.size} bytes")
+        if start == end:
+            return
         for offset, entry in self._leaves(start, end):
             low, high = max(start, offset), min(end, offset + entry.content_bytes)
             yield Span(ref=entry.ref, start=low - offset, end=high - offset, offset=low)
@@ -103,81 +108,84 @@ class ContentReader:
         Chunks are received straight into the buffer, a few at a time. When it raises, the buffer's contents are
         worthless.
         """
-        view = memoryview(buffer).cast("B")
+        view = memoryview(buffer)
+        view = view.cast("B") if view.nbytes else memoryview(b"")  # An empty array of several dimensions can't be cast.
         spans = self.spans(start, start + len(view))
         first = next(spans, None)
-        if first is not None and first.end - first.start == len(view):
+        if first is None:
+            return 0
+        if first.end - first.start == len(view):
             self._read_span(first, view)  # The common case costs no thread.
             return len(view)
-        pending: deque[Future[None]] = deque()
-        try:
-            while first is not None:
-                if len(pending) >= self._max_in_flight:
-                    pending.popleft().result()
-                place = first.offset - start
-                part = view[place : place + first.end - first.start]
-                pending.append(self._executor.submit(self._read_span, first, part))
-                first = next(spans, None)
-            while pending:
-                pending.popleft().result()
-        finally:
-            # After an error nothing may go on writing into a buffer that the caller has back.
-            _settle(pending)
+
+        def read(span: Span) -> None:
+            place = span.offset - start
+            self._read_span(span, view[place : place + span.end - span.start])
+
+        # Nothing is left under way even by an error, or it would go on writing into a buffer that the caller has back.
+        deque(in_order(self._executor, read, chain((first,), spans), max_in_flight=self._max_in_flight), maxlen=0)
         return len(view)
 
     def stream(self, start: int = 0, end: int | None = None) -> Generator[bytearray, None, None]:
-        """Content bytes ``[start, end)`` in order, verified, in pieces of at most a chunk, reading ahead."""
-        pending: deque[Future[bytearray]] = deque()
-        try:
-            for span in self.spans(start, self.size if end is None else end):
-                if len(pending) >= self._max_in_flight:
-                    yield pending.popleft().result()
-                pending.append(self._executor.submit(self._read, span))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            _settle(pending)
+        """Content bytes ``[start, end)`` in order, verified, in pieces of at most a chunk, reading ahead.
+
+        Close it when it is not read to its end, which waits for what is being read ahead.
+        """
+        spans = self.spans(start, self.size if end is None else end)
+        yield from in_order(self._executor, self._read, spans, max_in_flight=self._max_in_flight)
 
     def refs(self) -> Iterator[Ref]:
         """Every chunk that the content needs, manifests included, parents first."""
         if self.content.manifest is None:
             yield from self.content.refs
-            return
-        yield from self._refs_below(self.content.manifest)
+        else:
+            yield from self._refs_below(self._root(self.content.manifest))
 
-    def _refs_below(self, ref: Ref) -> Iterator[Ref]:
-        yield ref
-        manifest = self._manifest(ref)
+    def _refs_below(self, parent: Entry, *, level: int | None = None) -> Iterator[Ref]:
+        yield parent.ref
+        manifest = self._manifest(parent, level=level)
         for entry in manifest.entries:
             if manifest.level:
-                yield from self._refs_below(entry.ref)
+                yield from self._refs_below(entry, level=manifest.level - 1)
             else:
                 yield entry.ref
 
     def _leaves(self, start: int, end: int) -> Iterator[tuple[int, Entry]]:
-        if start == end:
-            return
-        if self.content.manifest is None:
-            entries = tuple(Entry(ref=ref, content_bytes=ref.size) for ref in self.content.refs)
-            yield from Manifest(level=0, entries=entries).covering(start, end)
-            return
-        yield from self._descend(self.content.manifest, start, end, base=0)
+        if self.content.manifest is not None:
+            return self._descend(self._root(self.content.manifest), start, end, base=0)
+        if self._inline.content_bytes != self.size:
+            raise MetadataCorrupt(f"content of {self.size} bytes refers to {self._inline.content_bytes}")
+        return self._inline.covering(start, end)
 
-    def _descend(self, ref: Ref, start: int, end: int, *, base: int) -> Iterator[tuple[int, Entry]]:
-        manifest = self._manifest(ref)
+    def _root(self, manifest: Ref) -> Entry:
+        return Entry(ref=manifest, content_bytes=self.size)
+
+    def _descend(
+        self, parent: Entry, start: int, end: int, *, base: int, level: int | None = None
+    ) -> Iterator[tuple[int, Entry]]:
+        """Data chunks below `parent`, whose content begins at `base`, that overlap ``[start, end)``, with their offsets."""
+        manifest = self._manifest(parent, level=level)
         for offset, entry in manifest.covering(start - base, end - base):
             if manifest.level:
-                yield from self._descend(entry.ref, start, end, base=base + offset)
+                yield from self._descend(entry, start, end, base=base + offset, level=manifest.level - 1)
             else:
                 yield base + offset, entry
 
-    def _manifest(self, ref: Ref) -> Manifest:
+    def _manifest(self, parent: Entry, *, level: int | None) -> Manifest:
+        """The manifest that `parent` refers to, which must be what its parent says: a hole would be read as bytes."""
+        ref = parent.ref
         with self._lock:
-            cached = self._manifests.get(ref.id)
-            if cached is not None:
+            manifest = self._manifests.get(ref.id)
+            if manifest is not None:
                 self._manifests.move_to_end(ref.id)
-                return cached
-        manifest = Manifest.decode(bytes(self._read(Span(ref=ref, start=0, end=ref.size, offset=0))))
+        if manifest is None:
+            manifest = Manifest.decode(bytes(self._read(Span(ref=ref, start=0, end=ref.size, offset=0))))
+        if manifest.content_bytes != parent.content_bytes or level not in (None, manifest.level):
+            raise MetadataCorrupt(
+                f"manifest {ref} of level {manifest.level} covers {manifest.content_bytes} bytes; "
+                f"what refers to it says {parent.content_bytes}, level {'any' if level is None else level}",
+                key=str(ref),
+            )
         with self._lock:
             self._manifests[ref.id] = manifest
             while len(self._manifests) > _MAX_CACHED_MANIFESTS:
@@ -190,11 +198,15 @@ class ContentReader:
         return data
 
     def _read_span(self, span: Span, part: memoryview) -> None:
+        if not self._deadline_s:
+            self._reader.read_into(span.ref, part, replicas=self.replicas, start=span.start)
+            return
         # A round over the replicas may fall into the moment in which a node restarts, so rounds repeat for a while.
+        deadline = Deadline(self._deadline_s)
         retrying(
-            lambda: self._reader.read_into(span.ref, part, replicas=self.replicas, start=span.start),
+            lambda: self._reader.read_into(span.ref, part, replicas=self.replicas, start=span.start, deadline=deadline),
             backoff=self._backoff,
-            deadline=Deadline(self._deadline_s),
+            deadline=deadline,
         )
 
 
@@ -221,10 +233,10 @@ class ObjectFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to `offset`, as `io.IOBase.seek`."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative seek position {base + offset}")
-        self._position = base + offset
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise ValueError(f"can't seek to {offset} from {whence}, at {self._position} of {self._reader.size} bytes")
+        self._position = bases[whence] + offset
         return self._position
 
     def readinto(self, buffer: Buffer) -> int:
@@ -236,10 +248,8 @@ class ObjectFile(io.RawIOBase):
             self._position += count
         return count
 
-
-def _settle(pending: deque[Future[None]] | deque[Future[bytearray]]) -> None:
-    for future in pending:
-        future.cancel()
-    for future in pending:
-        if not future.cancelled():
-            future.exception()
+    def readall(self) -> bytes:
+        """The rest; without this `io` would ask for a few kilobytes at a time."""
+        data = bytearray(max(0, self._reader.size - self._position))
+        self.readinto(data)
+        return bytes(data)

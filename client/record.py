@@ -6,7 +6,7 @@ of manifests. Its version is the metadata revision that committed it, so it is n
 
 from __future__ import annotations
 
-import uuid
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,18 +24,13 @@ __all__ = [
     "ObjectInfo",
     "ObjectRecord",
     "acks_needed",
-    "new_write_id",
 ]
 
 Ack = Literal["one", "quorum", "all"]
 ACK_LEVELS: tuple[Ack, ...] = ("one", "quorum", "all")
 INLINE_REFS = 8
 MAX_METADATA_BYTES = 8 * 1024
-
-
-def new_write_id() -> str:
-    """A fresh id for one logical write; kept across its retries, and the object's ETag afterwards."""
-    return uuid.uuid4().hex
+_ETAG = re.compile(r"\*|[A-Za-z0-9_-]{1,64}")
 
 
 def acks_needed(replicas: int, *, ack: str) -> int:
@@ -78,12 +73,14 @@ class BucketPolicy:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BucketPolicy:
         """The policy in `value`; what it leaves out has its default. Raises `InvalidRequest`."""
+        if not isinstance(value, Mapping):
+            raise InvalidRequest(f"bucket settings are a JSON object, found {str(value)[:100]}")
         unknown = set(value) - {"replicas", "ack", "versions"}
         if unknown:
             raise InvalidRequest(f"unknown bucket settings {sorted(unknown)}; known are replicas, ack, versions")
         try:
             return cls(**{**value, **{k: int(value[k]) for k in ("replicas", "versions") if k in value}})
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             raise InvalidRequest(f"bucket settings must be whole numbers, found {dict(value)}") from exc
 
 
@@ -127,7 +124,7 @@ class Content:
                 refs=refs,
                 manifest=Ref.unpack(bytes.fromhex(manifest)) if manifest is not None else None,
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as exc:
             raise MetadataCorrupt(f"the content of a record can't be read: {exc!r}") from exc
         if content.manifest is None and sum(ref.size for ref in refs) != content.size:
             raise MetadataCorrupt(f"a record of {content.size} bytes refers to {sum(ref.size for ref in refs)}")
@@ -148,7 +145,10 @@ class ObjectRecord:
     tombstone: bool = False
 
     def __post_init__(self) -> None:
-        size = sum(len(k.encode()) + len(v.encode()) for k, v in self.metadata.items())
+        try:
+            size = sum(len(k.encode()) + len(v.encode()) for k, v in self.metadata.items())
+        except (AttributeError, UnicodeEncodeError) as exc:
+            raise InvalidRequest(f"metadata of an object maps text to text: {exc}") from exc
         if size > MAX_METADATA_BYTES:
             raise InvalidRequest(f"metadata of an object holds at most {MAX_METADATA_BYTES} bytes, found {size}")
 
@@ -179,7 +179,7 @@ class ObjectRecord:
                 created_s=float(value["created_s"]),
                 tombstone=bool(value["tombstone"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as exc:
             raise MetadataCorrupt(f"an object's record can't be read: {exc!r}") from exc
 
 
@@ -228,7 +228,7 @@ class ObjectInfo:
         try:
             bucket, key, version = str(value["bucket"]), str(value["key"]), int(value["version"])
             record = ObjectRecord.from_json(value["record"])
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise MetadataCorrupt(f"an object's info can't be read: {exc!r}") from exc
         return cls(bucket=bucket, key=key, version=version, record=record)
 
@@ -247,6 +247,13 @@ class Condition:
 
     if_match: str | None = None
     if_none_match: str | None = None
+
+    def __post_init__(self) -> None:
+        for tag in (self.if_match, self.if_none_match):
+            if tag is not None and not _ETAG.fullmatch(tag):
+                raise InvalidRequest(
+                    f"condition {tag[:100]!r}: expected an ETag as `ObjectInfo.etag` has it, without quotes, or *"
+                )
 
     def holds(self, etag: str | None) -> bool:
         """Whether an object with `etag` (None: no object) satisfies the condition."""

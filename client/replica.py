@@ -1,19 +1,21 @@
 """The verified read: bytes of a chunk from whichever replica gives the right ones.
 
 One path serves applications, the node's own object routes, repair and the loader. It asks the replicas that placement
-names, trusted and quick ones first. A copy that is corrupt is reported to its node, which sets it aside and repairs it,
-while the reader goes on to the next.
+names, trusted and quick ones first. A copy that is corrupt is reported to its node, which sets it aside and repairs it, but
+only after the reader has its bytes from the next one.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection
 
 from client.chunks import ChunkClient
 from client.cluster import Cluster
-from client.errors import AllReplicasFailed, ChunkCorrupt, StoreError
+from client.errors import AllReplicasFailed, ChunkCorrupt, DeadlineExceeded, StoreError
 from client.manifest import Ref
+from client.retry import Deadline
 
 __all__ = ["ReplicaReader"]
 
@@ -32,10 +34,20 @@ class ReplicaReader:
     def __init__(self, cluster: Cluster, chunks: ChunkClient) -> None:
         self._cluster = cluster
         self._chunks = chunks
+        self._lock = threading.Lock()
         self.failovers = 0
 
-    def read_into(self, ref: Ref, buffer: memoryview, *, replicas: int, start: int = 0, exclude: Collection[str] = ()) -> None:
-        """Fill `buffer` with the chunk's bytes from `start` on, verified.
+    def read_into(
+        self,
+        ref: Ref,
+        buffer: memoryview,
+        *,
+        replicas: int,
+        start: int = 0,
+        exclude: Collection[str] = (),
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Fill `buffer` (of bytes) with the chunk's bytes from `start` on, verified.
 
         Parameters
         ----------
@@ -43,39 +55,63 @@ class ReplicaReader:
             How many replicas the record that refers to the chunk asks for.
         exclude : collection of str
             Node ids not to ask.
+        deadline : Deadline, optional
+            Once it has passed no further replica is asked, and none is waited for longer.
 
         Raises
         ------
         AllReplicasFailed
             With what each replica said.
         """
-        said: dict[str, str] = {}
+        options = {} if deadline is None else {"deadline": deadline}
         holders = self._cluster.layout.replicas(ref.partition, count=replicas)
+        failed: dict[str, StoreError] = {}
         for node_id in self._cluster.ranked([node for node in holders if node not in exclude]):
-            try:
-                self._chunks.fetch_into(node_id, ref, buffer, start=start)
-            except StoreError as error:
-                said[node_id] = f"{error.title}: {error.message}"
-                if isinstance(error, ChunkCorrupt):
-                    self._report_corrupt(node_id, ref)
+            if failed and deadline is not None and not deadline.remaining_s():
+                failed[node_id] = DeadlineExceeded("there was no time left to ask it", node_id=node_id)
                 continue
-            self.failovers += len(said)
+            try:
+                self._chunks.fetch_into(node_id, ref, buffer, start=start, **options)
+            except StoreError as error:
+                failed[node_id] = error
+                continue
+            if failed:
+                self._note(ref, failed)
             return
-        detail = "; ".join(f"{node} said {words}" for node, words in said.items()) or "the layout names no other replica"
-        raise AllReplicasFailed(f"chunk {ref} can't be read from any of {len(said)} replicas: {detail}", key=str(ref))
+        self._report_corrupt(ref, failed)
+        said = "; ".join(f"{node} said {error.title}: {error.message}" for node, error in failed.items())
+        raise AllReplicasFailed(
+            f"chunk {ref} can't be read from any of {len(failed)} replicas: {said or 'the layout names no other replica'}",
+            key=str(ref),
+        )
 
     def read(
-        self, ref: Ref, *, replicas: int, start: int = 0, end: int | None = None, exclude: Collection[str] = ()
+        self,
+        ref: Ref,
+        *,
+        replicas: int,
+        start: int = 0,
+        end: int | None = None,
+        exclude: Collection[str] = (),
+        deadline: Deadline | None = None,
     ) -> bytearray:
         """The chunk's bytes ``[start, end)``, verified; see `read_into`."""
         data = bytearray((ref.size if end is None else end) - start)
-        self.read_into(ref, memoryview(data), replicas=replicas, start=start, exclude=exclude)
+        self.read_into(ref, memoryview(data), replicas=replicas, start=start, exclude=exclude, deadline=deadline)
         return data
 
-    def _report_corrupt(self, node_id: str, ref: Ref) -> None:
-        log.warning("node %s sent corrupt bytes for chunk %s; asking it to verify its copy", node_id, ref)
-        try:
-            self._chunks.verify(node_id, [ref])
-        except StoreError as error:
-            # The reader has other replicas to try; scrub will find the copy if this node lives on.
-            log.warning("node %s could not be told of its corrupt chunk %s: %s", node_id, ref, error.message)
+    def _note(self, ref: Ref, failed: dict[str, StoreError]) -> None:
+        with self._lock:
+            self.failovers += len(failed)
+        self._report_corrupt(ref, failed)
+
+    def _report_corrupt(self, ref: Ref, failed: dict[str, StoreError]) -> None:
+        for node_id, error in failed.items():
+            if not isinstance(error, ChunkCorrupt):
+                continue
+            log.warning("node %s sent corrupt bytes for chunk %s; asking it to verify its copy", node_id, ref)
+            try:
+                self._chunks.verify(node_id, [ref])
+            except StoreError as trouble:
+                # Scrub will find the copy if this node lives on.
+                log.warning("node %s could not be told of its corrupt chunk %s: %s", node_id, ref, trouble.message)

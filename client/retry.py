@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from client.errors import DeadlineExceeded, StoreError
+from client.errors import StoreError
 
 __all__ = ["Backoff", "Deadline", "retrying"]
 
 T = TypeVar("T")
+_MAX_DOUBLINGS = 30  # Every backoff has reached its maximum by then, and the power stays a sensible number.
 
 
 class Deadline:
@@ -33,16 +34,16 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Waits between attempts; clock, sleep and randomness come from outside so that tests own them."""
+    """Waits between attempts; sleep and randomness come from outside so that tests own them."""
 
     base_s: float
     max_s: float
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
     uniform: Callable[[float, float], float] = random.uniform
 
     def wait(self, attempt: int, *, error: StoreError, deadline: Deadline) -> bool:
         """Wait before attempt number ``attempt + 1``; False, without waiting, if the deadline comes first."""
-        pause_s = self.uniform(0.0, min(self.max_s, self.base_s * 2**attempt))
+        pause_s = self.uniform(0.0, min(self.max_s, self.base_s * 2 ** min(attempt, _MAX_DOUBLINGS)))
         pause_s = max(pause_s, error.retry_after_s or 0.0)
         if pause_s >= deadline.remaining_s():
             return False
@@ -50,23 +51,31 @@ class Backoff:
         return True
 
 
-def retrying(call: Callable[[], T], *, backoff: Backoff, deadline: Deadline) -> T:
-    """Call until it succeeds, fails for good, or the deadline passes; then its last error is raised.
+def _is_retryable(error: StoreError) -> bool:
+    return error.retryable
 
-    Raises
-    ------
-    DeadlineExceeded
-        If the deadline passed before the first attempt ended; chained to what it was doing.
+
+def retrying(
+    call: Callable[[], T],
+    *,
+    backoff: Backoff,
+    deadline: Deadline,
+    again: Callable[[StoreError], bool] = _is_retryable,
+) -> T:
+    """Call until it succeeds, fails for good, or the deadline comes before the next attempt; then its last error is raised.
+
+    Parameters
+    ----------
+    call : callable
+        One attempt. The first is made in any case; how long one takes is for `call` itself to bound.
+    again : callable
+        Whether an error is worth another attempt; by default, whether it says so itself.
     """
     attempt = 0
     while True:
         try:
             return call()
-        except DeadlineExceeded:
-            if deadline.remaining_s() == 0:
-                raise
-            attempt += 1
         except StoreError as error:
-            if not error.retryable or not backoff.wait(attempt, error=error, deadline=deadline):
+            if not again(error) or not backoff.wait(attempt, error=error, deadline=deadline):
                 raise
-            attempt += 1
+        attempt += 1

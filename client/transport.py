@@ -3,26 +3,32 @@
 It is `http.client`, which reads straight into a buffer and sends any bytes-like object without copying; on loopback that
 moved more bytes a second than urllib3, httpx or pycurl. It knows nothing of chunks, names or retries. It turns foreign
 exceptions and error responses into `StoreError`s.
+
+A connection is kept only after an exchange that both sides have completed: the whole request sent, the whole answer read.
 """
 
 from __future__ import annotations
 
 import http.client
-import socket
+import select
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from typing_extensions import Buffer
 
 from client.config import ClientConfig
-from client.errors import DeadlineExceeded, EndpointUnreachable, InvalidRequest, Misconfigured
-from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol, error_of
+from client.errors import BodyTooLarge, DeadlineExceeded, EndpointUnreachable, TruncatedBody
+from client.process import HomeProcess
+from client.retry import Deadline
+from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol, error_of, parse_endpoint
 
 __all__ = ["Response", "Transport"]
 
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_ANSWER_BYTES = 256 * 1024 * 1024  # More than the largest chunk, and than any document.
+_EARLY_ANSWER_S = 0.05  # An answer that made sending fail is here already.
+_SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,7 @@ class Transport:
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
+        self._home = HomeProcess()
         self._lock = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
         self._closed = False
@@ -70,6 +77,7 @@ class Transport:
         body: Buffer | None = None,
         into: memoryview | None = None,
         timeout_s: float | None = None,
+        deadline: Deadline | None = None,
         node_id: str = "",
     ) -> Response:
         """Send one request and receive its whole answer.
@@ -81,9 +89,11 @@ class Transport:
         path : str
             Path and query, already quoted.
         into : memoryview, optional
-            Receives the body of a successful answer, which must have exactly this length.
+            Of bytes. Receives the body of a successful answer, which must have exactly this length.
         timeout_s : float, optional
             Longest silence of the node; the configured ``read_timeout_s`` if not given.
+        deadline : Deadline, optional
+            Makes that shorter when there is less time left.
         node_id : str
             Named in errors; the URL if not given.
 
@@ -93,42 +103,44 @@ class Transport:
             No connection, or it broke.
         DeadlineExceeded
             The node was silent for too long.
+        TruncatedBody
+            The answer does not have the length of `into`.
         StoreError
             What the node's problem document says.
         """
+        self._home.check()
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
         if self._config.token:
             sent["authorization"] = f"Bearer {self._config.token}"
         if body is not None:
-            sent["content-length"] = str(memoryview(body).nbytes)
+            body = memoryview(body)
+            sent["content-length"] = str(body.nbytes)
         timeout_s = self._config.read_timeout_s if timeout_s is None else timeout_s
+        if deadline is not None:
+            timeout_s = min(timeout_s, deadline.remaining_s())
+        timeout_s = max(_SHORTEST_TIMEOUT_S, timeout_s)
         node_id = node_id or url
+        response = None
         connection, reused = self._borrow(url)
-        while True:
+        try:
             try:
                 response = self._exchange(connection, method, path, headers=sent, body=body, timeout_s=timeout_s)
-                break
             except (http.client.HTTPException, OSError) as exc:
-                connection.close()
                 # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
                 # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
                 if not reused or isinstance(exc, TimeoutError):
-                    raise _unreachable(exc, method, url, path, node_id=node_id) from exc
-                connection, reused = self._connect(url), False
-        try:
-            answer = _receive(response, into=into, node_id=node_id)
-        except (http.client.HTTPException, OSError) as exc:
-            connection.close()
-            raise _unreachable(exc, method, url, path, node_id=node_id) from exc
-        except BaseException:
-            # Part of the body may still be on its way, so that nobody else may use this connection.
-            if not response.isclosed():
+                    raise
                 connection.close()
-            else:
-                self._give_back(url, connection)
-            raise
-        self._give_back(url, connection)
-        return answer
+                connection = self._connect(url)
+                response = self._exchange(connection, method, path, headers=sent, body=body, timeout_s=timeout_s)
+            return _receive(response, into=into, node_id=node_id)
+        except TimeoutError as exc:
+            message = f"{method} {path}: {url} was silent for {timeout_s:.3g} s"
+            raise DeadlineExceeded(message, node_id=node_id) from exc
+        except (http.client.HTTPException, OSError) as exc:
+            raise EndpointUnreachable(f"{method} {path}: no answer from {url}: {exc!r}", node_id=node_id) from exc
+        finally:
+            self._give_back(url, connection, response)
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -146,59 +158,102 @@ class Transport:
         path: str,
         *,
         headers: Mapping[str, str],
-        body: Buffer | None,
+        body: memoryview | None,
         timeout_s: float,
     ) -> http.client.HTTPResponse:
         if connection.sock is None:
-            connection.timeout = self._config.connect_timeout_s
-            connection.connect()
+            connection.timeout = min(self._config.connect_timeout_s, timeout_s)
+            try:
+                connection.connect()
+            except TimeoutError as exc:
+                # Nothing was asked yet, so nobody was silent: there is no such endpoint, or no way to it.
+                raise ConnectionError(f"no connection within {connection.timeout:.3g} s") from exc
+            except UnicodeError as exc:
+                raise ConnectionError(f"{connection.host!r} is no name of a host") from exc
         connection.sock.settimeout(timeout_s)
-        connection.request(method, path, body=None if body is None else memoryview(body), headers=dict(headers))
+        try:
+            connection.request(method, path, body=body, headers=dict(headers))
+        except OSError:
+            response = _early_answer(connection)
+            if response is None:
+                raise
+            return response
         return connection.getresponse()
 
     def _borrow(self, url: str) -> tuple[http.client.HTTPConnection, bool]:
-        with self._lock:
-            idle = self._idle.get(url)
-            if idle:
-                return idle.pop(), True
-        return self._connect(url), False
+        while True:
+            with self._lock:
+                idle = self._idle.get(url)
+                connection = idle.pop() if idle else None
+            if connection is None:
+                return self._connect(url), False
+            if not _can_be_read(connection):
+                return connection, True
+            connection.close()
 
     def _connect(self, url: str) -> http.client.HTTPConnection:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise Misconfigured(f"endpoint {url!r}: expected http://HOST:PORT")
-        return http.client.HTTPConnection(parts.hostname, parts.port or 80)
+        host, port = parse_endpoint(url)
+        return http.client.HTTPConnection(host, port)
 
-    def _give_back(self, url: str, connection: http.client.HTTPConnection) -> None:
-        with self._lock:
-            pool = self._idle.setdefault(url, [])
-            if not self._closed and connection.sock is not None and len(pool) < self._config.max_idle_connections:
-                pool.append(connection)
-                return
+    def _give_back(self, url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse | None) -> None:
+        """Keep a connection whose exchange is complete; otherwise the rest of a body would be read as the next answer."""
+        if response is not None and response.isclosed() and not response.will_close:
+            with self._lock:
+                pool = self._idle.setdefault(url, [])
+                if not self._closed and len(pool) < self._config.max_idle_connections:
+                    pool.append(connection)
+                    return
+        if response is not None:
+            response.close()
         connection.close()
+
+
+def _can_be_read(connection: http.client.HTTPConnection) -> bool:
+    """Whether an idle connection was closed by the node, or carries bytes that nobody has asked for."""
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _early_answer(connection: http.client.HTTPConnection) -> http.client.HTTPResponse | None:
+    """What a node said before it stopped to take the request's body: that it is too large, or that it is busy."""
+    try:
+        connection.sock.settimeout(_EARLY_ANSWER_S)
+        response = connection.getresponse()
+    except (http.client.HTTPException, OSError):
+        return None
+    if response.status < 400:
+        response.close()
+        return None
+    response.will_close = True  # The node does not know where the next request would begin.
+    return response
 
 
 def _receive(response: http.client.HTTPResponse, *, into: memoryview | None, node_id: str) -> Response:
     headers = {name.lower(): value for name, value in response.getheaders()}
-    if response.status >= 400:
+    if not 200 <= response.status < 300:
         raise error_of(response.status, headers, response.read(_MAX_ERROR_BYTES), node_id=node_id)
     check_protocol(headers.get(PROTOCOL_HEADER))
     if into is None:
-        body = response.read()
+        body = _read_whole(response, node_id=node_id)
         return Response(status=response.status, headers=headers, body=body, size=len(body))
     if response.length != len(into):
-        raise InvalidRequest(f"expected {len(into)} bytes from {node_id}, it announced {response.length}")
+        raise TruncatedBody(f"expected {len(into)} bytes from {node_id}, it announced {response.length}", node_id=node_id)
     received = 0
     while received < len(into):
         count = response.readinto(into[received:])
         if count == 0:
             raise http.client.IncompleteRead(b"", len(into) - received)
         received += count
-    response.read()  # Nothing is left; this tells http.client so, which frees the connection.
+    response.read()  # Of an empty body nothing was read yet; for `http.client` only this is its end.
     return Response(status=response.status, headers=headers, body=b"", size=received)
 
 
-def _unreachable(exc: Exception, method: str, url: str, path: str, *, node_id: str) -> EndpointUnreachable | DeadlineExceeded:
-    if isinstance(exc, TimeoutError | socket.timeout):
-        return DeadlineExceeded(f"{method} {path}: {url} was silent for too long", node_id=node_id)
-    return EndpointUnreachable(f"{method} {path}: no answer from {url}: {exc!r}", node_id=node_id)
+def _read_whole(response: http.client.HTTPResponse, *, node_id: str) -> bytes:
+    announced = response.length
+    if announced is not None and announced <= _MAX_ANSWER_BYTES:
+        return response.read()
+    body = response.read(_MAX_ANSWER_BYTES + 1) if announced is None else None
+    if body is None or len(body) > _MAX_ANSWER_BYTES:
+        raise BodyTooLarge(f"the answer of {node_id} is longer than {_MAX_ANSWER_BYTES} bytes", node_id=node_id)
+    return body

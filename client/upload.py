@@ -12,9 +12,10 @@ Copies that are still missing after the commit are made by the nodes themselves,
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 
 from typing_extensions import Buffer
 
@@ -22,12 +23,14 @@ from client.checksum import content_digest
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
-from client.errors import NotEnoughReplicas, StoreError
+from client.errors import DiskFull, InvalidRequest, NotEnoughReplicas, StoreError
+from client.in_flight import settle
 from client.manifest import MAX_ENTRIES, Entry, Manifest, Ref, make_ref
+from client.placement import Layout
 from client.record import INLINE_REFS, Content, acks_needed
 from client.retry import Backoff, Deadline, retrying
 
-__all__ = ["ChunkUploader", "Upload"]
+__all__ = ["ChunkUploader", "Upload", "make_content"]
 
 
 class ChunkUploader:
@@ -45,63 +48,101 @@ class ChunkUploader:
         self._cluster = cluster
         self._chunks = chunks
         self._config = config
-        self._backoff = Backoff(base_s=config.retry_base_s, max_s=config.retry_max_s)
         self.replicas = replicas
         self._needed = acks_needed(replicas, ack=ack)
 
-    def store(self, payload: Buffer, *, group: str | None = None) -> Ref:
+    def store(self, payload: Buffer, *, group: str | None = None, stop: threading.Event | None = None) -> Ref:
         """Store one chunk durably on enough replicas and return its reference.
+
+        Parameters
+        ----------
+        group : str, optional
+            Placement group; without one the chunk is placed by its id.
+        stop : Event, optional
+            Once it is set no further request is made.
 
         Raises
         ------
         NotEnoughReplicas
             Fewer copies than the ack level asks for, until the deadline; says what each node answered.
+        DiskFull
+            Too few replicas have room left.
+        CancelledError
+            If it was stopped.
         """
-        ref = make_ref(payload, partitions=self._cluster.layout.partitions, group=group)
+        payload = memoryview(payload).cast("B")  # An array of something wider has fewer items than bytes.
+        ref = make_ref(payload, partitions=self._layout().partitions, group=group)
+        stop = stop or threading.Event()
         durable: set[str] = set()
+        deadline = Deadline(self._config.deadline_s)
         retrying(
-            lambda: self._store_once(ref, payload, durable),
-            backoff=self._backoff,
-            deadline=Deadline(self._config.deadline_s),
+            lambda: self._store_once(ref, payload, durable=durable, deadline=deadline, stop=stop),
+            backoff=Backoff(base_s=self._config.retry_base_s, max_s=self._config.retry_max_s, sleep=stop.wait),
+            deadline=deadline,
         )
         return ref
 
-    def _store_once(self, ref: Ref, payload: Buffer, durable: set[str]) -> None:
-        """One round over the replica set; `durable` collects who holds the chunk, across rounds."""
-        holders = self._cluster.layout.replicas(ref.partition, count=self.replicas)
-        if len(holders) < self._needed:
+    def _layout(self) -> Layout:
+        """The layout, if it has nodes enough for any chunk: otherwise waiting would not help."""
+        layout = self._cluster.layout
+        if len(layout.nodes) < self._needed:
+            layout = self._cluster.refresh().layout
+        if len(layout.nodes) < self._needed:
             raise NotEnoughReplicas(
-                f"{self._needed} durable copies are asked for, but the cluster has {len(holders)} nodes", key=str(ref)
+                f"{self._needed} durable copies are asked for, but the cluster has only {len(layout.nodes)} nodes. Start more, "
+                "or write to a bucket with fewer replicas"
             )
+        return layout
+
+    def _store_once(self, ref: Ref, payload: Buffer, *, durable: set[str], deadline: Deadline, stop: threading.Event) -> None:
+        """One round over the replica set; `durable` collects who holds the chunk, across rounds."""
+        # The newest replica set is what counts: a copy on a node that has left it since is no replica.
+        holders = self._cluster.layout.replicas(ref.partition, count=self.replicas)
         ranked = self._cluster.ranked(holders)
         trusted = [node for node in ranked if not self._cluster.suspected(node)]
         # A node under suspicion would cost each chunk a timeout; it makes its copy from the record when it is back.
-        targets = trusted if len(trusted) >= self._needed else list(ranked)
-        failed: dict[str, str] = {}
+        targets = trusted if len(trusted) >= self._needed else ranked
+        said: dict[str, str] = {}
+        full: set[str] = set()
         for coordinator in targets:
-            if coordinator in durable or len(durable) >= self._needed:
+            if coordinator in durable or len(durable.intersection(holders)) >= self._needed:
                 continue
-            tee = [node for node in targets if node not in durable and node != coordinator and node not in failed]
+            if stop.is_set():
+                raise CancelledError(f"the upload of chunk {ref} was stopped")
+            if said and not deadline.remaining_s():
+                said.setdefault(coordinator, "nothing, because there was no time left to ask it")
+                continue
+            tee = [node for node in targets if node not in durable and node != coordinator and node not in said]
             try:
-                stored = self._chunks.put(coordinator, ref, payload, tee=tee)
+                timeout_s = min(self._config.read_timeout_s, deadline.remaining_s())
+                stored = self._chunks.put(coordinator, ref, payload, tee=tee, timeout_s=timeout_s)
             except StoreError as error:
-                failed[coordinator] = f"{error.title}: {error.message}"
-                if not error.retryable and error.status < 500:
+                said[coordinator] = f"{error.title}: {error.message}"
+                if isinstance(error, DiskFull):
+                    full.add(coordinator)
+                elif not error.retryable and error.status < 500:
                     raise
                 continue
-            durable.update(set(stored.durable) & set(holders))
-            failed.update(stored.failed)
-        if len(durable) < self._needed:
-            said = "; ".join(f"{node} said {words}" for node, words in failed.items()) or "the others are down"
-            raise NotEnoughReplicas(
-                f"chunk {ref}: {len(durable)} of {self._needed} copies are durable; {said}. Nothing was committed; "
-                "`forebay cluster status` shows which nodes are up",
-                key=str(ref),
-            )
+            durable.update(stored.durable)
+            said.update(stored.failed)
+        acked = durable.intersection(holders)
+        if len(acked) < self._needed:
+            raise self._too_few(ref, acked, said=said, roomy=len(holders) - len(full - acked))
+
+    def _too_few(self, ref: Ref, acked: set[str], *, said: dict[str, str], roomy: int) -> StoreError:
+        kind = NotEnoughReplicas if roomy >= self._needed else DiskFull
+        answers = "; ".join(f"{node} said {words}" for node, words in said.items()) or "the others are down"
+        return kind(
+            f"chunk {ref}: {len(acked)} of {self._needed} copies are durable; {answers}. Nothing was committed; "
+            "`forebay cluster status` shows which nodes are up",
+            key=str(ref),
+        )
 
 
 class Upload:
-    """The content of one object, written piece by piece.
+    """The content of one object, written piece by piece. For one thread at a time.
+
+    Once a chunk has failed, every later call raises the same error: content with a gap can't be finished.
 
     Parameters
     ----------
@@ -123,9 +164,14 @@ class Upload:
         self._filling = bytearray()
         self._in_flight: deque[Future[Ref]] = deque()
         self._refs: list[Ref] = []
+        self._stop = threading.Event()
+        self._holds_lent = False
 
     def write(self, piece: Buffer) -> None:
         """Append bytes; blocks while too many chunks are in flight. Raises what a transfer raised."""
+        self._check_going_on()
+        if not memoryview(piece).nbytes:
+            return  # Also because an empty array of several dimensions can't be cast.
         view = memoryview(piece).cast("B")
         while len(view):
             room = self._chunk_size_bytes - len(self._filling)
@@ -135,9 +181,12 @@ class Upload:
             view = view[room:]
 
     def write_owned(self, payload: Buffer) -> None:
-        """Append one chunk that nobody changes until `finish`; it is sent without a copy."""
+        """Append one chunk that nobody changes until `finish` or `abort` has returned; it is sent without a copy."""
+        self._check_going_on()
         self.flush()
-        self._submit(payload)
+        if memoryview(payload).nbytes:
+            self._holds_lent = True
+            self._submit(payload)
 
     def flush(self) -> None:
         """Send what is buffered as a chunk of its own."""
@@ -147,25 +196,43 @@ class Upload:
 
     def finish(self) -> Content:
         """Wait for all chunks and return the content, whose manifests are stored as well."""
+        self._check_going_on()
         self.flush()
         while self._in_flight:
-            self._refs.append(self._in_flight.popleft().result())
+            self._take_first()
         return make_content(self._refs, self._uploader)
 
     def abort(self) -> None:
-        """Forget the upload; what is in flight ends, and nothing refers to it."""
+        """End the upload, whatever has become of it; what was stored gets no name.
+
+        Returns once nothing reads what `write_owned` was given. Requests that send copies end by themselves.
+        """
+        self._stop.set()
         for future in self._in_flight:
             future.cancel()
+        if self._holds_lent:
+            settle(self._in_flight)
         self._in_flight.clear()
         self._filling = bytearray()
 
+    def _check_going_on(self) -> None:
+        if self._stop.is_set():
+            raise InvalidRequest("this upload has ended; begin another one")
+
     def _submit(self, payload: Buffer) -> None:
         while len(self._in_flight) >= self._max_in_flight:
-            self._refs.append(self._in_flight.popleft().result())
-        self._in_flight.append(self._executor.submit(self._uploader.store, payload))
+            self._take_first()
+        self._in_flight.append(self._executor.submit(self._uploader.store, payload, stop=self._stop))
+
+    def _take_first(self) -> None:
+        # One that failed stays where it is, and so does its error.
+        self._refs.append(self._in_flight[0].result())
+        self._in_flight.popleft()
 
 
-def make_content(refs: Sequence[Ref], uploader: ChunkUploader, *, group: str | None = None) -> Content:
+def make_content(
+    refs: Sequence[Ref], uploader: ChunkUploader, *, group: str | None = None, max_entries: int = MAX_ENTRIES
+) -> Content:
     """The content made of the data chunks `refs` in order, storing a tree of manifests where they are many."""
     size = sum(ref.size for ref in refs)
     digest = content_digest([ref.id for ref in refs])
@@ -175,10 +242,10 @@ def make_content(refs: Sequence[Ref], uploader: ChunkUploader, *, group: str | N
     level = 0
     while True:
         parents = []
-        for first in range(0, len(entries), MAX_ENTRIES):
-            manifest = Manifest(level=level, entries=tuple(entries[first : first + MAX_ENTRIES]))
-            covered = sum(entry.content_bytes for entry in manifest.entries)
-            parents.append(Entry(ref=uploader.store(manifest.encode(), group=group), content_bytes=covered))
+        for first in range(0, len(entries), max_entries):
+            manifest = Manifest(level=level, entries=tuple(entries[first : first + max_entries]))
+            stored = uploader.store(manifest.encode(), group=group)
+            parents.append(Entry(ref=stored, content_bytes=manifest.content_bytes))
         if len(parents) == 1:
             return Content(size=size, digest=digest, manifest=parents[0].ref)
         entries, level = parents, level + 1

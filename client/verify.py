@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from client.errors import Busy, DiskFailed, StoreError
 from client.health import CopyKey, Health, Listed, Status, Step, Tally
+from client.in_flight import ThreadPool
 from client.manifest import Ref
 from client.objects import ObjectStore
 from client.record import ObjectInfo
@@ -55,7 +55,7 @@ def verify(store: ObjectStore, infos: Iterable[ObjectInfo], *, on_copies: OnCopi
     tally = Tally(store.cluster.refresh().layout)
     stop = threading.Event()
     silent: dict[str, str] = {}
-    with ThreadPoolExecutor(MAX_NODES_AT_ONCE, thread_name_prefix="forebay-verify") as pool:
+    with ThreadPool(MAX_NODES_AT_ONCE, name="forebay-verify") as pool:
         try:
             for batch in _batches(_steps(store, infos)):
                 questions = [

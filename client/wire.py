@@ -10,10 +10,19 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from client.checksum import SEGMENT_BYTES
-from client.errors import InvalidRange, InvalidRequest, ProtocolMismatch, StoreError, from_problem
+from client.errors import (
+    Busy,
+    InvalidRange,
+    InvalidRequest,
+    Misconfigured,
+    ProtocolMismatch,
+    StoreError,
+    from_problem,
+    to_problem,
+)
 
 __all__ = [
     "CHECK_HEADER",
@@ -30,6 +39,7 @@ __all__ = [
     "error_of",
     "format_range",
     "object_path",
+    "parse_endpoint",
     "parse_range",
     "record_path",
     "widen",
@@ -42,13 +52,26 @@ SEGMENTS_HEADER = "x-forebay-segment-checks"
 WRITE_ID_HEADER = "x-forebay-write-id"
 META_PREFIX = "x-forebay-meta-"
 PROBLEM_TYPE = "application/problem+json"
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 def check_protocol(version: str | None) -> None:
     """Raise `ProtocolMismatch` unless `version` (the header's text) is one that this release serves."""
     if version is not None and version not in (str(PROTOCOL), str(PROTOCOL - 1)):
         raise ProtocolMismatch(f"this side serves protocol {PROTOCOL - 1} and {PROTOCOL}, the other speaks {version!r}")
+
+
+def parse_endpoint(url: str) -> tuple[str, int]:
+    """Host and port of a node's address, ``http://HOST:PORT``; raises `Misconfigured`."""
+    try:
+        parts = urlsplit(url)
+        more = "@" in parts.netloc or parts.path.rstrip("/") or parts.query or parts.fragment
+        if parts.scheme == "http" and parts.hostname and not more:
+            return parts.hostname, parts.port or 80
+    except ValueError:  # no number as a port, or half of an IPv6 address
+        pass
+    shown = url.rpartition("@")[2]  # Before it there would be a password.
+    raise Misconfigured(f"endpoint {shown!r}: expected http://HOST:PORT, such as http://127.0.0.1:7070 or http://[::1]:7070")
 
 
 def chunk_path(partition: int, chunk_hex: str) -> str:
@@ -81,16 +104,24 @@ def decode_json(body: bytes) -> Any:
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes, *, node_id: str) -> StoreError:
-    """The error in a response of `status` 400 or above."""
-    retry_after = headers.get("retry-after")
+    """The error in a response that is no success."""
     try:
-        problem = json.loads(body) if body else {}
+        problem = json.loads(body)
     except ValueError:
-        problem = {"detail": f"status {status}: {body[:200].decode(errors='replace')}"}
-    if not isinstance(problem, dict) or not problem:
-        problem = {"detail": f"status {status} without a problem document"}
-    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+        problem = None
+    if not isinstance(problem, dict) or "type" not in problem:
+        problem = _unnamed_problem(status, body)
+    retry_after = headers.get("retry-after", "")
+    seconds = float(retry_after) if retry_after.isdecimal() else None
     return from_problem(problem, node_id=node_id, retry_after_s=seconds)
+
+
+def _unnamed_problem(status: int, body: bytes) -> dict[str, Any]:
+    """What a response means that no route of ours wrote: a proxy's, or the server's own when it is overloaded."""
+    said = f"status {status}: {body[:200].decode(errors='replace') or 'an empty body'}"
+    if status in (429, 502, 503, 504):
+        return to_problem(Busy(said))
+    return to_problem(InvalidRequest(said) if 400 <= status < 500 else StoreError(said))
 
 
 def parse_range(header: str | None, *, size_bytes: int) -> tuple[int, int] | None:

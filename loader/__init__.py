@@ -28,8 +28,16 @@ __all__ = ["LoaderError", "ShardWriter", "ShardedDataset"]
 def __getattr__(name: str) -> Any:
     # Writing a dataset must work where torch is not installed, and importing torch takes seconds.
     if name == "ShardedDataset":
-        from loader.dataset import ShardedDataset
-
+        try:
+            from loader.dataset import ShardedDataset
+        except ModuleNotFoundError as exc:
+            if exc.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                "loader.ShardedDataset needs PyTorch, which is not installed: pip install 'forebay[loader]' "
+                "(ShardWriter and the `forebay dataset` commands work without it)",
+                name="torch",
+            ) from exc
         return ShardedDataset
     if name == "ShardWriter":
         from loader.writer import ShardWriter

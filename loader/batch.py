@@ -2,13 +2,14 @@
 
 A fixed column becomes a tensor [rows, *shape] that shares memory with its staging buffer; text, bytes and JSON stay Python
 values in a list; ragged values become a list of tensors. ``_index`` (row number in the dataset) comes on request, ``_pad``
-only in a batch that repeats rows.
+only with the rows of a batch that repeats some.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from itertools import pairwise
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from loader.errors import InvalidOption
 from loader.prefetch import Stage
 
 __all__ = ["Batch", "batches_of", "samples_of"]
+
+_UNBIND_ROWS: Final = 1024
 
 
 class Batch(dict[str, Any]):
@@ -36,29 +39,47 @@ def _refuse_collate(batches: Any, *, collate_fn_map: Any = None) -> NoReturn:
 default_collate_fn_map[Batch] = _refuse_collate
 
 
-def batches_of(stage: Stage, names: Sequence[str], *, with_index: bool) -> Iterator[Batch]:
+def batches_of(stage: Stage, names: Sequence[str]) -> Iterator[Batch]:
     """The batches of a stage."""
-    columns = [_tensors(column) for column in stage.columns]
-    numbers = torch.from_numpy(stage.plan.numbers)
-    start = 0
-    for end in stage.plan.share.ends.tolist():
-        batch = Batch((name, column[start:end]) for name, column in zip(names, columns, strict=True))
-        if with_index:
-            batch["_index"] = numbers[start:end]
-        pad = stage.plan.share.pad[start:end]
-        if pad.any():
-            batch["_pad"] = torch.from_numpy(pad)
-        start = end
+    bounds = [0, *stage.ends]
+    names, columns = _columns(stage, names)
+    pieces = [_cut(column, bounds) for column in columns]
+    padded = _padded_from(stage)
+    for start, values in zip(bounds, zip(*pieces, strict=True), strict=False):
+        batch = Batch(zip(names, values, strict=True))
+        if start >= padded:
+            batch["_pad"] = torch.from_numpy(stage.pad[start:])
         yield batch
 
 
-def samples_of(batch: Batch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch, one dict each."""
-    names = list(batch)
-    # unbind makes the views of all rows in one call; indexing row by row takes several times as long.
-    columns = [value.unbind(0) if isinstance(value, torch.Tensor) else value for value in batch.values()]
-    for values in zip(*columns, strict=True):
-        yield dict(zip(names, values, strict=True))
+def samples_of(stage: Stage, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a stage, one dict each."""
+    names, columns = _columns(stage, names)
+    padded = _padded_from(stage)
+    for first in range(0, len(stage.pad), _UNBIND_ROWS):
+        part = slice(first, first + _UNBIND_ROWS)
+        # unbind makes the views of all rows in one call; indexing row by row takes several times as long.
+        values = [column[part].unbind(0) if isinstance(column, torch.Tensor) else column[part] for column in columns]
+        for row, row_values in enumerate(zip(*values, strict=True), start=first):
+            sample = dict(zip(names, row_values, strict=True))
+            if row >= padded:
+                sample["_pad"] = torch.from_numpy(stage.pad)[row]
+            yield sample
+
+
+def _columns(stage: Stage, names: Sequence[str]) -> tuple[list[str], list[torch.Tensor | list[Any]]]:
+    names, columns = list(names), [_tensors(column) for column in stage.columns]
+    if stage.numbers is not None:
+        names.append("_index")
+        columns.append(torch.from_numpy(stage.numbers))
+    return names, columns
+
+
+def _cut(column: torch.Tensor | list[Any], bounds: Sequence[int]) -> Sequence[torch.Tensor | list[Any]]:
+    if isinstance(column, torch.Tensor):
+        # One call makes the views of all batches.
+        return torch.split(column, [end - start for start, end in pairwise(bounds)])
+    return [column[start:end] for start, end in pairwise(bounds)]
 
 
 def _tensors(column: Column) -> torch.Tensor | list[Any]:
@@ -67,3 +88,10 @@ def _tensors(column: Column) -> torch.Tensor | list[Any]:
     if column and isinstance(column[0], np.ndarray):
         return [torch.from_numpy(value) for value in column]
     return column
+
+
+def _padded_from(stage: Stage) -> int:
+    """The row that the batch with repeated rows begins at, which can only be the last; past the end if there is none."""
+    if not stage.pad.any():
+        return len(stage.pad)
+    return stage.ends[-2] if len(stage.ends) > 1 else 0

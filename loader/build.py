@@ -4,8 +4,7 @@ The source's pieces are encoded ahead, a few at a time, by threads, or by proces
 the input is large enough to pay for starting them; the writer takes the batches in the order of the input. Processes are
 spawned, so a script that calls `build_dataset` needs the usual ``if __name__ == "__main__"``.
 
-Memory is that of `loader.writer.ShardWriter` and two pieces per core, of 4 MiB mostly and of 32 MiB for row groups of Parquet.
-It does not know what is shown of the progress.
+Memory is that of `loader.writer.ShardWriter` and `READ_AHEAD_BYTES`. This does not know what is shown of the progress.
 """
 
 from __future__ import annotations
@@ -27,18 +26,29 @@ from client.objects import ObjectStore
 from client.parallel import bounded_map
 from client.record import ObjectInfo
 from loader.columns import ColumnType, EncodedColumn, Schema
+from loader.errors import InvalidOption
 from loader.index import DatasetIndex
 from loader.source_rows import Piece, Source, SourceError
 from loader.sources import open_source
 from loader.writer import ShardWriter, usable_cores
 
-__all__ = ["MAX_PARALLEL_PIECES", "MIN_PROCESS_BYTES", "BuildPlan", "BuildResult", "build_dataset", "plan_build"]
+__all__ = [
+    "MAX_PARALLEL_PIECES",
+    "MIN_PROCESS_BYTES",
+    "READ_AHEAD_BYTES",
+    "BuildPlan",
+    "BuildResult",
+    "build_dataset",
+    "plan_build",
+]
 
 MIN_PROCESS_BYTES: Final = 32 << 20
 """Input from which on processes are worth starting: parsing it takes one about a second."""
 
 MAX_PARALLEL_PIECES: Final = 16
 """More would only wait for the one thread that deals rows to the lanes."""
+READ_AHEAD_BYTES: Final = 512 << 20
+"""Input that is read and checked before the writer takes it; two pieces may always be."""
 
 Batch = tuple[EncodedColumn, ...]
 OnBytes = Callable[[int], None]
@@ -120,7 +130,7 @@ def build_dataset(
     inputs : sequence of path, or BuildPlan
         What to build from, or what `plan_build` made of it.
     columns
-        As for `plan_build`; must be left out with a plan.
+        As for `plan_build`; left out with a plan.
     compression, block_size_bytes, num_lanes, endpoints, client
         As for `ShardWriter`.
     on_bytes : callable
@@ -135,6 +145,8 @@ def build_dataset(
     StoreError
         As `ShardWriter` raises it.
     """
+    if isinstance(inputs, BuildPlan) and columns is not None:
+        raise InvalidOption("columns: a plan has its columns already; give them to plan_build")
     plan = inputs if isinstance(inputs, BuildPlan) else plan_build(inputs, columns=columns)
     began_s = time.monotonic()
     with ShardWriter(
@@ -147,12 +159,17 @@ def build_dataset(
         client=client,
         metadata=plan.source.metadata,
     ) as writer:
-        for batch, input_bytes in _batches(plan, num_workers=min(usable_cores(), MAX_PARALLEL_PIECES)):
+        for batch, input_bytes in _batches(plan, num_workers=_num_workers(plan.source)):
             writer.write_checked(batch)
             on_bytes(input_bytes)
         info = writer.commit()
     assert writer.index is not None
     return BuildResult(info=info, index=writer.index, input_bytes=plan.source.input_bytes, seconds_s=time.monotonic() - began_s)
+
+
+def _num_workers(source: Source) -> int:
+    # Each has a piece in hand and one that is ready or waits.
+    return max(1, min(usable_cores(), MAX_PARALLEL_PIECES, READ_AHEAD_BYTES // (2 * source.piece_bytes)))
 
 
 def _batches(plan: BuildPlan, *, num_workers: int) -> Iterator[tuple[Batch, int]]:

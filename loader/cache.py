@@ -5,8 +5,13 @@ Theory of operation
 One file per column block, named by the dataset's digest and the block's place, holding the decoded bytes. A file appears
 whole or not at all (written aside, then renamed), so several processes may share a directory and any of them may die. It is
 read by pread into the caller's buffer and verified by the block's own check every time: a damaged file is deleted and
-counts as a miss. When the directory outgrows its limit the files that were used longest ago go first. Nothing here is ever
-the only copy of anything.
+counts as a miss. Nothing here is ever the only copy of anything.
+
+The directory is bounded: what does not fit is not kept. Blocks of other datasets make room, those used longest ago first.
+Those of the same dataset do not: an epoch reads each block once, so the one used longest ago is the one needed next, and a
+cache of half a dataset would never hit.
+
+What others write is seen by looking at the directory, after every 1/64 of the limit that this process wants to add.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from loader.block import check_decoded
 from loader.errors import BlockCorrupt, InvalidOption
@@ -26,7 +32,9 @@ __all__ = ["DiskCache"]
 
 log = logging.getLogger(__name__)
 
-_EVICT_TO = 0.9  # Evicting some more than needed makes a scan of the directory rare.
+_LOOKS: Final = 64
+_EVICT_ABOVE: Final = 0.95
+_EVICT_TO: Final = 0.9
 
 
 class DiskCache:
@@ -39,7 +47,7 @@ class DiskCache:
     digest : str
         Of the dataset; blocks of several datasets may share `root` and its limit.
     limit_bytes : int
-        Kept below this, within what concurrent writers add meanwhile.
+        Kept below this; each of several processes may add 1/64 to it before it sees what the others wrote.
 
     Raises
     ------
@@ -52,69 +60,111 @@ class DiskCache:
         self._directory = root / digest[:32]
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
+        self._used_bytes = 0
+        self._wanted_bytes = 0  # Since the directory was looked at.
+        self._writable = True
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._directory, os.W_OK | os.X_OK):
+                raise PermissionError(f"{self._directory} is not writable")
         except OSError as exc:
             raise InvalidOption(f"cache_dir={str(root)!r} can't be used: {exc}") from exc
-        self._used_bytes = sum(size for _, size, _ in self._files())
+        self._look()
 
     def read_into(self, place: tuple[int, int, int], out: memoryview, *, check: int) -> bool:
         """Fill `out` with the column block at `place` (lane, block, column), verified; False if it is not here."""
         path = self._path(place)
         try:
-            with path.open("rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != len(out):
-                    raise BlockCorrupt(f"{path} has another length than its block")
-                received = 0
-                while received < len(out):
-                    count = os.preadv(file.fileno(), [out[received:]], received)
-                    if count == 0:
-                        raise BlockCorrupt(f"{path} was cut short")
-                    received += count
-                check_decoded(out, check=check, where=str(path))
-                os.utime(file.fileno())  # The time of last use, on which eviction goes.
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        except (BlockCorrupt, OSError) as exc:
-            log.warning("a cached block is dropped and fetched again: %s", exc)
-            with contextlib.suppress(OSError):
-                path.unlink()
+        except OSError as exc:
+            self._drop(path, exc)
             return False
+        try:
+            if os.fstat(file).st_size != len(out):
+                raise BlockCorrupt(f"{path} has another length than its block")
+            _read_all(file, out)
+            check_decoded(out, check=check, where=path)
+            os.utime(file)  # The time of last use, on which eviction goes.
+        except (BlockCorrupt, OSError) as exc:
+            self._drop(path, exc)
+            return False
+        finally:
+            os.close(file)
         return True
 
     def write(self, place: tuple[int, int, int], data: memoryview) -> None:
-        """Keep a verified column block. A cache that can't be written costs speed only, so that is logged, not raised."""
-        with self._lock:
-            self._used_bytes += len(data)
-            full = self._used_bytes > self._limit_bytes
-        if full:
-            self._evict()
+        """Keep a verified column block, if there is room. Being unable to costs speed only: it is logged, not raised."""
+        if not self._take_room(len(data)):
+            return
+        aside = ""
         try:
             with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".", delete=False) as file:
+                aside = file.name
                 file.write(data)
             # No fsync: after a power cut a file may be torn, which its check finds.
-            os.replace(file.name, self._path(place))
+            os.replace(aside, self._path(place))
         except OSError as exc:
-            log.warning("a block could not be cached in %s: %s", self._directory, exc)
+            if self._writable:
+                log.warning("blocks can't be cached in %s, and are fetched each time: %s", self._directory, exc)
+            self._writable = False  # Said once: a full disk would say so for each block.
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
 
-    def _path(self, place: tuple[int, int, int]) -> Path:
+    def _path(self, place: tuple[int, int, int]) -> str:
         lane, block, column = place
-        return self._directory / f"{lane}-{block}-{column}"
+        return f"{self._directory}/{lane}-{block}-{column}"
 
-    def _files(self) -> Iterator[tuple[Path, int, float]]:
-        for path in self._root.glob("*/*"):
-            with contextlib.suppress(FileNotFoundError):  # Another process evicts, too.
-                stat = path.stat()
-                yield path, stat.st_size, stat.st_mtime
+    def _drop(self, path: str, reason: Exception) -> None:
+        log.warning("a cached block is dropped and fetched again: %s", reason)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
-    def _evict(self) -> None:
+    def _take_room(self, size: int) -> bool:
         with self._lock:
-            files = sorted(self._files(), key=lambda file: file[2])
-            used_bytes = sum(size for _, size, _ in files)
-            for path, size, _ in files:
-                if used_bytes <= self._limit_bytes * _EVICT_TO:
-                    break
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
-                used_bytes -= size
-            self._used_bytes = used_bytes
+            self._wanted_bytes += size
+            if self._wanted_bytes * _LOOKS > self._limit_bytes:
+                self._look()
+            if self._used_bytes + size > self._limit_bytes:
+                return False
+            self._used_bytes += size
+            return True
+
+    def _look(self) -> None:
+        """Count what is there, and evict if that is too much."""
+        files = list(self._files())
+        self._wanted_bytes, self._used_bytes = 0, sum(size for _, size, _ in files)
+        if self._used_bytes <= self._limit_bytes * _EVICT_ABOVE:
+            return
+        for path, size, _ in sorted(files, key=lambda file: file[2]):
+            if self._used_bytes <= self._limit_bytes * _EVICT_TO:
+                break
+            if os.path.dirname(path) != str(self._directory):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                self._used_bytes -= size
+
+    def _files(self) -> Iterator[tuple[str, int, float]]:
+        """Path, size and time of last use of each file, also those that a writer left aside when it died."""
+        # Another process may evict, or make a directory, at the same time.
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._root) as directories:
+            for directory in directories:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as files:
+                    for file in files:
+                        with contextlib.suppress(FileNotFoundError):
+                            stat = file.stat()
+                            yield file.path, stat.st_size, stat.st_mtime
+
+
+def _read_all(file: int, out: memoryview) -> None:
+    received = 0
+    while received < len(out):
+        count = os.preadv(file, [out[received:]], received)
+        if count == 0:
+            raise BlockCorrupt(f"a cached block of {len(out)} bytes was cut short to {received}")
+        received += count

@@ -126,10 +126,9 @@ def verify(ctx: typer.Context, dataset: Dataset, version: Version = None, as_jso
     out = Output(as_json=as_json)
     with connect(ctx) as store:
         reader = _open(store, dataset, version=version)
-        num_blocks = sum(lane.num_blocks for lane in reader.index.lanes)
-        with out.progress("verify", total=num_blocks, unit="count") as progress:
+        with out.progress("verify", total=reader.num_blocks, unit="count") as progress:
             health = verify_dataset(reader, on_blocks=progress.advance)
-    out.document({"url": _url(reader), **health.to_json()}, _health_text(reader, health))
+    out.document({"url": reader.url, **health.to_json()}, _health_text(reader, health))
     if not health.clean:
         for fault in health.faults[:MAX_FAULTS_SHOWN]:
             out.note(f"fault: {fault}")
@@ -143,12 +142,7 @@ def _open(store: ObjectStore, dataset: str, *, version: int | None) -> DatasetRe
     from loader.reader import DatasetReader
 
     path = parse_store_path(dataset).require_object()
-    found = None if version is None else store.stat(path.bucket, path.key, version=version)
-    return DatasetReader(store, path.bucket, path.key, info=found)
-
-
-def _url(reader: DatasetReader) -> str:
-    return format_url(reader.info.bucket, reader.info.key)
+    return DatasetReader(store, path.bucket, path.key, version=version)
 
 
 def _columns_text(schema: Schema) -> str:
@@ -208,6 +202,6 @@ def _print_summary(out: Output, summary: DatasetSummary) -> None:
 def _health_text(reader: DatasetReader, health: DatasetHealth) -> str:
     counted = f"{plural(health.rows, 'row')} in {plural(health.blocks, 'block')}, {human_size(health.decoded_bytes)} decoded"
     if health.clean:
-        return f"{_url(reader)}: {counted}, all as written; digest {health.digest}"
+        return f"{reader.url}: {counted}, all as written; digest {health.digest}"
     total = reader.index.num_rows
-    return f"{_url(reader)}: {plural(len(health.faults), 'fault')}; {counted} of {plural(total, 'row')} are as written"
+    return f"{reader.url}: {plural(len(health.faults), 'fault')}; {counted} of {plural(total, 'row')} are as written"

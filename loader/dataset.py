@@ -12,36 +12,49 @@ and gather. With worker processes, worker w of n makes every n-th batch; the mai
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from client import Client
-from client.errors import ObjectNotFound
 from client.names import parse_url
+from client.objects import ObjectStore
 from client.record import ObjectInfo
-from loader.assignment import TAILS, Assignment, Tail, run_of_rank
-from loader.batch import batches_of, samples_of
+from loader.arena import Arena
+from loader.assignment import Assignment, Tail, run_of_rank
 from loader.cache import DiskCache
 from loader.epoch import SharedEpoch
-from loader.errors import InvalidOption, StateMismatch, StateUnavailable
+from loader.errors import DatasetNotFound, InvalidOption, StateUnavailable
+from loader.iteration import ItemSpec, Iteration, Transform
 from loader.order import ORDER_ALGORITHM
-from loader.prefetch import Stager, StreamSpec
+from loader.prefetch import StreamSpec
 from loader.ranks import resolve_ranks, worker_of
 from loader.reader import DatasetReader
-from loader.receipt import Receipt
+from loader.receipt import Meters, Receipt
 from loader.state import LoaderState
+from loader.worker_state import WorkerState, state_of_loader
+from loader.writer import usable_cores
 
 __all__ = ["ShardedDataset"]
 
-Transform = Callable[[Any], Any]
 DEFAULT_PREFETCH_BYTES = 256 * 1024 * 1024
 DEFAULT_CACHE_LIMIT_BYTES = 64 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What one process holds open of a dataset."""
+
+    pid: int
+    store: ObjectStore
+    reader: DatasetReader
+    columns: tuple[int, ...]
+    arena: Arena
 
 
 class ShardedDataset(IterableDataset[Any]):
@@ -111,30 +124,32 @@ class ShardedDataset(IterableDataset[Any]):
         self._bucket, self._key = parse_url(url)
         if batch_size is None and yield_samples:
             raise InvalidOption("yield_samples=True needs a batch_size; without one, single samples come anyway")
-        self._rank, self._world_size = resolve_ranks(rank, world_size)
-        # Checks sizes and the tail now, rather than at the first batch.
-        Assignment(
-            num_rows=0, num_lanes=1, world_size=self._world_size, batch_size=1 if batch_size is None else batch_size, tail=tail
-        )
-        if tail not in TAILS or not 0 <= seed < 1 << 64 or prefetch_bytes < 0 or cache_limit_bytes < 0:
+        if not 0 <= seed < 1 << 64 or prefetch_bytes < 0 or cache_limit_bytes < 0:
             raise InvalidOption(
                 f"seed={seed} must be 0 to 2**64 - 1, prefetch_bytes={prefetch_bytes} and "
                 f"cache_limit_bytes={cache_limit_bytes} not negative"
             )
-        self._batch_size, self._tail, self._yield_samples = batch_size, tail, yield_samples
+        if isinstance(columns, str):
+            raise InvalidOption(f"columns={columns!r}: give a list of names")
+        self._rank, self._world_size = resolve_ranks(rank, world_size)
+        self._batch_size: int = 1 if batch_size is None else batch_size
+        self._whole_batches = batch_size is not None and not yield_samples
+        # Checks sizes and the tail now, rather than at the first batch.
+        Assignment(num_rows=0, num_lanes=1, world_size=self._world_size, batch_size=self._batch_size, tail=tail)
+        self._tail = tail
         self._shuffle, self._seed = shuffle, seed
         self._columns = None if columns is None else tuple(columns)
         self._prefetch_bytes = prefetch_bytes
         self._cache_dir, self._cache_limit_bytes = None if cache_dir is None else Path(cache_dir), cache_limit_bytes
         self._transform, self._with_index = transform, with_index
         self._endpoints = endpoints
-        self._num_threads = num_threads or max(2, min(8, len(os.sched_getaffinity(0))))
+        self._num_threads = num_threads or max(2, min(8, usable_cores()))
         self._lane_map = "rotate" if cache_dir is None else "fixed"
         self._epoch = SharedEpoch()
-        self._start_epoch, self._consumed = 0, 0  # Samples consumed of `_start_epoch`; of any later epoch, none.
-        self._within = 0  # Samples yielded of the batch that begins there, where samples are yielded singly.
+        self._begin: tuple[int, int] | None = None  # Epoch and samples consumed where this process's last iteration began.
+        self._iteration: Iteration | None = None
         self._info: ObjectInfo | None = None
-        self._opened: tuple[int, Client, DatasetReader] | None = None
+        self._opened: _Opened | None = None
         self._receipt: Receipt | None = None
 
     # What it is
@@ -142,15 +157,7 @@ class ShardedDataset(IterableDataset[Any]):
     @property
     def reader(self) -> DatasetReader:
         """The open dataset; opened at first use, once in each process."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            client = Client(self._endpoints)
-            reader = DatasetReader(client, self._bucket, self._key, info=self._info)
-            if self._cache_dir is not None:
-                reader.cache = DiskCache(self._cache_dir, digest=reader.index.digest, limit_bytes=self._cache_limit_bytes)
-            # From now on this version is read, in every copy of this dataset, whatever the name points to later.
-            self._info = reader.info
-            self._opened = (os.getpid(), client, reader)
-        return self._opened[2]
+        return self._open().reader
 
     @property
     def digest(self) -> str:
@@ -165,22 +172,20 @@ class ShardedDataset(IterableDataset[Any]):
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration reads, or goes on with."""
-        return self._epoch.value
+        return self._epoch.next.epoch
 
     def __len__(self) -> int:
         """Items of a whole epoch on this rank: batches, or samples where those are yielded singly."""
         assignment, run = self._assignment(start=0), self._run(self.epoch)
         num_batches = assignment.num_batches(run=run)
-        if self._batch_size is None or not self._yield_samples:
+        if self._whole_batches or num_batches == 0:
             return num_batches
-        if num_batches == 0:
-            return 0
         return (num_batches - 1) * self._batch_size + len(assignment.share(num_batches - 1, run=run))
 
     def __getitem__(self, number: int) -> Any:
         """Row `number` of the written order, as an item of ``batch_size=None`` would be."""
         row = self.reader.row(number, names=self._names())
-        sample = {name: torch.as_tensor(v) if hasattr(v, "dtype") else v for name, v in row.items()}
+        sample = {name: torch.as_tensor(value) if hasattr(value, "dtype") else value for name, value in row.items()}
         if self._with_index:
             sample["_index"] = torch.tensor(number % self.num_rows)
         return sample if self._transform is None else self._transform(sample)
@@ -188,14 +193,16 @@ class ShardedDataset(IterableDataset[Any]):
     # Where it is
 
     def set_epoch(self, epoch: int) -> None:
-        """Read `epoch` next, from its start; the epoch that is under way goes on where it is.
+        """Read `epoch` next, from its start; if it is under way already, go on with it.
 
-        Reaches the workers of a DataLoader, persistent ones too, at their next iteration.
+        Reaches the workers of a DataLoader, persistent ones too, at their next iteration. An iteration that is under way is
+        not disturbed.
         """
-        if epoch < 0:
+        if not 0 <= epoch < 1 << 62:
             raise InvalidOption(f"epoch={epoch}: epochs are counted from 0")
-        if epoch != self.epoch:
-            self._epoch.value, self._within = epoch, 0
+        # Once workers have finished an epoch, only this says that the training loop has, too.
+        if epoch != self.epoch or self._epoch.finished_by_workers:
+            self._move(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, as a dict under a kilobyte, the same on every rank.
@@ -203,37 +210,50 @@ class ShardedDataset(IterableDataset[Any]):
         Raises
         ------
         StateUnavailable
-            While DataLoader workers read this epoch, or in the middle of a batch whose samples are yielded singly.
+            After DataLoader workers have read, until `set_epoch` or `load_state_dict` says where the stream is; and in the
+            middle of a batch whose samples are yielded singly.
         """
+        if worker_of() is not None:
+            return self._worker_state().to_json()
         if self._epoch.read_by_workers:
             raise StateUnavailable(
                 "DataLoader workers read this epoch, and none of them knows what the training loop has consumed: use "
                 "state_at(batches=k) after k batches, or state_from() with a StatefulDataLoader's state"
             )
-        if self._within:
-            raise StateUnavailable("in the middle of a batch no position is exact: ask after its last sample")
-        return self._state(self._position())
+        _, epoch, start, within = self._epoch.next
+        if within:
+            raise StateUnavailable(f"{within} samples into a batch no position is exact: ask after the batch's last sample")
+        return self._state(epoch, start).to_json()
 
     def state_at(self, *, batches: int) -> dict[str, Any]:
-        """The state after this many batches of this epoch's current iteration, for a main process with DataLoader workers.
+        """The state after this many batches of the iteration that is under way or was the last, counted by the caller.
 
-        With ``batch_size=None`` a batch is one sample of each rank.
+        For the main process of DataLoader workers. With ``batch_size=None`` a batch is one sample of each rank.
+
+        Raises
+        ------
+        InvalidOption
+            If the iteration has fewer batches.
         """
-        assignment = self._assignment(start=self._position())
+        epoch, start = self._epoch.current[1:3] if self._epoch.read_by_workers else self._begin or self._epoch.next[1:3]
+        assignment = self._assignment(start=start)
         if not 0 <= batches <= assignment.num_batches():
-            raise InvalidOption(f"batches={batches}: this epoch has {assignment.num_batches()} left")
-        return self._state(assignment.consumed(batches))
+            raise InvalidOption(f"batches={batches}: this iteration has {assignment.num_batches()}")
+        return self._state(epoch, assignment.consumed(batches)).to_json()
 
     def state_from(self, loader_state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of this dataset in the state of a torchdata StatefulDataLoader, exact for any number of workers."""
-        yielded = loader_state.get("_num_yielded", loader_state.get("_snapshot", {}).get("_snapshot_step"))
-        if "_steps_since_snapshot" in loader_state:
-            yielded = loader_state["_snapshot"]["_snapshot_step"] + loader_state["_steps_since_snapshot"]
-        if not isinstance(yielded, int):
-            raise StateMismatch(
-                f"expected the state_dict of a torchdata StatefulDataLoader, found the fields {sorted(loader_state)[:8]}"
-            )
-        return self.state_at(batches=yielded)
+        """The state of this dataset in the state of a torchdata StatefulDataLoader, for any number of workers.
+
+        Load it into the dataset with `load_state_dict` before the next loader is made.
+
+        Raises
+        ------
+        StateInvalid
+            If it is no such state.
+        StateUnavailable
+            If it doesn't say exactly what was consumed: see `loader.worker_state`.
+        """
+        return state_of_loader(loader_state).to_json()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, at exactly the next sample. Load it before a DataLoader is made.
@@ -245,24 +265,31 @@ class ShardedDataset(IterableDataset[Any]):
         StateMismatch
             If it belongs to another dataset, seed or order; names both values. A state of an older version of this dataset
             reopens that version, where the bucket still keeps it.
+        StateUnavailable
+            In a DataLoader worker: a StatefulDataLoader with workers has to get its state back through `state_from`.
         """
+        if worker_of() is not None:
+            raise StateUnavailable(
+                "a StatefulDataLoader with workers can't take its state up itself: call "
+                "dataset.load_state_dict(dataset.state_from(loader_state)) and make a new loader instead"
+            )
         saved = LoaderState.from_json(dict(state))
         if saved.dataset_digest != self.digest:
             self._reopen(saved)
         saved.check_against(dataset_digest=self.digest, num_rows=self.num_rows, seed=self._seed, shuffle=self._shuffle)
         self._lane_map = saved.lane_map
-        self._epoch.value = self._start_epoch = saved.epoch
-        self._consumed, self._within = saved.samples_consumed, 0
-        self._epoch.note_reader(in_worker=False)
+        self._stop_iteration("a state was loaded into the dataset; iterate anew")
+        self._move(saved.epoch, start=saved.samples_consumed)
 
     def receipt(self) -> dict[str, Any]:
-        """What the last, or current, epoch cost this process; see `loader.receipt.Receipt`. Empty before the first."""
+        """What the last, or current, iteration cost this process; see `loader.receipt`. Empty before the first."""
         return {} if self._receipt is None else {"rank": self._rank, **self._receipt.to_dict()}
 
     def close(self) -> None:
-        """Close connections and threads of this process. The dataset opens again when it is used."""
-        if self._opened is not None and self._opened[0] == os.getpid():
-            self._opened[1].close()
+        """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""
+        self._stop_iteration("the dataset was closed")
+        if self._opened is not None and self._opened.pid == os.getpid():
+            self._opened.store.close()
         self._opened = None
 
     def __enter__(self) -> ShardedDataset:
@@ -273,75 +300,95 @@ class ShardedDataset(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies go to workers: they open their own connections, and count for themselves.
-        return {**self.__dict__, "_opened": None, "_receipt": None}
+        return {**self.__dict__, "_opened": None, "_receipt": None, "_iteration": None}
 
     # Iteration
 
     def __iter__(self) -> Iterator[Any]:
         """Items of this rank (and worker) from where the stream is to the end of the epoch.
 
-        At the end the epoch advances. After a break, the next iteration goes on with the sample after the last one yielded.
+        At the end the epoch advances. After a break the next iteration goes on with the item after the last one yielded; it
+        takes over from an iterator that is still there. Only with DataLoader workers it begins again where this one began,
+        unless all of them had come to the end already: what they have made is not what was consumed, see `state_at`.
         """
-        epoch, start = self.epoch, self._position()
-        worker, num_workers = worker_of()
-        self._epoch.note_reader(in_worker=get_worker_info() is not None)
-        assignment = self._assignment(start=start)
+        self._stop_iteration("another iterator of this dataset was made, and goes on from here")
+        self._iteration = iteration = Iteration(self._epoch, worker=worker_of())
+        self._begin = iteration.begin.epoch, iteration.begin.start
+        return self._items(iteration)
+
+    def _items(self, iteration: Iteration) -> Generator[Any, None, None]:
+        opened = self._open()
+        reader, epoch = opened.reader, iteration.begin.epoch
+        worker = iteration.worker
+        first, step = (0, 1) if worker is None else (worker.number, worker.num_workers)
         spec = StreamSpec(
-            assignment=assignment,
+            assignment=self._assignment(start=iteration.begin.start),
             run=self._run(epoch),
-            first=worker,
-            step=num_workers,
-            columns=self.reader.select(self._columns),
+            first=first,
+            step=step,
+            columns=opened.columns,
+            with_index=self._with_index,
             seed=self._seed,
             epoch=epoch,
             shuffle=self._shuffle,
-            prefetch_bytes=self._prefetch_bytes // num_workers,
+            prefetch_bytes=self._prefetch_bytes // step,
             num_threads=self._num_threads,
         )
-        self._receipt = Receipt(epoch=epoch)
-        with contextlib.closing(self._items(spec, self._receipt)) as items:
-            yield from items
-        # All workers do this; none begins another epoch before each has come here.
-        self._start_epoch, self._consumed, self._within = epoch + 1, 0, 0
-        self._epoch.value = epoch + 1
+        item = ItemSpec(names=self._names(), whole_batches=self._whole_batches, transform=self._transform)
+        self._receipt = receipt = Receipt(epoch=epoch, meters=Meters(failovers=lambda: reader.failovers))
+        try:
+            yield from iteration.items(reader, spec, item, arena=opened.arena, receipt=receipt)
+        finally:
+            receipt.end()
 
-    def _items(self, spec: StreamSpec, receipt: Receipt) -> Generator[Any, None, None]:
-        names = [self.reader.schema.names[number] for number in spec.columns]
-        transform = self._transform or (lambda item: item)
-        failovers = self.reader.failovers
-        with Stager(self.reader, spec, receipt) as stager:
-            while True:
-                with receipt.stalled():
-                    stage = stager.next()
-                receipt.add(failovers=self.reader.failovers - failovers)
-                failovers = self.reader.failovers
-                if stage is None:
-                    return
-                batches = batches_of(stage, names, with_index=self._with_index)
-                for number, batch in zip(stage.batches, batches, strict=True):
-                    receipt.add(samples=len(next(iter(batch.values()))))
-                    yield from self._batch_items(batch, transform, spec.assignment.consumed(number + 1), spec.epoch)
+    def _open(self) -> _Opened:
+        if self._opened is None or self._opened.pid != os.getpid():
+            store = self._connect()
+            try:
+                self._opened = self._read(store, version=self._epoch.version or None, info=self._info)
+            except BaseException:
+                store.close()
+                raise
+            # From now on this version is read, in every copy of this dataset, whatever the name points to later.
+            self._info = self._opened.reader.info
+            self._epoch.version = self._info.version
+        return self._opened
 
-    def _batch_items(self, batch: Any, transform: Transform, consumed: int, epoch: int) -> Iterator[Any]:
-        """The items of one batch; the position moves on before the last of them, which the caller then holds."""
-        if self._batch_size is not None and not self._yield_samples:
-            self._start_epoch, self._consumed = epoch, consumed
-            yield transform(batch)
+    def _connect(self) -> ObjectStore:
+        return Client(self._endpoints)
+
+    def _read(self, store: ObjectStore, *, version: int | None, info: ObjectInfo | None) -> _Opened:
+        reader = DatasetReader(store, self._bucket, self._key, version=version, info=info)
+        if self._cache_dir is not None:
+            reader.cache = DiskCache(self._cache_dir, digest=reader.index.digest, limit_bytes=self._cache_limit_bytes)
+        columns = reader.select(self._columns)
+        arena = Arena([reader.schema.types[number] for number in columns], max_block_rows=reader.max_block_rows)
+        return _Opened(pid=os.getpid(), store=store, reader=reader, columns=columns, arena=arena)
+
+    def _reopen(self, saved: LoaderState) -> None:
+        """Read the version that a state was taken from, if it is still there; else the comparison that follows says so."""
+        opened = self._open()
+        try:
+            older = self._read(opened.store, version=saved.dataset_version, info=None)
+        except DatasetNotFound:
             return
-        samples = list(samples_of(batch))
-        # After a break in the middle of a batch, its remaining samples come first.
-        for place, sample in enumerate(samples[self._within :], start=self._within + 1):
-            self._within = place % len(samples)
-            if self._within == 0:
-                self._start_epoch, self._consumed = epoch, consumed
-            yield transform(sample)
+        if older.reader.index.digest == saved.dataset_digest:
+            self._stop_iteration("a state of another version of the dataset was loaded; iterate anew")
+            self._opened, self._info = older, older.reader.info
+            self._epoch.version = older.reader.info.version
+
+    def _move(self, epoch: int, *, start: int = 0) -> None:
+        self._epoch.move(epoch, start=start)
+        self._begin = None
+
+    def _stop_iteration(self, reason: str) -> None:
+        # One that a parent process had was left behind by the fork, threads and all.
+        if self._iteration is not None and self._iteration.pid == os.getpid():
+            self._iteration.stop(reason)
+        self._iteration = None
 
     def _names(self) -> list[str]:
-        return [self.reader.schema.names[number] for number in self.reader.select(self._columns)]
-
-    def _position(self) -> int:
-        """Samples consumed of the current epoch."""
-        return self._consumed if self.epoch == self._start_epoch else 0
+        return [self.reader.schema.names[number] for number in self._open().columns]
 
     def _run(self, epoch: int) -> int:
         return run_of_rank(self._rank, epoch=epoch, world_size=self._world_size, rotate=self._lane_map == "rotate")
@@ -351,31 +398,34 @@ class ShardedDataset(IterableDataset[Any]):
             num_rows=self.num_rows,
             num_lanes=self.reader.index.num_lanes,
             world_size=self._world_size,
-            batch_size=self._batch_size or 1,
+            batch_size=self._batch_size,
             start=start,
             tail=self._tail,
         )
 
-    def _state(self, consumed: int) -> dict[str, Any]:
+    def _state(self, epoch: int, consumed: int) -> LoaderState:
+        reader = self.reader
         return LoaderState(
-            dataset_digest=self.digest,
-            dataset_version=self.reader.info.version,
+            dataset_digest=reader.index.digest,
+            dataset_version=reader.info.version,
             seed=self._seed,
-            epoch=self.epoch,
+            epoch=epoch,
             samples_consumed=consumed,
             shuffle=self._shuffle,
             order_algorithm=ORDER_ALGORITHM,
             lane_map=self._lane_map,
-        ).to_json()
+        )
 
-    def _reopen(self, saved: LoaderState) -> None:
-        """Open the version that a state was taken from; leaves the current one if it is gone."""
-        client = Client(self._endpoints)
-        try:
-            info = client.stat(self._bucket, self._key, version=saved.dataset_version)
-        except ObjectNotFound:
-            return  # The comparison that follows names both digests.
-        finally:
-            client.close()
-        self.close()
-        self._info = info
+    def _worker_state(self) -> WorkerState:
+        iteration = self._iteration
+        if iteration is None or iteration.worker is None:
+            raise StateUnavailable("this DataLoader worker has not begun to iterate")
+        return WorkerState(
+            begin=self._state(iteration.begin.epoch, iteration.begin.start),
+            num_rows=self.num_rows,
+            global_batch_size=self._world_size * self._batch_size,
+            worker=iteration.worker.number,
+            num_workers=iteration.worker.num_workers,
+            batches=iteration.batches,
+            samples=iteration.samples,
+        )

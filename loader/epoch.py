@@ -91,6 +91,11 @@ class SharedEpoch:
         return bool(self._cells[_WORKERS])
 
     @property
+    def finished_by_workers(self) -> bool:
+        """Whether the newest iteration was one of workers, and all of them have finished it."""
+        return self._newest()[1]
+
+    @property
     def version(self) -> int:
         """The version of the dataset that all copies read; 0 before one was opened."""
         return int(self._cells[_VERSION])
@@ -108,6 +113,11 @@ class SharedEpoch:
         self._cells[_WORKERS] = 0
         self._cells[_TURN : _WITHIN + 1] = turn, epoch, start, within
         return Position(turn, epoch, start, within)
+
+    def begin(self) -> Position:
+        """Begin an iteration in the main process, where the stream is."""
+        _, epoch, start, within = self.next
+        return self.move(epoch, start=start, within=within)
 
     def advance(self, turn: int, *, start: int, within: int = 0) -> None:
         """Say how far the main process's iteration `turn` has come, unless the stream was moved meanwhile."""

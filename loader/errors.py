@@ -18,6 +18,7 @@ __all__ = [
     "IndexCorrupt",
     "IndexMissing",
     "InvalidOption",
+    "IteratorStopped",
     "LoaderError",
     "StateInvalid",
     "StateMismatch",
@@ -107,6 +108,10 @@ class StateMismatch(LoaderError):
 
 class StateUnavailable(LoaderError):
     """A state was asked of a process that cannot know it: worker processes are iterating."""
+
+
+class IteratorStopped(LoaderError):
+    """Another iterator of the same dataset goes on from where this one was, or the dataset was closed."""
 
 
 class WriterClosed(LoaderError):

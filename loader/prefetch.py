@@ -3,12 +3,14 @@
 Theory of operation
 -------------------
 One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
-to a pool of threads, which fetch, verify and decode it into its slot. Then it waits for the blocks of the oldest stage (some
+to a pool of threads, which fetch, verify and decode it into its slot. It waits for the blocks of the oldest stage (some
 batches), gathers their rows, frees what no later row needs, and puts the result into a short queue that the training loop
-takes from. All of fetching, decoding and gathering happens without the GIL.
+takes from. All of fetching, decoding and gathering happens without the GIL. The first stages are short, so that the first
+batch needs few blocks.
 
-Memory: the open visits, as many again being fetched, `prefetch_bytes` more, and `_READY_STAGES` + 2 stages. An error in any
-thread reaches the training loop with its next batch. Closing ends all threads and waits for them.
+Memory: the open visits, as many again being fetched, `prefetch_bytes` more, and `_READY_STAGES` + 2 stages. A single batch that
+needs more gets it, or nothing could go on. An error in any thread reaches the training loop at once, before stages that are
+ready. Closing ends all threads and waits for them.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from loader.arena import Arena, Column
 from loader.assignment import Assignment, Share
+from loader.handoff import HandOff, StreamClosed
 from loader.order import LaneOrder
 from loader.plan import Plan, Visit, VisitPlanner
 from loader.reader import DatasetReader
@@ -32,8 +36,10 @@ __all__ = ["Stage", "Stager", "StreamSpec"]
 
 STAGE_BYTES = 4 * 1024 * 1024
 MAX_STAGE_ROWS = 65_536
-MAX_PLANNED_STAGES = 1024
+MAX_STAGE_CELLS = 1 << 20  # Batches of a stage times lanes: planning takes some arrays of that size.
+MAX_PLANNED_ROWS = 1 << 19  # Planned ahead, 41 bytes each.
 _READY_STAGES = 2
+_CELL_BYTES = 8  # What a row in the arena takes beside its columns.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,8 @@ class StreamSpec:
         Of these batches, every `step`-th from `first` on: DataLoader worker w of n has (w, n).
     columns : tuple of int
         Columns to read, ascending.
+    with_index : bool
+        Whether the numbers of rows are wanted, too.
     seed, epoch : int
         Of the order.
     shuffle : bool
@@ -65,6 +73,7 @@ class StreamSpec:
     first: int
     step: int
     columns: tuple[int, ...]
+    with_index: bool
     seed: int
     epoch: int
     shuffle: bool
@@ -80,14 +89,20 @@ class Stage:
     ----------
     columns : list of Column
         One for each column that is read.
-    plan : Plan
-        Whose share says where each batch ends.
+    numbers : int64 [rows] or None
+        Number of each row in the dataset, if wanted.
+    pad : bool [rows]
+        Which rows are repetitions.
+    ends : list of int
+        How many rows there are up to and including each batch.
     batches : range
         Numbers of the batches.
     """
 
     columns: list[Column]
-    plan: Plan
+    numbers: npt.NDArray[np.int64] | None
+    pad: npt.NDArray[np.bool_]
+    ends: list[int]
     batches: range
 
 
@@ -96,41 +111,6 @@ class _Planned:
     plan: Plan
     batches: range
     fetches: list[Future[None]] = field(default_factory=list)
-
-
-class _Closed(Exception):
-    """The consumer has gone."""
-
-
-class _HandOff:
-    """A short queue that either side can close."""
-
-    def __init__(self, *, limit: int) -> None:
-        self._limit = limit
-        self._items: deque[Stage | BaseException | None] = deque()
-        self._changed = threading.Condition()
-        self.closed = False
-
-    def put(self, item: Stage | BaseException | None) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.closed or len(self._items) < self._limit)
-            if self.closed:
-                raise _Closed
-            self._items.append(item)
-            self._changed.notify_all()
-
-    def get(self) -> Stage | BaseException | None:
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._items))
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._items.clear()
-            self._changed.notify_all()
 
 
 class Stager:
@@ -144,32 +124,37 @@ class Stager:
         What to read.
     receipt : Receipt
         Counts what it took.
+    arena : Arena
+        For these columns, and used by nobody else until the stager is closed.
     """
 
-    def __init__(self, reader: DatasetReader, spec: StreamSpec, receipt: Receipt) -> None:
+    def __init__(self, reader: DatasetReader, spec: StreamSpec, receipt: Receipt, *, arena: Arena) -> None:
         self._reader = reader
         self._spec = spec
         self._receipt = receipt
-        kinds = [reader.schema.types[number] for number in spec.columns]
-        block_bytes = max(1, reader.index.block_size_bytes)
-        self._ahead_slots = max(1, spec.prefetch_bytes // block_bytes)
-        num_blocks = sum(lane.num_blocks for lane in reader.index.lanes)
-        batch_size, num_lanes = spec.assignment.batch_size, reader.index.num_lanes
-        # Enough for one batch beside all open visits, whatever else happens: the stager can always go on.
-        num_slots = min(2 * num_blocks, 2 * num_lanes + self._ahead_slots + batch_size) + 1
-        row_bytes = sum(kind.item_bytes for kind in kinds if kind.is_fixed)
-        rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, row_bytes))
-        self._batches_per_stage = max(1, rows // batch_size)
-        self._planner = VisitPlanner(
-            num_lanes=num_lanes,
-            num_slots=num_slots,
-            max_block_rows=reader.max_block_rows,
-            order_of=self._order_of,
-        )
-        self._arena = Arena(kinds, num_slots=num_slots, max_block_rows=reader.max_block_rows)
+        self._ahead_slots = spec.prefetch_bytes // _slot_bytes(reader, spec.columns)
+        self._batches_per_stage = _batches_per_stage(reader, spec)
         self._orders: dict[int, LaneOrder] = {}
-        self._ready = _HandOff(limit=_READY_STAGES)
-        self._fetchers = ThreadPoolExecutor(spec.num_threads, thread_name_prefix="forebay-fetch")
+        self._arena = arena
+        # Also for a repeated row, whose block may be visited a second time.
+        arena.grow(min(2 * reader.num_blocks, 2 * _lanes_of_run(spec.assignment) + self._ahead_slots) + 1)
+        self._planner = VisitPlanner(
+            num_lanes=reader.index.num_lanes,
+            num_slots=arena.num_slots,
+            max_block_rows=reader.max_block_rows,
+            order_of=self._orders.__getitem__,
+        )
+        self._num_stages = 0
+        self._todo = deque(range(spec.first, spec.assignment.num_batches(run=spec.run), spec.step))
+        self._planned: deque[_Planned] = deque()
+        self._planned_rows = 0
+        self._ready: HandOff[Stage | None] = HandOff(limit=_READY_STAGES)
+        self._own_threads = own_threads = set[int]()
+        self._fetchers = ThreadPoolExecutor(
+            spec.num_threads,
+            thread_name_prefix="forebay-fetch",
+            initializer=lambda: own_threads.add(threading.get_ident()),
+        )
         self._thread = threading.Thread(target=self._run, name="forebay-stager", daemon=True)
 
     def __enter__(self) -> Stager:
@@ -177,75 +162,100 @@ class Stager:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all threads, and wait for them; a fetch that is under way ends first."""
         self._ready.close()
-        self._fetchers.shutdown(wait=True, cancel_futures=True)
-        self._thread.join()
+        # The garbage collector may close a forgotten iterator, and may do so in any thread. One can't wait for itself.
+        wait = threading.get_ident() not in self._own_threads
+        self._fetchers.shutdown(wait=wait, cancel_futures=True)
+        if wait:
+            self._thread.join()
 
     def next(self) -> Stage | None:
-        """The next stage, None after the last one; raises what went wrong in a thread."""
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        """The next stage, None after the last one; raises what went wrong in a thread, or `StreamClosed`."""
+        return self._ready.get()
 
     def _run(self) -> None:
+        self._own_threads.add(threading.get_ident())
         try:
             for stage in self._stages():
                 self._ready.put(stage)
             self._ready.put(None)
-        except _Closed:
+        except StreamClosed:
             return
         except BaseException as error:  # Whatever it is belongs to the training loop, or it would wait for ever.
-            try:
-                self._ready.put(error)
-            except _Closed:
-                return
+            self._ready.fail(error)
 
     def _stages(self) -> Iterator[Stage]:
-        spec = self._spec
-        todo = deque(range(spec.first, spec.assignment.num_batches(run=spec.run), spec.step))
-        planned: deque[_Planned] = deque()
-        while todo or planned:
-            while todo and len(planned) < MAX_PLANNED_STAGES and self._plan_one(todo, planned):
-                pass
+        planned = self._planned
+        while self._todo or planned:
+            while self._todo and self._plan_one():
+                # While the training loop waits, what it waits for goes first.
+                if self._ready.is_empty and all(fetch.done() for fetch in planned[0].fetches):
+                    break
             stage = planned.popleft()
             for fetch in stage.fetches:
                 fetch.result()
-            yield Stage(columns=self._arena.gather(stage.plan), plan=stage.plan, batches=stage.batches)
+            yield self._gather(stage.plan, stage.batches)
+            self._planned_rows -= len(stage.plan.share)
             self._planner.release(stage.plan)
 
-    def _plan_one(self, todo: deque[int], planned: deque[_Planned]) -> bool:
+    def _gather(self, plan: Plan, batches: range) -> Stage:
+        numbers = self._arena.numbers(plan, num_lanes=self._reader.index.num_lanes) if self._spec.with_index else None
+        share = plan.share
+        columns = self._arena.gather(plan)
+        return Stage(columns=columns, numbers=numbers, pad=share.pad, ends=share.ends.tolist(), batches=batches)
+
+    def _plan_one(self) -> bool:
         """Plan one more stage and begin to fetch its blocks; False if it has to wait for slots."""
-        spec, planner = self._spec, self._planner
-        if planned and planner.num_taken > 2 * planner.num_open + self._ahead_slots:
+        planner, todo = self._planner, self._todo
+        if self._planned and (
+            self._planned_rows >= MAX_PLANNED_ROWS or planner.num_taken > 2 * planner.num_open + self._ahead_slots
+        ):
             return False
-        count = min(self._batches_per_stage, len(todo))
-        plan = planner.plan(self._share(todo[0], count))
+        count = min(self._batches_per_stage, len(todo), 1 << min(self._num_stages, 30))
+        plan = planner.plan(self._share(count))
         while plan is None:
-            if planned:
+            if self._planned:
                 return False
-            assert count > 1, "one batch always fits into the slots"
-            count = -(-count // 2)
-            plan = planner.plan(self._share(todo[0], count))
-        stage = _Planned(plan=plan, batches=range(todo[0], todo[0] + count * spec.step, spec.step))
-        stage.fetches = [self._fetchers.submit(self._fetch, visit) for visit in plan.opened]
-        planned.append(stage)
+            if count > 1:
+                count = -(-count // 2)
+            else:
+                # Nothing is being fetched now, and nothing would free a slot.
+                self._arena.grow(2 * self._arena.num_slots)
+                planner.grow(self._arena.num_slots)
+            plan = planner.plan(self._share(count))
+        batches = range(todo[0], todo[0] + count * self._spec.step, self._spec.step)
+        fetches = [self._fetchers.submit(self._fetch, visit) for visit in plan.opened]
+        self._planned.append(_Planned(plan=plan, batches=batches, fetches=fetches))
+        self._planned_rows += len(plan.share)
+        self._num_stages += 1
         for _ in range(count):
             todo.popleft()
         return True
 
-    def _share(self, first: int, count: int) -> Share:
+    def _share(self, count: int) -> Share:
+        """The rows of the next `count` batches."""
         spec = self._spec
-        if spec.step == 1:
-            return spec.assignment.share(first, run=spec.run, count=count)
-        batches = range(first, first + count * spec.step, spec.step)
-        return _joined([spec.assignment.share(batch, run=spec.run) for batch in batches])
+        share = spec.assignment.share(self._todo[0], run=spec.run, count=(count - 1) * spec.step + 1)
+        if spec.step > 1:
+            share = _every(share, spec.step)
+        self._load_orders(share.lanes)
+        return share
 
-    def _order_of(self, lane: int) -> LaneOrder:
-        order = self._orders.get(lane)
-        if order is None:
-            spec, reader = self._spec, self._reader
-            order = self._orders[lane] = LaneOrder(
+    def _load_orders(self, lanes: npt.NDArray[np.int64]) -> None:
+        """Have the orders of `lanes` at hand."""
+        spec, reader = self._spec, self._reader
+        if len(self._orders) == reader.index.num_lanes:
+            return
+        missing = [lane for lane in np.flatnonzero(np.bincount(lanes)).tolist() if lane not in self._orders]
+        if not all(map(reader.has_table, missing)):
+            # Several at once: each costs a request.
+            deque(self._fetchers.map(reader.table, missing), maxlen=0)
+        for lane in missing:
+            self._orders[lane] = LaneOrder(
                 digest=reader.index.digest,
                 seed=spec.seed,
                 epoch=spec.epoch,
@@ -253,20 +263,57 @@ class Stager:
                 block_rows=reader.table(lane).rows,
                 shuffle=spec.shuffle,
             )
-        return order
 
     def _fetch(self, visit: Visit) -> None:
-        columns = self._spec.columns
-        rooms = self._arena.rooms(visit, self._reader.table(visit.lane), columns)
-        fetched = self._reader.read_block_into(visit.lane, visit.block, columns, rooms)
-        self._receipt.add(bytes_cache=fetched.bytes_cache, bytes_remote=fetched.bytes_remote, blocks=1)
+        try:
+            columns, order = self._spec.columns, self._orders[visit.lane]
+            block = int(order.visits[visit.number])
+            sizes = self._reader.table(visit.lane).raw_size[block].tolist()
+            rooms = self._arena.rooms(visit, order, [sizes[column] for column in columns])
+            fetched = self._reader.read_block_into(visit.lane, block, columns, rooms)
+            self._receipt.add(bytes_cache=fetched.bytes_cache, bytes_remote=fetched.bytes_remote, blocks=1)
+        except BaseException as error:
+            self._ready.fail(error)
+            raise
 
 
-def _joined(shares: list[Share]) -> Share:
+def _slot_bytes(reader: DatasetReader, columns: tuple[int, ...]) -> int:
+    """What a slot takes: decoded columns, and the order of their rows."""
+    kinds = [reader.schema.types[number] for number in columns]
+    fixed_bytes = sum(kind.item_bytes for kind in kinds if kind.is_fixed) + _CELL_BYTES
+    variable = not all(kind.is_fixed for kind in kinds)
+    return fixed_bytes * reader.max_block_rows + (reader.mean_block_bytes if variable else 0)
+
+
+def _batches_per_stage(reader: DatasetReader, spec: StreamSpec) -> int:
+    kinds = [reader.schema.types[number] for number in spec.columns]
+    row_bytes = sum(kind.item_bytes for kind in kinds if kind.is_fixed)
+    if not all(kind.is_fixed for kind in kinds):
+        row_bytes += reader.mean_block_bytes * reader.num_blocks // max(1, reader.index.num_rows)
+    rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, row_bytes))
+    cells = MAX_STAGE_CELLS // (reader.index.num_lanes * spec.step)
+    return max(1, min(rows // spec.assignment.batch_size, cells))
+
+
+def _lanes_of_run(assignment: Assignment) -> int:
+    """About how many lanes a run reads from: those of its part of a batch, and some that the part's borders move over.
+
+    Any stretch of positions has as many rows in the first l lanes as its length says, give or take one for each bit of L.
+    """
+    num_lanes, world_size = assignment.num_lanes, assignment.world_size
+    borders = 2 * num_lanes.bit_length() * num_lanes // assignment.global_batch_size
+    return min(num_lanes, num_lanes // world_size + borders + 1)
+
+
+def _every(share: Share, step: int) -> Share:
+    """Every `step`-th batch of a share, from the first on."""
+    sizes = np.diff(share.ends, prepend=0)
+    wanted = np.arange(len(sizes)) % step == 0
+    rows = np.repeat(wanted, sizes)
     return Share(
-        lanes=np.concatenate([share.lanes for share in shares]),
-        steps=np.concatenate([share.steps for share in shares]),
-        positions=np.concatenate([share.positions for share in shares]),
-        pad=np.concatenate([share.pad for share in shares]),
-        ends=np.cumsum([len(share) for share in shares]),
+        lanes=share.lanes[rows],
+        steps=share.steps[rows],
+        positions=share.positions[rows],
+        pad=share.pad[rows],
+        ends=np.cumsum(sizes[wanted]),
     )

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from client.errors import ObjectNotFound
 from client.names import format_url
 from client.objects import ObjectStore
 from client.record import ObjectInfo
 from loader.block import MAX_BLOCK_ROWS, BlockTable, decode_column_into, decode_value, variable_view
+from loader.block_codec import OFFSET_BYTES
 from loader.columns import Schema
-from loader.errors import DatasetNotFound, InvalidOption
+from loader.errors import DatasetNotFound, IndexCorrupt, InvalidOption, LoaderError
 from loader.index import DatasetIndex, Footer
 from loader.order import locate_row
 
@@ -56,13 +58,17 @@ class DatasetReader:
         Where the dataset is.
     bucket, key : str
         Its name.
+    version : int, optional
+        Of the object; the current one if not given.
     info : ObjectInfo, optional
-        The version to read; the current one if not given.
+        What is known of the version to read, from another reader: then nothing is looked up, and it may have been replaced.
 
     Attributes
     ----------
     cache : ColumnCache or None
         Asked first for each column block, and given those that were fetched.
+    max_block_rows : int
+        No block has more rows than this.
 
     Raises
     ------
@@ -72,20 +78,27 @@ class DatasetReader:
         If it is no dataset, or damaged, or newer than this software.
     """
 
-    def __init__(self, store: ObjectStore, bucket: str, key: str, *, info: ObjectInfo | None = None) -> None:
-        url = format_url(bucket, key)
+    def __init__(
+        self, store: ObjectStore, bucket: str, key: str, *, version: int | None = None, info: ObjectInfo | None = None
+    ) -> None:
+        self.url = format_url(bucket, key)
         try:
-            self.info = info or store.stat(bucket, key)
+            self.info = info or store.stat(bucket, key, version=version)
         except ObjectNotFound as exc:
-            raise DatasetNotFound(f"there is no dataset {url}; `forebay ls {bucket}` lists what there is") from exc
+            raise DatasetNotFound(_not_found(self.url, bucket, version=version)) from exc
         self.cache: ColumnCache | None = None
         self._store = store
         self._content = store.reader(self.info)
-        self.index = self._read_index()
+        try:
+            self.index = self._read_index()
+        except LoaderError as exc:
+            raise type(exc)(f"{self.url}: {exc}") from exc
+        self.max_block_rows = _max_block_rows(self.index)
         self._tables: dict[int, BlockTable] = {}
         self._tables_lock = threading.Lock()
         self._rows_lock = threading.Lock()
         self._decoded: OrderedDict[tuple[int, int, str], bytearray] = OrderedDict()
+        self._scratch = threading.local()
 
     @property
     def schema(self) -> Schema:
@@ -93,10 +106,15 @@ class DatasetReader:
         return self.index.schema
 
     @property
-    def max_block_rows(self) -> int:
-        """No block has more rows than this."""
-        row_bytes = sum(kind.item_bytes if kind.is_fixed else 8 for kind in self.schema.types)
-        return max(1, min(MAX_BLOCK_ROWS, self.index.block_size_bytes // max(1, row_bytes)))
+    def num_blocks(self) -> int:
+        """Blocks of all lanes."""
+        return sum(lane.num_blocks for lane in self.index.lanes)
+
+    @property
+    def mean_block_bytes(self) -> int:
+        """About what a decoded block takes; more than the block size only where single rows do."""
+        stored_bytes = sum(lane.blocks_bytes for lane in self.index.lanes)
+        return max(self.index.block_size_bytes, stored_bytes // max(1, self.num_blocks))
 
     @property
     def failovers(self) -> int:
@@ -112,9 +130,19 @@ class DatasetReader:
             data = bytearray(entry.table_bytes)
             self._content.read_into(data, start=entry.table_offset)
             table = self.index.decode_table(lane, data)
+            if table.rows.max(initial=0) > self.max_block_rows:
+                # Buffers are laid out for what the block size allows.
+                raise IndexCorrupt(
+                    f"{self.url}, lane {lane}: a block of {table.rows.max()} rows, expected at most {self.max_block_rows} "
+                    f"with a block size of {self.index.block_size_bytes} bytes"
+                )
             with self._tables_lock:
                 self._tables[lane] = table
         return table
+
+    def has_table(self, lane: int) -> bool:
+        """Whether the block table of `lane` was read already."""
+        return lane in self._tables
 
     def read_block_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[memoryview]) -> Fetched:
         """Decode columns of one block into buffers, verified.
@@ -143,7 +171,7 @@ class DatasetReader:
         for run in _adjacent(missing, table, block):
             start = int(table.offsets[block, run[0][0]])
             end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
-            stored = memoryview(bytearray(end - start))
+            stored = self._stored(end - start)
             self._content.read_into(stored, start=self.index.lanes[lane].offset + start)
             fetched += len(stored)
             for column, out in run:
@@ -178,8 +206,8 @@ class DatasetReader:
         """Numbers of the columns `names` (all by default), ascending; raises `ColumnError` for an unknown one."""
         if names is None:
             return tuple(range(len(self.schema)))
-        if not names:
-            raise InvalidOption("columns=[]: name at least one column, or leave it out for all")
+        if not names or isinstance(names, str):
+            raise InvalidOption(f"columns={names!r}: give a list of at least one column's name, or leave it out for all")
         return tuple(sorted({self.schema.position(name) for name in names}))
 
     def _read_index(self) -> DatasetIndex:
@@ -194,6 +222,13 @@ class DatasetReader:
         self._content.read_into(data, start=footer.index_offset)
         return DatasetIndex.decode(data, footer=footer)
 
+    def _stored(self, size: int) -> memoryview:
+        """A buffer of this thread's own for stored bytes, reused by its next read."""
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._scratch.buffer = np.empty(size, np.uint8)
+        return buffer[:size].data
+
     def _decode(self, stored: memoryview, table: BlockTable, lane: int, block: int, column: int, out: memoryview) -> None:
         decode_column_into(
             stored,
@@ -201,7 +236,7 @@ class DatasetReader:
             raw_size=int(table.raw_size[block, column]),
             check=int(table.check[block, column]),
             out=out,
-            where=f"{self.info.bucket}/{self.info.key}, lane {lane}, block {block}, column {self.schema.names[column]!r}",
+            where=f"{self.url}, lane {lane}, block {block}, column {self.schema.names[column]!r}",
         )
         if self.cache is not None:
             self.cache.write((lane, block, column), out)
@@ -229,6 +264,20 @@ class DatasetReader:
             while len(self._decoded) > max(_MAX_CACHED_BLOCKS, self.index.num_lanes) * len(self.schema):
                 self._decoded.popitem(last=False)
         return data
+
+
+def _not_found(url: str, bucket: str, *, version: int | None) -> str:
+    if version is None:
+        return f"there is no dataset {url}; `forebay ls {bucket}` lists what there is"
+    return (
+        f"version {version} of the dataset {url} is gone: it was replaced, and the bucket does not keep it; "
+        f"`forebay bucket set {bucket} --versions N` keeps old versions"
+    )
+
+
+def _max_block_rows(index: DatasetIndex) -> int:
+    row_bytes = sum(kind.item_bytes if kind.is_fixed else OFFSET_BYTES for kind in index.schema.types)
+    return max(1, min(MAX_BLOCK_ROWS, index.block_size_bytes // row_bytes))
 
 
 def _adjacent(

@@ -4,72 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Receipt", "joules_now"]
+__all__ = ["Meters", "Receipt", "joules_now"]
 
 _RAPL = Path("/sys/class/powercap")
-
-
-@dataclass(slots=True, kw_only=True)
-class Receipt:
-    """Counters of one epoch; threads add to them through `add`.
-
-    Attributes
-    ----------
-    counts : dict
-        ``samples`` rows handed out; ``stall_s`` seconds that the training loop waited for data; ``bytes_cache`` and
-        ``bytes_remote`` stored or decoded bytes by source; ``blocks`` blocks decoded; ``failovers`` reads that had to move on
-        to another replica.
-    """
-
-    epoch: int
-    counts: dict[str, float] = field(
-        default_factory=lambda: {
-            "samples": 0,
-            "stall_s": 0.0,
-            "bytes_cache": 0,
-            "bytes_remote": 0,
-            "blocks": 0,
-            "failovers": 0,
-        }
-    )
-    _began_s: float = field(default_factory=time.perf_counter)
-    _cpu_began_s: float = field(default_factory=time.process_time)
-    _joules_began: float | None = field(default_factory=lambda: joules_now())
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, **counts: float) -> None:
-        """Add to counters."""
-        with self._lock:
-            for name, value in counts.items():
-                self.counts[name] += value
-
-    @contextmanager
-    def stalled(self) -> Iterator[None]:
-        """Count the time inside as time that the training loop waited."""
-        began_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stall_s=time.perf_counter() - began_s)
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """The counters so far, with seconds of wall clock and CPU of this process, and joules of the machine's CPUs."""
-        joules = joules_now()
-        with self._lock:
-            counts: Mapping[str, float] = dict(self.counts)
-        spent = joules - self._joules_began if joules is not None and self._joules_began is not None else None
-        return {
-            "epoch": self.epoch,
-            **counts,
-            "wall_s": time.perf_counter() - self._began_s,
-            "cpu_s": time.process_time() - self._cpu_began_s,
-            "joules": spent,
-        }
 
 
 def joules_now() -> float | None:
@@ -81,3 +23,86 @@ def joules_now() -> float | None:
         except OSError:
             return None  # Readable for root only on most machines; unknown is not zero.
     return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meters:
+    """What a receipt reads at its begin and its end; each tells a total that grows.
+
+    Attributes
+    ----------
+    failovers : callable
+        Reads that had to move on to another replica.
+    wall_s, cpu_s : callable
+        Seconds, the latter of this process.
+    joules : callable
+        Energy of the machine's processors; None where it is not told.
+    """
+
+    failovers: Callable[[], int]
+    wall_s: Callable[[], float] = time.perf_counter
+    cpu_s: Callable[[], float] = time.process_time
+    joules: Callable[[], float | None] = joules_now
+
+    def read(self) -> tuple[int, float, float, float | None]:
+        """All of them."""
+        return self.failovers(), self.wall_s(), self.cpu_s(), self.joules()
+
+
+class Receipt:
+    """Counters of one epoch, or of the part of one that an iteration reads.
+
+    Attributes
+    ----------
+    samples : int
+        Rows handed out.
+    stall_s : float
+        Seconds that the training loop waited for data.
+    """
+
+    def __init__(self, *, epoch: int, meters: Meters) -> None:
+        self.samples = 0
+        self.stall_s = 0.0
+        self._epoch = epoch
+        self._meters = meters
+        self._began = meters.read()
+        self._ended: tuple[int, float, float, float | None] | None = None
+        # Fetching threads add to these.
+        self._lock = threading.Lock()
+        self._counts = {"bytes_cache": 0, "bytes_remote": 0, "blocks": 0}
+
+    def add(self, **counts: int) -> None:
+        """Add to counters: decoded bytes from the cache, stored bytes from the store, blocks decoded."""
+        with self._lock:
+            for name, value in counts.items():
+                self._counts[name] += value
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Count the time inside as time that the training loop waited."""
+        began_s = self._meters.wall_s()
+        try:
+            yield
+        finally:
+            self.stall_s += self._meters.wall_s() - began_s
+
+    def end(self) -> None:
+        """Stop the meters."""
+        self._ended = self._meters.read()
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """The counters so far, with seconds of wall clock and CPU of this process, and joules of the machine's CPUs."""
+        failovers, wall_s, cpu_s, joules = self._ended or self._meters.read()
+        began_failovers, began_wall_s, began_cpu_s, began_joules = self._began
+        with self._lock:
+            counts = dict(self._counts)
+        return {
+            "epoch": self._epoch,
+            "samples": self.samples,
+            "stall_s": self.stall_s,
+            **counts,
+            "failovers": failovers - began_failovers,
+            "wall_s": wall_s - began_wall_s,
+            "cpu_s": cpu_s - began_cpu_s,
+            "joules": None if joules is None or began_joules is None else joules - began_joules,
+        }

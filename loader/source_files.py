@@ -64,6 +64,7 @@ class FilesSource:
         self._paths = [file.relative_to(root) for file in files]
         self._sizes = [(root / path).stat().st_size for path in self._paths]
         self.input_bytes = sum(self._sizes)
+        self.piece_bytes = max(PIECE_BYTES, *self._sizes)
         in_folders = all(len(path.parts) > 1 for path in self._paths)
         self._classes = sorted({path.parts[0] for path in self._paths}) if in_folders else []
 

@@ -27,6 +27,7 @@ JSONL_SUFFIXES: Final = tuple(name + packed for name in (".jsonl", ".ndjson") fo
 _BOM: Final = b"\xef\xbb\xbf"
 _READ_BYTES: Final = 1 << 20
 _MIN_SAMPLE_PER_FILE: Final = 20
+_SAMPLE_BYTES: Final = 64 << 10
 
 Rows = list[tuple[int, dict[str, Any]]]
 
@@ -62,6 +63,7 @@ class JsonLinesSource:
     """Files of JSON lines, one after another; see `loader.source_rows.Source`."""
 
     in_processes = True
+    piece_bytes = PIECE_BYTES
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = tuple(files)
@@ -85,26 +87,27 @@ class JsonLinesSource:
     def pieces(self, schema: Schema, *, exact: bool) -> Iterator[Piece]:
         """See `Source.pieces`."""
         for file in self._files:
-            yield from _read_pieces(file, exact=exact)
+            yield from _read_pieces(file, exact=exact, piece_bytes=PIECE_BYTES)
 
     def _sample(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Some first rows of each file: files often differ more from each other than rows do."""
         per_file = max(_MIN_SAMPLE_PER_FILE, SAMPLE_ROWS // len(self._files))
         for file in self._files:
-            rows = (row for piece in _read_pieces(file, exact=False) for row in _parse(piece))
+            pieces = _read_pieces(file, exact=False, piece_bytes=_SAMPLE_BYTES)
+            rows = (row for piece in pieces for row in _parse(piece))
             yield from islice(rows, per_file)
 
 
-def _read_pieces(file: Path, *, exact: bool) -> Iterator[JsonLinesPiece]:
+def _read_pieces(file: Path, *, exact: bool, piece_bytes: int) -> Iterator[JsonLinesPiece]:
     line, done, parts, size = 1, 0, list[bytes](), 0
     try:
         with file.open("rb") as raw:
-            for block in _blocks(raw, file):
+            for block in _blocks(raw, file, read_bytes=min(_READ_BYTES, piece_bytes)):
                 parts.append(block)
                 size += len(block)
                 if size > MAX_VALUE_BYTES:
                     raise SourceError(f"{file}, line {line}: longer than {MAX_VALUE_BYTES} bytes, so these are no JSON lines")
-                if size < PIECE_BYTES or b"\n" not in block:
+                if size < piece_bytes or b"\n" not in block:
                     continue
                 data, _, rest = b"".join(parts).rpartition(b"\n")
                 at = raw.tell()
@@ -116,20 +119,20 @@ def _read_pieces(file: Path, *, exact: bool) -> Iterator[JsonLinesPiece]:
         raise SourceError(f"{file}: can't be read: {exc}") from exc
 
 
-def _blocks(raw: BinaryIO, file: Path) -> Iterator[bytes]:
+def _blocks(raw: BinaryIO, file: Path, *, read_bytes: int) -> Iterator[bytes]:
     """The bytes of a file, decompressed."""
     if file.suffix == ".zst":
-        yield from _zstd_blocks(raw)
+        yield from _zstd_blocks(raw, read_bytes=read_bytes)
         return
     stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if file.suffix == ".gz" else raw
-    while block := stream.read(_READ_BYTES):
+    while block := stream.read(read_bytes):
         yield block
 
 
-def _zstd_blocks(raw: BinaryIO) -> Iterator[bytes]:
+def _zstd_blocks(raw: BinaryIO, *, read_bytes: int) -> Iterator[bytes]:
     # zstandard's stream_reader takes a file that was cut short for one that ends there.
     frame = None
-    while block := raw.read(_READ_BYTES):
+    while block := raw.read(read_bytes):
         while block:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             yield frame.decompress(block)

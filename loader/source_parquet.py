@@ -61,6 +61,7 @@ class ParquetSource:
     """Parquet files, one after another; see `loader.source_rows.Source`."""
 
     in_processes = False
+    piece_bytes = _GROUP_BYTES
 
     def __init__(self, files: Sequence[Path]) -> None:
         _pyarrow(files[0])
@@ -191,9 +192,11 @@ def _numbers(column: Any, wanted: ColumnType | None) -> Array | None:
         return numbers
     with np.errstate(invalid="ignore", over="ignore"):
         cast = numbers.astype(wanted.dtype)
+        # Beside a float an integer would be compared as a float, rounded like it.
+        back = cast.astype(numbers.dtype) if cast.dtype.kind == "f" else cast
     kinds = numbers.dtype.kind + wanted.dtype.kind
     if kinds in ("ff", "fc"):
         # Asked for by name, so rounded; but no number may become infinite.
         return cast if bool(np.all(np.isfinite(cast) == np.isfinite(numbers))) else None
-    exact = kinds in ("ii", "iu", "ui", "uu", "if", "uf") and bool(np.all(cast == numbers))
+    exact = kinds in ("ii", "iu", "ui", "uu", "if", "uf") and bool(np.all(back == numbers))
     return cast if exact else None

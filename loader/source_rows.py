@@ -95,6 +95,10 @@ class Source(Protocol):
         """Size of the whole input."""
 
     @property
+    def piece_bytes(self) -> int:
+        """About what the largest piece takes in memory."""
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """What to keep with the dataset, such as the names of the labels."""
 

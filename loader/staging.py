@@ -84,7 +84,7 @@ class LaneStaging:
     compression : str
         As `loader.block.new_compressor` takes it.
     store : callable
-        Stores one chunk in a group durably and returns its reference.
+        Stores one chunk in a group durably and returns its reference; gives up once the event is set.
     chunk_size_bytes : int
         The largest chunk.
     in_flight_bytes : int
@@ -104,7 +104,7 @@ class LaneStaging:
         *,
         num_columns: int,
         compression: str,
-        store: Callable[[Data, str], Ref],
+        store: Callable[[Data, str, threading.Event], Ref],
         chunk_size_bytes: int,
         in_flight_bytes: int,
         encode_threads: int,
@@ -130,6 +130,7 @@ class LaneStaging:
         self._encoding_bytes = 0
         self._storing_bytes = 0
         self._compressors = threading.local()
+        self._stop = threading.Event()
         self.failure: BaseException | None = None
 
     def add(self, lane: int, block: BlockBuilder) -> None:
@@ -161,7 +162,8 @@ class LaneStaging:
         return Staged(refs=tuple(ref for lane in self._lanes for ref in lane.refs), lanes=tuple(entries))
 
     def close(self) -> None:
-        """Forget what has not begun, and wait for what has."""
+        """Forget what has not begun, and wait for what has, which makes no further request."""
+        self._stop.set()
         for pool in (self._encode_pool, self._store_pool):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -209,7 +211,7 @@ class LaneStaging:
         self._storing_bytes += size_bytes
 
     def _store_parts(self, parts: list[Data], group: str) -> Ref:
-        return self._store(parts[0] if len(parts) == 1 else b"".join(parts), group)
+        return self._store(parts[0] if len(parts) == 1 else b"".join(parts), group, self._stop)
 
     def _settle_store(self) -> None:
         """Wait for the oldest store and note its reference."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ from client.manifest import Ref
 from client.names import format_url, parse_url
 from client.objects import ObjectStore
 from client.placement import choose_groups
-from client.record import Condition, ObjectInfo, ObjectRecord, new_write_id
+from client.record import MAX_METADATA_BYTES, Condition, ObjectInfo, ObjectRecord
 from client.upload import make_content
+from client.write_id import new_write_id
 from loader.block import check_block_size, parse_compression
 from loader.columns import ColumnType, EncodedColumn, Schema
 from loader.errors import InvalidOption, WriterClosed
@@ -43,6 +45,8 @@ __all__ = ["CONTENT_TYPE", "DEFAULT_BLOCK_BYTES", "METADATA_KEY", "ShardWriter",
 CONTENT_TYPE: Final = "application/x-forebay-dataset"
 METADATA_KEY: Final = "forebay-dataset"
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
+_OWN_BYTES: Final = 256
+"""Of the object's metadata, for what the writer says of the dataset."""
 
 
 class ShardWriter:
@@ -74,6 +78,8 @@ class ShardWriter:
 
     Attributes
     ----------
+    num_rows : int
+        Rows written so far.
     info : ObjectInfo or None
         What was committed.
     index : DatasetIndex or None
@@ -114,6 +120,7 @@ class ShardWriter:
         self._dealer: LaneDealer | None = None
         self._staging: LaneStaging | None = None
         self._state: Literal["open", "committed", "aborted", "failed"] = "open"
+        self.num_rows = 0
         self.info: ObjectInfo | None = None
         self.index: DatasetIndex | None = None
         self._owned_client: Client | None = None
@@ -130,11 +137,6 @@ class ShardWriter:
         """The columns."""
         return self._schema
 
-    @property
-    def num_rows(self) -> int:
-        """Rows written so far."""
-        return self._buffer.num_rows + (self._dealer.num_rows if self._dealer else 0)
-
     def write(self, sample: Mapping[str, object]) -> None:
         """Append one row.
 
@@ -149,6 +151,7 @@ class ShardWriter:
         """
         self._check_open()
         self._buffer.append(self._schema.check_sample(sample))
+        self.num_rows += 1
         self._deal_gathered()
 
     def write_batch(self, columns: Mapping[str, object]) -> None:
@@ -162,12 +165,15 @@ class ShardWriter:
     def write_checked(self, batch: tuple[EncodedColumn, ...]) -> None:
         """Append rows that `Schema.check_batch` of `schema` has checked, here or in another process."""
         self._check_open()
-        if self._dealer is not None and not self._buffer.num_rows and _least_bytes(batch) >= DEAL_BYTES:
-            with self._closed_on_error():
-                self._dealer.deal(batch)  # Large enough as it is: not copied.
+        self.num_rows += len(batch[0])
+        if self._dealer is None or _least_bytes(batch) < DEAL_BYTES:
+            self._buffer.extend(batch)
+            self._deal_gathered()
             return
-        self._buffer.extend(batch)
-        self._deal_gathered()
+        with self._closed_on_error():
+            # Large enough as it is: not copied.
+            self._dealer.deal(self._buffer.take())
+            self._dealer.deal(batch)
 
     def commit(self) -> ObjectInfo:
         """Store what is left and give the dataset its name. The writer is closed afterwards, in any case.
@@ -229,8 +235,8 @@ class ShardWriter:
         self._dealer, self._staging = dealer, staging
         return dealer, staging
 
-    def _store(self, payload: Data, group: str) -> Ref:
-        return self._uploader.store(payload, group=group)
+    def _store(self, payload: Data, group: str, stop: threading.Event) -> Ref:
+        return self._uploader.store(payload, group=group, stop=stop)
 
     def _store_rest(self) -> tuple[DatasetIndex, list[Ref]]:
         """Store the open blocks, the tables and the index; all references in the object's order."""
@@ -261,10 +267,11 @@ class ShardWriter:
 
     def _check_open(self) -> None:
         if self._state == "open":
-            if self._staging is not None and self._staging.failure is not None:
-                self._close("failed")
-                raise self._staging.failure
-            return
+            failure = None if self._staging is None else self._staging.failure
+            if failure is None:
+                return
+            self._close("failed")
+            raise failure
         url = format_url(self._bucket, self._key)
         words = {
             "committed": f"the dataset {url} is committed; a new ShardWriter would replace it",
@@ -284,9 +291,10 @@ class ShardWriter:
 
     def _close(self, state: Literal["committed", "aborted", "failed"]) -> None:
         self._state = state
-        self._buffer = RowBuffer(self._schema)
         if self._staging is not None:
             self._staging.close()
+        # A writer that is still referred to, as in a notebook, must not keep its blocks.
+        self._buffer, self._dealer, self._staging = RowBuffer(self._schema), None, None
         if self._owned_client is not None:
             self._owned_client.close()
 
@@ -304,4 +312,10 @@ def _least_bytes(batch: tuple[EncodedColumn, ...]) -> int:
 def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
     if METADATA_KEY in metadata:
         raise InvalidOption(f"metadata: the key {METADATA_KEY!r} is the writer's own; choose another")
+    size, most = (
+        sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items()),
+        MAX_METADATA_BYTES - _OWN_BYTES,
+    )
+    if size > most:
+        raise InvalidOption(f"metadata: {size} bytes; an object has room for {most} beside what the writer adds")
     return dict(metadata)

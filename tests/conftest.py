@@ -116,16 +116,21 @@ def _held() -> Held:
 
 
 def _children() -> Iterator[int]:
-    """Child processes that run, but for the two that multiprocessing keeps for the life of its parent."""
-    kept = {
-        getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None),
-        getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None),
-    }
+    """Child processes that run, but for those that multiprocessing keeps."""
+    kept = _kept_processes()
     for task in _entries("/proc/self/task"):
         with suppress(OSError):  # the thread has ended
             for pid in map(int, Path("/proc/self/task", task, "children").read_text().split()):
                 if pid not in kept and not _is_zombie(pid):
                     yield pid
+
+
+def _kept_processes() -> set[int | None]:
+    """The two processes that multiprocessing keeps for the life of their parent."""
+    return {
+        getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None),
+        getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None),
+    }
 
 
 def _files() -> Iterator[tuple[int, str]]:
@@ -181,7 +186,7 @@ def _orphans() -> frozenset[int]:
         with suppress(OSError):  # ended meanwhile, or somebody else's
             if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 found.add(pid)
-    return frozenset(found - {os.getpid()})
+    return frozenset(found - {os.getpid()} - _kept_processes())
 
 
 @contextmanager

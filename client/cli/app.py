@@ -104,6 +104,8 @@ def _global_options(
 
     Paths are bucket/key or forebay://bucket/key. The cluster is found by --endpoint, FOREBAY_ENDPOINT, a profile in
     ~/.config/forebay/config.toml, or else at http://127.0.0.1:7070.
+
+    Exit codes: 0 done, 1 an error, 2 wrong usage, 3 copies are missing (verify, replicate), 130 interrupted.
     """
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())

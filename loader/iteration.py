@@ -1,0 +1,155 @@
+"""One iteration over a dataset in one process: items out, and how far it has come.
+
+The main process's iteration moves the stream's position with each item, just before it hands the item out: what was yielded is
+consumed. A DataLoader worker's only counts, because its items wait in a queue whose other end it can't see.
+
+However it ends (exhausted, dropped, stopped, or by an error), its threads end with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from loader.arena import Arena
+from loader.assignment import Assignment
+from loader.batch import batches_of, samples_of
+from loader.epoch import SharedEpoch, WorkerTurn
+from loader.errors import IteratorStopped
+from loader.handoff import StreamClosed
+from loader.prefetch import Stage, Stager, StreamSpec
+from loader.ranks import Worker
+from loader.reader import DatasetReader
+from loader.receipt import Receipt
+
+__all__ = ["ItemSpec", "Iteration", "Transform"]
+
+Transform = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSpec:
+    """What an item is.
+
+    Attributes
+    ----------
+    names : sequence of str
+        Names of the columns.
+    whole_batches : bool
+        A batch, or else a single sample.
+    transform : callable or None
+        Applied to each item.
+    """
+
+    names: Sequence[str]
+    whole_batches: bool
+    transform: Transform | None
+
+
+class Iteration:
+    """From the stream's position to the end of the epoch. Begins when it is made, reads when `items` is iterated.
+
+    Parameters
+    ----------
+    epoch : SharedEpoch
+        Where the stream is.
+    worker : Worker or None
+        The DataLoader worker that this process is.
+
+    Attributes
+    ----------
+    begin : Position
+        Where it began.
+    worker : Worker or None
+        As given.
+    pid : int
+        The process whose iteration it is.
+    batches : int
+        Batches that it has yielded completely.
+    samples : int
+        Samples of the next batch that were yielded already, before it began or by it.
+    """
+
+    def __init__(self, epoch: SharedEpoch, *, worker: Worker | None) -> None:
+        self._epoch = epoch
+        self._turn: WorkerTurn | None = None
+        self.worker = worker
+        self.pid = os.getpid()
+        if worker is None:
+            self.begin = epoch.begin()
+        else:
+            self._turn = epoch.begin_worker(worker.number, num_workers=worker.num_workers, base_seed=worker.base_seed)
+            self.begin = self._turn.position
+        self.batches = 0
+        # The first batch is the first worker's.
+        self.samples = self.begin.within if worker is None or worker.number == 0 else 0
+        self._stager: Stager | None = None
+        self._stopped = ""
+
+    def stop(self, reason: str) -> None:
+        """End it, and its threads; whoever goes on iterating gets an `IteratorStopped` that gives the reason."""
+        self._stopped = reason
+        if self._stager is not None:
+            self._stager.close()
+
+    def items(
+        self, reader: DatasetReader, spec: StreamSpec, item: ItemSpec, *, arena: Arena, receipt: Receipt
+    ) -> Generator[Any, None, None]:
+        """Each item, consumed once it is yielded. At the end the stream moves on to the next epoch."""
+        self._check()
+        items_of = self._batches_of if item.whole_batches else self._samples_of
+        with Stager(reader, spec, receipt, arena=arena) as self._stager:
+            while (stage := self._next_stage(self._stager, receipt)) is not None:
+                yield from items_of(stage, spec.assignment, item, receipt)
+        if self._turn is None:
+            self._epoch.finish(self.begin.turn)
+        else:
+            self._turn.finish()
+
+    def _next_stage(self, stager: Stager, receipt: Receipt) -> Stage | None:
+        self._check()
+        try:
+            with receipt.stalled():
+                return stager.next()
+        except StreamClosed:
+            self._check()
+            raise
+
+    def _batches_of(self, stage: Stage, assignment: Assignment, item: ItemSpec, receipt: Receipt) -> Iterator[Any]:
+        transform, batches = item.transform, batches_of(stage, item.names)
+        for number, (start, end), batch in zip(stage.batches, pairwise((0, *stage.ends)), batches, strict=True):
+            value = batch if transform is None else transform(batch)
+            self._note(assignment.consumed(number + 1))
+            receipt.samples += end - start
+            yield value
+            self._check()
+
+    def _samples_of(self, stage: Stage, assignment: Assignment, item: ItemSpec, receipt: Receipt) -> Iterator[Any]:
+        transform, samples = item.transform, samples_of(stage, item.names)
+        for number, (first, end) in zip(stage.batches, pairwise((0, *stage.ends)), strict=True):
+            for place in range(1, end - first + 1):
+                sample = next(samples)
+                if place <= self.samples:
+                    continue  # It was yielded before a break in the middle of the batch.
+                value = sample if transform is None else transform(sample)
+                if place < end - first:
+                    self._note(assignment.consumed(number), samples=place)
+                else:
+                    self._note(assignment.consumed(number + 1))
+                receipt.samples += 1
+                yield value
+                self._check()
+
+    def _note(self, consumed: int, *, samples: int = 0) -> None:
+        """Note that the next item counts as consumed: the last of a batch, or number `samples` of it."""
+        self.samples = samples
+        self.batches += not samples
+        if self._turn is None:
+            self._epoch.advance(self.begin.turn, start=consumed, within=samples)
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise IteratorStopped(self._stopped)

@@ -1,0 +1,148 @@
+"""Requests to an ASGI application without a server or a socket: what is sent when, and what comes back, as tests want it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message
+
+__all__ = ["Answer", "ask", "call"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an application sent.
+
+    Attributes
+    ----------
+    status : int
+        0 if it sent nothing.
+    headers : dict
+        Names in lower case.
+    pieces : list of bytes
+        The body as it was handed to the server.
+    complete : bool
+        Whether the response was ended; a server closes the connection in the middle otherwise.
+    """
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The code of the problem that it is."""
+        assert self.headers["content-type"] == "application/problem+json", self
+        problem = self.json()
+        assert problem["status"] == self.status, problem
+        return str(problem["type"]).removeprefix("urn:forebay:error:")
+
+
+async def ask(
+    app: ASGIApp,
+    method: str,
+    path: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | Iterable[bytes] = b"",
+    announce: bool | int = True,
+    vanish: bool = False,
+    stall: bool = False,
+    gone: asyncio.Event | None = None,
+    waiting: asyncio.Event | None = None,
+) -> Answer:
+    """Send a request and gather the response.
+
+    Parameters
+    ----------
+    path : str
+        As on the wire: quoted, with its query.
+    body : bytes or iterable of bytes
+        One message each.
+    announce : bool or int
+        Whether Content-Length is sent, or which.
+    vanish : bool
+        The client goes away instead of ending the body.
+    stall : bool
+        The client sends nothing more instead of ending the body.
+    gone : asyncio.Event, optional
+        The client goes away when it is set.
+    waiting : asyncio.Event, optional
+        Set when the application has received everything and waits for more.
+    """
+    pieces = [body] if isinstance(body, bytes) else list(body)
+    sent = {name.lower(): value for name, value in (headers or {}).items()}
+    size = sum(map(len, pieces))
+    if announce is not False and (size or announce is not True):
+        sent["content-length"] = str(size if announce is True else announce)
+    raw_path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
+        "server": ("127.0.0.1", 7070),
+        "client": ("127.0.0.1", 1),
+    }
+    ends = not (vanish or stall)
+    coming: list[Message] = [
+        {"type": "http.request", "body": piece, "more_body": not (ends and number == len(pieces) - 1)}
+        for number, piece in enumerate(pieces)
+    ]
+    gone = gone or asyncio.Event()
+    if vanish:
+        gone.set()
+    came: list[Message] = []
+
+    async def receive() -> Message:
+        if coming:
+            return coming.pop(0)
+        if waiting is not None:
+            waiting.set()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        # What a server holds on to must not change later, so it is looked at only in the end.
+        came.append(message)
+        await asyncio.sleep(0)
+
+    await app(scope, receive, send)
+    if not came:
+        return Answer()
+    start, rest = came[0], came[1:]
+    assert start["type"] == "http.response.start", start
+    answer = Answer(
+        status=start["status"],
+        headers={name.decode(): value.decode("latin-1") for name, value in start["headers"]},
+        pieces=[bytes(message.get("body", b"")) for message in rest],
+        complete=bool(rest) and not rest[-1].get("more_body", False),
+    )
+    announced = answer.headers.get("content-length")
+    if answer.complete and announced is not None and method != "HEAD":
+        assert int(announced) == len(answer.body), "a server would refuse this"
+    return answer
+
+
+def call(app: ASGIApp, method: str, path: str, **options: Any) -> Answer:
+    """`ask`, in an event loop of its own."""
+    return asyncio.run(ask(app, method, path, **options))

@@ -1,0 +1,196 @@
+"""Real nodes that can be broken on purpose, and what lies on their disks, past the client and past the nodes.
+
+`LiveCluster` runs node processes on free ports. A test names a node and what happens to it: killed, paused, a chunk file
+damaged, the disk full. Waiting is always for a condition and has a deadline.
+"""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from client.client import Client
+from client.config import load_config
+from client.manifest import Ref
+from client.record import ObjectInfo
+from client.transport import Transport
+from client.wire import decode_json, encode_json
+from storenode.embedded import EmbeddedCluster
+
+__all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually"]
+
+DEADLINE_S = 30.0
+POLL_S = 0.02
+CHUNK_BYTES = 64 * 1024
+
+# Quick enough for tests: a node that was killed leaves the view, and what it missed is fetched, within seconds.
+QUICK = {
+    "FOREBAY_LEASE_TTL_S": "2",
+    "FOREBAY_REPAIR_GRACE_S": "0.2",
+    "FOREBAY_REPAIR_BASE_S": "0.1",
+    "FOREBAY_REPAIR_MAX_S": "1",
+    "FOREBAY_FOLLOW_WAIT_S": "0.3",
+    "FOREBAY_TEE_TIMEOUT_S": "2",
+    "FOREBAY_METADATA_TIMEOUT_S": "1",
+    "FOREBAY_SHUTDOWN_TIMEOUT_S": "2",
+    "FOREBAY_SUSPECT_S": "1",
+    "FOREBAY_RESERVE_BYTES": str(64 * 1024 * 1024),
+    "FOREBAY_SCRUB_RATE_BYTES_PER_S": str(1 << 30),
+    "FOREBAY_CHUNK_SIZE_BYTES": str(CHUNK_BYTES),
+}
+# For clients in the test's own process: small chunks, so that small objects have many, and errors after seconds.
+CLIENT = {
+    "FOREBAY_CHUNK_SIZE_BYTES": str(CHUNK_BYTES),
+    "FOREBAY_READ_TIMEOUT_S": "5",
+    "FOREBAY_DEADLINE_S": "20",
+    "FOREBAY_SUSPECT_S": "1",
+}
+
+
+def eventually(condition: Callable[[], object], *, what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Wait until `condition` is true; fail the test, naming `what`, if that does not happen in time."""
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end_s, f"did not happen within {deadline_s} s: {what}"
+        time.sleep(POLL_S)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveCluster]:
+    """Three nodes of a new cluster with a bucket called data."""
+    for name, value in CLIENT.items():
+        monkeypatch.setenv(name, value)
+    with LiveCluster(tmp_path) as cluster:
+        with cluster.client() as client:
+            client.buckets.create("data")
+        yield cluster
+
+
+class LiveCluster(EmbeddedCluster):
+    """An embedded cluster with the means to break it.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the test.
+    settings : keyword arguments
+        As for `EmbeddedCluster`; its ``environment`` goes on top of what makes tests quick.
+    """
+
+    def __init__(self, directory: Path, *, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(directory, environment={**QUICK, **(environment or {})}, **settings)
+
+    def client(self, *node_ids: str) -> Client:
+        """A client of these nodes, or of all."""
+        return Client([self.endpoint(node_id) for node_id in node_ids or self.node_ids])
+
+    def transport(self) -> Transport:
+        """For requests to one node, past the client's retries and failover."""
+        return Transport(load_config()[0])
+
+    # What happens to a node
+
+    @contextmanager
+    def paused(self, node_id: str) -> Iterator[None]:
+        """Stop a node's process with SIGSTOP for the length of the block: it keeps its connections and says nothing."""
+        self._processes[node_id].signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._processes[node_id].signal(signal.SIGCONT)
+
+    def fill(self, node_id: str) -> None:
+        """Restart a node with a reserve that its disk can't have: it takes no chunk any more."""
+        self.restart(node_id, environment={"FOREBAY_RESERVE_BYTES": str(1 << 60)})
+
+    def flip_bit(self, node_id: str, ref: Ref, *, offset: int = 0) -> None:
+        """Flip one bit of a node's copy on its disk."""
+        path = self.chunk_file(node_id, ref)
+        assert path is not None
+        with path.open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 0x01]))
+
+    def cut_short(self, node_id: str, ref: Ref, *, size_bytes: int) -> None:
+        """Cut a node's copy on its disk to its first bytes."""
+        path = self.chunk_file(node_id, ref)
+        assert path is not None
+        with path.open("r+b") as file:
+            file.truncate(size_bytes)
+
+    @contextmanager
+    def metadata_locked(self) -> Iterator[None]:
+        """Hold the metadata's write lock for the length of the block, as a stuck process would."""
+        with closing(sqlite3.connect(self.meta_path, isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            yield
+            db.execute("ROLLBACK")
+
+    # What lies on the disks
+
+    def chunk_file(self, node_id: str, ref: Ref) -> Path | None:
+        """The file of a node's copy, None if it has none."""
+        path = self.data_dirs[node_id] / "chunks" / ref.hex[:2] / f"{ref.partition:08x}-{ref.hex}"
+        return path if path.exists() else None
+
+    def stored(self, node_id: str, ref: Ref) -> bytes | None:
+        """The bytes of a node's copy as they lie on its disk, None if it has none."""
+        path = self.chunk_file(node_id, ref)
+        try:
+            return None if path is None else path.read_bytes()[: ref.size]
+        except FileNotFoundError:  # set aside meanwhile
+            return None
+
+    def sound_copies(self, ref: Ref) -> set[str]:
+        """The nodes whose disks hold the right bytes of a chunk."""
+        return {
+            node_id
+            for node_id in self.node_ids
+            if (data := self.stored(node_id, ref)) is not None and blake3(data).digest() == ref.id
+        }
+
+    def is_whole(self, client: Client, info: ObjectInfo) -> bool:
+        """Whether every replica of every chunk of an object, manifests included, lies on its disk with the right bytes."""
+        layout = client.cluster.layout
+        return all(
+            set(layout.replicas(ref.partition, count=info.record.replicas)) <= self.sound_copies(ref)
+            for ref in client.reader(info).refs()
+        )
+
+    def half_written(self, node_id: str) -> list[Path]:
+        """Files in a node's data directory that belong to nothing."""
+        known = ("chunks", "quarantine")
+        files = [path for path in self.data_dirs[node_id].rglob("*") if path.is_file()]
+        return [
+            path
+            for path in files
+            if path.name not in ("node.json", "follower.json")
+            and path.relative_to(self.data_dirs[node_id]).parts[0] not in known
+        ]
+
+    # Questions to one node
+
+    def ask(self, node_id: str, method: str, path: str, *, json: Any = None) -> Any:
+        """One request to one node, decoded; errors are raised as they come."""
+        transport = self.transport()
+        try:
+            body = None if json is None else encode_json(json)
+            headers = {"content-type": "application/json"}
+            answer = transport.request(method, self.endpoint(node_id), path, headers=headers, body=body, node_id=node_id)
+            return decode_json(answer.body) if answer.body else None
+        finally:
+            transport.close()
+
+    def up_nodes(self, asked: str) -> set[str]:
+        """The nodes that the node `asked` takes for up."""
+        return set(self.ask(asked, "GET", "/v1/cluster")["nodes"])

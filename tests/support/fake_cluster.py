@@ -1,0 +1,329 @@
+"""A cluster in memory, below the transport: the client's real code runs down to its requests, and dictionaries answer them.
+
+Each node can be given faults, by name. So what a test sees is what verification, failover, acknowledgements and retries make
+of them, not what a stand-in for these would do. Names are kept by a `FakeCatalog`, to which the routes here add the memory of
+write ids that a node has.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from typing_extensions import Buffer
+
+from client.checksum import blake3_id, segment_checks, xxh3
+from client.chunks import ChunkClient
+from client.cluster import Cluster, ClusterView
+from client.config import ClientConfig
+from client.errors import (
+    Busy,
+    ChecksumMismatch,
+    ChunkNotFound,
+    DeadlineExceeded,
+    DiskFull,
+    EndpointUnreachable,
+    InvalidRequest,
+    MetadataUnavailable,
+    StoreError,
+    TruncatedBody,
+)
+from client.http_catalog import HttpCatalog
+from client.manifest import Ref
+from client.objects import ObjectStore
+from client.placement import Layout, Node
+from client.record import BucketPolicy, Condition, ObjectRecord
+from client.transport import Response, Transport
+from client.wire import CHECK_HEADER, SEGMENTS_HEADER, WRITE_ID_HEADER, encode_json, parse_range
+from tests.support.fake_store import FakeCatalog
+
+__all__ = ["Clock", "FakeCluster", "FakeNode", "Fault", "quick_config"]
+
+Fault = Literal["down", "silent", "busy", "full", "missing", "corrupt", "swapped", "short", "drops replies", "no metadata"]
+
+
+def quick_config(**settings: Any) -> ClientConfig:
+    """A configuration in which nothing waits for long."""
+    quick: dict[str, Any] = {"deadline_s": 0.05, "retry_base_s": 0.001, "retry_max_s": 0.002, "max_threads": 4}
+    return ClientConfig(**{**quick, **settings})
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that pass when a test says so, or when something sleeps."""
+
+    now_s: float = 1000.0
+    slept_s: list[float] = field(default_factory=list)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.now_s += seconds
+
+
+@dataclass(slots=True)
+class FakeNode:
+    """A node: its chunks by (partition, id), what is wrong with it, and what it was asked.
+
+    Faults: ``down`` refuses connections, ``silent`` never answers, ``busy`` turns everything away, ``full`` has no room,
+    ``missing`` finds no chunk, ``corrupt`` flips a bit of what it sends, ``swapped`` sends other bytes with checksums that fit
+    them, ``short`` sends too little, ``drops replies`` does what it is asked and breaks the connection, ``no metadata``
+    knows no names.
+    """
+
+    id: str
+    chunks: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    faults: set[Fault] = field(default_factory=set)
+    requests: list[str] = field(default_factory=list)
+    before: Callable[[str], None] = lambda request: None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.id}:7070"
+
+    def check_reachable(self) -> None:
+        if "down" in self.faults:
+            raise EndpointUnreachable(f"{self.id} refuses", node_id=self.id)
+        if "silent" in self.faults:
+            raise DeadlineExceeded(f"{self.id} was silent", node_id=self.id)
+
+    def store(self, key: tuple[int, bytes], payload: bytes) -> None:
+        self.check_reachable()
+        if "full" in self.faults:
+            raise DiskFull(f"{self.id} is full", node_id=self.id)
+        if blake3_id(payload) != key[1]:
+            raise ChecksumMismatch("the bytes do not have this id", node_id=self.id)
+        self.chunks[key] = payload
+
+
+class FakeCluster:
+    """Nodes with a layout, and the parts of a client that talk to them.
+
+    Parameters
+    ----------
+    num_nodes : int
+        Named node-0, node-1 and so on, each in a zone of its own.
+    """
+
+    def __init__(self, num_nodes: int = 3, *, partitions: int = 64, suspect_s: float = 5.0) -> None:
+        self.clock = Clock()
+        self.nodes = {f"node-{number}": FakeNode(id=f"node-{number}") for number in range(num_nodes)}
+        members = tuple(Node(id=name, zone=f"zone-{name}") for name in self.nodes)
+        self.layout = Layout(version=1, partitions=partitions, nodes=members)
+        self.catalog = FakeCatalog()
+        self.answers: dict[str, bytes] = {}
+        self.num_views = 0
+        self.transport = _FakeTransport(self)
+        self.cluster = Cluster(self._load_view, ttl_s=3600.0, suspect_s=suspect_s, clock=self.clock)
+        self.chunks = ChunkClient(self.cluster, self.transport)
+
+    def view(self) -> ClusterView:
+        """Layout and endpoints; a node that is down has lost its lease only if it is not in ``nodes``."""
+        endpoints = {name: (node.url,) for name, node in self.nodes.items()}
+        return ClusterView(cluster_id="fake", layout=self.layout, endpoints=endpoints)
+
+    def store(self, **settings: Any) -> ObjectStore:
+        """An `ObjectStore` that asks the catalog directly, as the one in a node does. The caller closes it."""
+        return ObjectStore(self.catalog, self.cluster, self.chunks, quick_config(**settings))
+
+    def http_catalog(self, **settings: Any) -> HttpCatalog:
+        """A catalog that asks the nodes, configured with all of them."""
+        endpoint = ",".join(node.url for node in self.nodes.values())
+        return HttpCatalog(self.transport, quick_config(endpoint=endpoint, **settings), origin="the test")
+
+    def fail(self, *node_ids: str, fault: Fault) -> None:
+        """Give nodes a fault."""
+        for node_id in node_ids:
+            self.nodes[node_id].faults.add(fault)
+
+    def heal(self) -> None:
+        """Take all faults away."""
+        for node in self.nodes.values():
+            node.faults.clear()
+
+    def holders(self, ref: Ref) -> set[str]:
+        """Nodes whose copy has the right bytes."""
+        key = (ref.partition, ref.id)
+        return {name for name, node in self.nodes.items() if key in node.chunks and blake3_id(node.chunks[key]) == ref.id}
+
+    def _load_view(self) -> ClusterView:
+        self.num_views += 1
+        return self.view()
+
+
+class _FakeTransport(Transport):
+    """Answers for the nodes."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self._cluster = cluster
+        self._mutex = threading.Lock()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Buffer | None = None,
+        into: memoryview | None = None,
+        node_id: str = "",
+        **_: object,
+    ) -> Response:
+        node = self._cluster.nodes[urlsplit(url).hostname or ""]
+        request = _Request(method=method, path=path, headers=dict(headers or {}), body=b"" if body is None else bytes(body))
+        node.requests.append(f"{method} {path}")
+        node.before(f"{method} {path}")  # It may wait, so nothing is locked yet.
+        with self._mutex:
+            node.check_reachable()
+            if "busy" in node.faults:
+                raise Busy(f"{node.id} is busy", node_id=node.id)
+            response = self._answer(node, request)
+            if "drops replies" in node.faults:
+                raise EndpointUnreachable(f"{node.id} broke off", node_id=node.id)
+        if into is None:
+            return response
+        if len(response.body) != len(into):
+            raise TruncatedBody(f"expected {len(into)} bytes, announced {len(response.body)}", node_id=node.id)
+        into[:] = response.body
+        return Response(status=response.status, headers=response.headers, body=b"", size=len(into))
+
+    def _answer(self, node: FakeNode, request: _Request) -> Response:
+        match request.parts:
+            case ["v1", "chunks", partition, chunk_hex]:
+                key = int(partition), bytes.fromhex(chunk_hex)
+                return self._put_chunk(node, key, request) if request.method == "PUT" else _get_chunk(node, key, request)
+            case ["v1", "chunks:verify"]:
+                return _json({"status": [_verify(node, partition, name) for partition, name in request.json["chunks"]]})
+        if "no metadata" in node.faults:
+            raise MetadataUnavailable("the metadata engine does not answer", node_id=node.id)
+        return self._answer_name(request)
+
+    def _put_chunk(self, node: FakeNode, key: tuple[int, bytes], request: _Request) -> Response:
+        durable: list[str] = []
+        failed: dict[str, StoreError] = {}
+        for name in (node.id, *request.query("tee").split(",")):
+            if name:
+                try:
+                    self._cluster.nodes[name].store(key, request.body)
+                    durable.append(name)
+                except StoreError as error:
+                    failed[name] = error
+        if not durable:
+            raise failed[node.id]
+        return _json({"durable": durable, "failed": {name: error.message for name, error in failed.items()}})
+
+    def _answer_name(self, request: _Request) -> Response:
+        catalog = self._cluster.catalog
+        match request.parts:
+            case ["v1", "cluster"]:
+                return _json(self._cluster.view().to_json())
+            case ["v1", "buckets"]:
+                return _json({name: policy.to_json() for name, policy in catalog.buckets().items()})
+            case ["v1", "buckets", bucket]:
+                return self._answer_bucket(request, bucket)
+            case ["v1", "records", bucket, key] if request.method == "PUT":
+                record = ObjectRecord.from_json(request.json)
+                return self._once(
+                    record.write_id,
+                    lambda: catalog.commit(bucket, key, record, condition=request.condition).to_json(),
+                )
+            case ["v1", "records", bucket, key]:
+                version = request.query("version")
+                return _json(catalog.lookup(bucket, key, version=int(version) if version else None).to_json())
+            case ["v1", "objects", bucket, key] if request.method == "DELETE":
+                write_id = request.headers[WRITE_ID_HEADER]
+                return self._once(write_id, lambda: catalog.delete(bucket, key, write_id=write_id, condition=request.condition))
+            case ["v1", "objects", bucket]:
+                page = catalog.list(
+                    bucket,
+                    prefix=request.query("prefix"),
+                    delimiter=request.query("delimiter"),
+                    cursor=request.query("cursor") or None,
+                    limit=int(request.query("limit")),
+                    versions=bool(request.query("versions")),
+                )
+                return _json(page.to_json())
+        raise InvalidRequest(f"no such route: {request.method} {request.path}")
+
+    def _answer_bucket(self, request: _Request, bucket: str) -> Response:
+        catalog = self._cluster.catalog
+        if request.method == "GET":
+            return _json(catalog.bucket(bucket).to_json())
+        if request.method == "DELETE":
+            catalog.delete_bucket(bucket)
+        elif request.headers.get("if-match") == "*":
+            catalog.set_bucket(bucket, BucketPolicy.from_json(request.json))
+        else:
+            catalog.create_bucket(bucket, BucketPolicy.from_json(request.json))
+        return Response(status=204, headers={}, body=b"", size=0)
+
+    def _once(self, write_id: str, write: Callable[[], Any]) -> Response:
+        """A write with the memory that a node has of it: a repeat gets the first answer."""
+        answers = self._cluster.answers
+        if write_id not in answers:
+            answers[write_id] = encode_json(write())
+        return _json(json.loads(answers[write_id]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The path's parts, decoded; a key is one of them."""
+        return [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/", 3)]
+
+    def query(self, name: str) -> str:
+        return parse_qs(urlsplit(self.path).query).get(name, [""])[0]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def condition(self) -> Condition:
+        tags = {name: self.headers.get(name) for name in ("if-match", "if-none-match")}
+        for name, tag in tags.items():
+            assert tag is None or tag == "*" or tag == f'"{tag.strip(chr(34))}"', f"{name} is not quoted: {tag}"
+        given = {name.replace("-", "_"): tag.strip('"') for name, tag in tags.items() if tag}
+        return Condition(**given)
+
+
+def _get_chunk(node: FakeNode, key: tuple[int, bytes], request: _Request) -> Response:
+    if key not in node.chunks or "missing" in node.faults:
+        raise ChunkNotFound(f"{node.id} has no such chunk", node_id=node.id)
+    chunk = node.chunks[key]
+    if "swapped" in node.faults:
+        chunk = bytes(byte ^ 1 for byte in chunk)
+    start, end = parse_range(request.headers.get("range"), size_bytes=len(chunk)) or (0, len(chunk))
+    sent = bytearray(chunk[start:end])
+    checks = segment_checks(sent)
+    if "corrupt" in node.faults:
+        sent[len(sent) // 2] ^= 0x10
+    if "short" in node.faults:
+        del sent[-1]
+    words = (f"{check:016x}" for check in struct.unpack(f"<{len(checks) // 8}Q", checks))
+    headers = {CHECK_HEADER: f"{xxh3(chunk):016x}", SEGMENTS_HEADER: ",".join(words)}
+    return Response(status=206 if "range" in request.headers else 200, headers=headers, body=bytes(sent), size=len(sent))
+
+
+def _verify(node: FakeNode, partition: int, chunk_hex: str) -> str:
+    held = node.chunks.get((partition, bytes.fromhex(chunk_hex)))
+    return "missing" if held is None else "ok" if blake3_id(held).hex() == chunk_hex else "corrupt"
+
+
+def _json(value: Any) -> Response:
+    body = encode_json(value)
+    return Response(status=200, headers={}, body=body, size=len(body))

@@ -1,0 +1,500 @@
+"""The transport against a server that misbehaves: what it raises, and which connections it uses again."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from client.errors import (
+    BodyTooLarge,
+    Busy,
+    ChunkNotFound,
+    DeadlineExceeded,
+    DiskFull,
+    EndpointUnreachable,
+    Misconfigured,
+    ProtocolMismatch,
+    StoreError,
+    TruncatedBody,
+    to_problem,
+)
+from client.retry import Deadline
+from client.transport import Transport
+from client.wire import encode_json
+from tests.support.fake_cluster import quick_config
+from tests.support.socket_server import Connection, SocketServer, answer, serving
+
+WAIT_S = 10.0
+
+
+@contextmanager
+def transport_of(**settings: object) -> Iterator[Transport]:
+    transport = Transport(quick_config(read_timeout_s=WAIT_S, **settings))
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+@pytest.fixture
+def transport() -> Iterator[Transport]:
+    with transport_of() as made:
+        yield made
+
+
+def problem(error: StoreError, *, headers: str = "") -> bytes:
+    return answer(error.status, encode_json(to_problem(error)), headers=headers)
+
+
+def echo(connection: Connection) -> None:
+    """Send back each request's body."""
+    while request := connection.request():
+        connection.send(answer(200, request.body))
+
+
+def each(*answers: bytes) -> Callable[[Connection], None]:
+    """A script that gives these answers, one a request."""
+
+    def script(connection: Connection) -> None:
+        for data in answers:
+            if connection.request() is None:
+                return
+            connection.send(data)
+        connection.wait_for_close()
+
+    return script
+
+
+# --- the plain case
+
+
+def test_a_request_carries_protocol_token_length_and_body() -> None:
+    seen = []
+
+    def script(connection: Connection) -> None:
+        while request := connection.request():
+            seen.append(request)
+            connection.send(answer(200, b"fine", headers="X-Forebay-Protocol: 1\r\nX-Other: Yes\r\n"))
+
+    with serving(script) as server, transport_of(token="secret") as transport:
+        response = transport.request("PUT", server.url, "/v1/x?y=z", headers={"range": "bytes=0-1"}, body=memoryview(b"body"))
+    assert (response.status, response.body, response.size) == (200, b"fine", 4)
+    assert response.headers["x-other"] == "Yes"
+    (request,) = seen
+    assert (request.method, request.path, request.body) == ("PUT", "/v1/x?y=z", b"body")
+    assert request.headers["x-forebay-protocol"] == "1"
+    assert request.headers["authorization"] == "Bearer secret"
+    assert request.headers["content-length"] == "4"
+    assert request.headers["range"] == "bytes=0-1"
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "length"), [("PUT", None, "0"), ("POST", b"", "0"), ("GET", None, None), ("DELETE", None, None)]
+)
+def test_requests_without_a_body_say_so_where_http_wants_it(method: str, body: bytes | None, length: str | None) -> None:
+    seen = []
+
+    def script(connection: Connection) -> None:
+        seen.append(connection.request())
+        connection.send(answer(204))
+
+    with serving(script) as server, transport_of() as transport:
+        transport.request(method, server.url, "/", body=body)
+    assert seen[0] is not None
+    assert seen[0].headers.get("content-length") == length
+
+
+def test_the_body_arrives_in_the_callers_buffer(transport: Transport) -> None:
+    payload = bytes(range(256)) * 4096
+    with serving(echo) as server:
+        buffer = bytearray(len(payload) + 2)
+        response = transport.request("PUT", server.url, "/", body=payload, into=memoryview(buffer)[1:-1])
+    assert buffer == b"\0" + payload + b"\0"
+    assert (response.body, response.size) == (b"", len(payload))
+
+
+def test_any_buffer_can_be_a_body(transport: Transport) -> None:
+    with serving(echo) as server:
+        wide = memoryview(bytes(range(24))).cast("Q")
+        assert transport.request("PUT", server.url, "/", body=wide).body == bytes(range(24))
+
+
+# --- which connections are used again
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer(200, b"body"),
+        answer(204),
+        answer(200, b""),
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    ],
+)
+def test_a_connection_is_used_again_after_a_whole_answer(transport: Transport, data: bytes) -> None:
+    with serving(each(data, data, answer(200, b"last"))) as server:
+        transport.request("GET", server.url, "/")
+        transport.request("GET", server.url, "/")
+        assert transport.request("GET", server.url, "/").body == b"last"
+        assert server.num_connections == 1
+
+
+def test_a_connection_is_used_again_after_a_head(transport: Transport) -> None:
+    with serving(each(answer(200, b"", length=1000), answer(200, b"last"))) as server:
+        assert transport.request("HEAD", server.url, "/").size == 0
+        assert transport.request("GET", server.url, "/").body == b"last"
+        assert server.num_connections == 1
+
+
+def test_a_connection_is_used_again_after_an_error_that_was_read_whole(transport: Transport) -> None:
+    with serving(each(problem(ChunkNotFound("none")), answer(404), answer(200, b"last"))) as server:
+        with pytest.raises(ChunkNotFound, match="none"):
+            transport.request("GET", server.url, "/")
+        with pytest.raises(StoreError, match="404"):
+            transport.request("GET", server.url, "/", into=memoryview(bytearray(8)))
+        assert transport.request("GET", server.url, "/").body == b"last"
+        assert server.num_connections == 1
+
+
+def test_an_answer_into_an_empty_buffer_leaves_the_connection_usable(transport: Transport) -> None:
+    with serving(each(answer(200, b""), answer(200, b"last"))) as server:
+        transport.request("GET", server.url, "/", into=memoryview(bytearray()))
+        assert transport.request("GET", server.url, "/").body == b"last"
+        assert server.num_connections == 1
+
+
+def test_an_error_with_a_huge_body_is_cut_and_its_connection_dropped(transport: Transport) -> None:
+    huge = answer(503, b'{"detail": "' + b"x" * 1_000_000 + b'"}')
+    with serving(each(huge), echo) as server:
+        with pytest.raises(Busy, match="status 503"):
+            transport.request("GET", server.url, "/")
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+        assert server.num_connections == 2
+
+
+@pytest.mark.parametrize("announced", [3, 5])
+def test_a_body_of_another_length_is_refused_and_its_connection_dropped(transport: Transport, announced: int) -> None:
+    with serving(each(answer(200, b"x" * announced)), echo) as server:
+        with pytest.raises(TruncatedBody, match=f"expected 4 bytes.*announced {announced}"):
+            transport.request("GET", server.url, "/", into=memoryview(bytearray(4)))
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+        assert server.num_connections == 2
+
+
+def test_a_body_whose_length_is_not_announced_is_refused_for_a_buffer(transport: Transport) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n"
+    with serving(each(chunked), echo) as server:
+        with pytest.raises(TruncatedBody, match="announced None"):
+            transport.request("GET", server.url, "/", into=memoryview(bytearray(4)))
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+
+
+def test_bytes_beyond_an_answer_are_not_the_next_answer(transport: Transport) -> None:
+    stray_sent = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200, b"first"))
+        go_on.wait(WAIT_S)
+        connection.send(answer(200, b"stray"))
+        stray_sent.set()
+        connection.wait_for_close()
+
+    go_on = threading.Event()
+    with serving(script, echo) as server:
+        assert transport.request("GET", server.url, "/").body == b"first"
+        go_on.set()
+        assert stray_sent.wait(WAIT_S)
+        assert transport.request("PUT", server.url, "/", body=b"mine").body == b"mine"
+
+
+def test_another_protocol_is_refused_and_its_connection_dropped(transport: Transport) -> None:
+    with serving(each(answer(200, b"body", headers="x-forebay-protocol: 9\r\n")), echo) as server:
+        with pytest.raises(ProtocolMismatch):
+            transport.request("GET", server.url, "/")
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+        assert server.num_connections == 2
+
+
+def test_a_server_that_closes_after_each_answer_is_served_by_fresh_connections(transport: Transport) -> None:
+    def once(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200, b"x", headers="connection: close\r\n"))
+
+    with serving(once) as server:
+        for _ in range(3):
+            assert transport.request("GET", server.url, "/").body == b"x"
+        assert server.num_connections == 3
+
+
+def test_no_more_connections_are_kept_than_configured() -> None:
+    barrier = threading.Barrier(3)
+
+    def script(connection: Connection) -> None:
+        while connection.request():
+            barrier.wait(WAIT_S)
+            connection.send(answer(200))
+
+    with serving(script) as server, transport_of(max_idle_connections=1) as transport, ThreadPoolExecutor(3) as pool:
+        for expected in (3, 5):  # One of three is kept, so that the second round makes two.
+            list(pool.map(lambda _: transport.request("GET", server.url, "/"), range(3)))
+            assert server.num_connections == expected
+
+
+def test_a_closed_transport_keeps_nothing(transport: Transport) -> None:
+    with serving(echo) as server:
+        transport.request("GET", server.url, "/")
+        transport.close()
+        transport.request("GET", server.url, "/")
+        transport.request("GET", server.url, "/")
+        assert server.num_connections == 3
+
+
+# --- connections that break
+
+
+def closes_after_first(closed: threading.Event, *, reset: bool) -> Callable[[Connection], None]:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200, b"first"))
+        if reset:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        closed.set()
+
+    return script
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("size", [0, 8_000_000])
+def test_an_idle_connection_that_was_closed_costs_no_error(transport: Transport, reset: bool, size: int) -> None:
+    closed = threading.Event()
+    with serving(closes_after_first(closed, reset=reset), echo) as server:
+        assert transport.request("GET", server.url, "/").body == b"first"
+        assert closed.wait(WAIT_S)
+        assert transport.request("PUT", server.url, "/", body=bytes(size)).size == size
+        assert server.num_connections == 2
+
+
+def test_a_kept_connection_that_breaks_during_the_request_is_replaced_once(transport: Transport) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200, b"first"))
+        connection.request()  # And no answer.
+
+    with serving(script, echo) as server:
+        transport.request("GET", server.url, "/")
+        assert transport.request("PUT", server.url, "/", body=b"again").body == b"again"
+        assert server.num_connections == 2
+
+
+def test_a_fresh_connection_that_breaks_is_an_error_that_names_the_endpoint(transport: Transport) -> None:
+    with serving(lambda connection: connection.request()) as server:
+        with pytest.raises(EndpointUnreachable, match=f"GET /x: no answer from {server.url}") as caught:
+            transport.request("GET", server.url, "/x", node_id="node-7")
+        assert caught.value.node_id == "node-7"
+        assert server.num_connections == 1
+
+
+def test_a_dropped_reply_is_not_repeated_for_ever(transport: Transport) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200))
+        connection.request()
+
+    with serving(script, lambda connection: connection.request()) as server:
+        transport.request("GET", server.url, "/")
+        with pytest.raises(EndpointUnreachable):
+            transport.request("GET", server.url, "/")
+        assert server.num_connections == 2
+
+
+@pytest.mark.parametrize("into", [True, False])
+def test_a_body_cut_short_is_an_error(transport: Transport, into: bool) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200, b"x" * 10, length=100_000))
+
+    buffer = memoryview(bytearray(100_000)) if into else None
+    with serving(script, echo) as server:
+        with pytest.raises(EndpointUnreachable, match="IncompleteRead"):
+            transport.request("GET", server.url, "/", into=buffer)
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 100_000]
+)
+def test_what_is_no_http_is_unreachable(transport: Transport, garbage: bytes) -> None:
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(garbage)
+
+    with serving(script) as server, pytest.raises(EndpointUnreachable):
+        transport.request("GET", server.url, "/")
+
+
+def test_a_refused_connection_names_the_endpoint(transport: Transport) -> None:
+    with serving(echo) as server:
+        url = server.url
+    with pytest.raises(EndpointUnreachable, match=f"{url}.*refused"):
+        transport.request("GET", url, "/")
+
+
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid:1", "http://a..b:1", "http://[::1]:1"])
+def test_hosts_that_cannot_be_reached_are_unreachable(transport: Transport, url: str) -> None:
+    with pytest.raises(EndpointUnreachable) as caught:
+        transport.request("GET", url, "/")
+    assert url in caught.value.message
+
+
+def test_an_endpoint_that_is_none_is_misconfigured(transport: Transport) -> None:
+    with pytest.raises(Misconfigured, match="HOST:PORT"):
+        transport.request("GET", "127.0.0.1:7070", "/")
+
+
+def test_a_header_that_cannot_be_sent_leaves_no_socket_behind(transport: Transport) -> None:
+    with serving(echo) as server:
+        with pytest.raises(ValueError, match="header"):
+            transport.request("GET", server.url, "/", headers={"x": "a\nb"})
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+
+
+# --- silence
+
+
+def stalls(connection: Connection) -> None:
+    connection.request()
+    connection.wait_for_close()
+
+
+def test_silence_names_the_endpoint_and_its_length(transport: Transport) -> None:
+    with serving(stalls) as server:
+        with pytest.raises(DeadlineExceeded, match=f"GET /x: {server.url} was silent for 0.02 s"):
+            transport.request("GET", server.url, "/x", timeout_s=0.02)
+        assert server.num_connections == 1
+
+
+def test_silence_on_a_kept_connection_is_not_repeated(transport: Transport) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200))
+        stalls(connection)
+
+    with serving(script, echo) as server:
+        transport.request("GET", server.url, "/")
+        with pytest.raises(DeadlineExceeded):
+            transport.request("GET", server.url, "/", timeout_s=0.02)
+        assert server.num_connections == 1
+
+
+def test_silence_in_the_middle_of_a_body_is_noticed_and_the_connection_dropped(transport: Transport) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200, b"half", length=8))
+        connection.wait_for_close()
+
+    with serving(script, echo) as server:
+        with pytest.raises(DeadlineExceeded):
+            transport.request("GET", server.url, "/", into=memoryview(bytearray(8)), timeout_s=0.02)
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+
+
+def test_a_deadline_shortens_the_wait(transport: Transport) -> None:
+    with serving(stalls) as server:
+        for left_s in (0.02, 0.0):
+            with pytest.raises(DeadlineExceeded):
+                transport.request("GET", server.url, "/", deadline=Deadline(left_s))
+
+
+def test_a_node_that_does_not_read_the_body_is_silent(transport: Transport) -> None:
+    done = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        done.wait(WAIT_S)
+
+    with serving(script) as server:
+        with pytest.raises(DeadlineExceeded):
+            transport.request("PUT", server.url, "/", body=bytes(30_000_000), timeout_s=0.02)
+        done.set()
+
+
+# --- answers before the whole request was read
+
+
+def refuses(error: StoreError, *, reset: bool) -> Callable[[Connection], None]:
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(problem(error))
+        if not reset:
+            connection.sock.shutdown(socket.SHUT_WR)
+            connection.wait_for_close()
+        # Otherwise it is closed with bytes unread, which resets the connection.
+
+    return script
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("error", [BodyTooLarge("at most 5 bytes"), DiskFull("no room"), Busy("full")])
+def test_an_answer_that_comes_before_the_body_was_sent_is_heard(transport: Transport, error: StoreError, reset: bool) -> None:
+    with serving(refuses(error, reset=reset), echo) as server:
+        with pytest.raises(type(error), match=error.message):
+            transport.request("PUT", server.url, "/", body=bytes(30_000_000))
+        assert transport.request("PUT", server.url, "/", body=b"next").body == b"next"
+        assert server.num_connections == 2
+
+
+def test_an_early_answer_on_a_kept_connection_is_heard_and_not_repeated(transport: Transport) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(answer(200))
+        refuses(BodyTooLarge("at most 5 bytes"), reset=True)(connection)
+
+    with serving(script, echo) as server:
+        transport.request("GET", server.url, "/")
+        with pytest.raises(BodyTooLarge):
+            transport.request("PUT", server.url, "/", body=bytes(30_000_000))
+        assert server.num_connections == 1
+
+
+def test_an_early_success_is_no_answer(transport: Transport) -> None:
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(answer(200, b"fine"))
+
+    with serving(script) as server, pytest.raises(EndpointUnreachable):
+        transport.request("PUT", server.url, "/", body=bytes(30_000_000))
+
+
+# --- many at once
+
+
+def test_threads_never_see_each_others_answers(transport: Transport) -> None:
+    def call(number: int) -> bool:
+        body = struct.pack("<Q", number) * (1 + number % 50)
+        return transport.request("PUT", server.url, "/", body=body).body == body
+
+    with serving(echo) as server, ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(400)))
+        assert server.num_connections <= 8
+
+
+def test_the_server_of_these_tests_reports_its_own_faults() -> None:
+    raising = threading.Event()
+
+    def script(connection: Connection) -> None:
+        raising.set()
+        raise AssertionError("expected")
+
+    server = SocketServer(script)
+    socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))).close()
+    assert raising.wait(WAIT_S)
+    with pytest.raises(AssertionError, match="expected"):
+        server.close()

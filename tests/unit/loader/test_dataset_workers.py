@@ -1,0 +1,248 @@
+"""The dataset under a real DataLoader and StatefulDataLoader, with worker processes of every start method."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from client.errors import AllReplicasFailed
+from loader.errors import InvalidOption, LoaderError, StateInvalid, StateUnavailable
+from tests.support.memory_store import MemoryDataset, dataset_bytes
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+NUM_ROWS = 103
+CONTENT = dataset_bytes(
+    {"row": "int64", "text": "str"},
+    {"row": np.arange(NUM_ROWS), "text": [f"row {row}" for row in range(NUM_ROWS)]},
+    num_lanes=8,
+)
+FORK = "fork"
+
+
+def dataset(**options: Any) -> MemoryDataset:
+    return MemoryDataset(CONTENT, **{"batch_size": 4, "shuffle": True, "seed": 3, "num_threads": 1, **options})
+
+
+def loader(source: MemoryDataset, *, num_workers: int = 2, context: str = FORK, **options: Any) -> DataLoader[Any]:
+    return DataLoader(source, batch_size=None, num_workers=num_workers, multiprocessing_context=context, **options)
+
+
+def stateful(source: MemoryDataset, *, num_workers: int, **options: Any) -> StatefulDataLoader[Any]:
+    context = FORK if num_workers else None
+    return StatefulDataLoader(
+        source, **{"batch_size": None, "num_workers": num_workers, "multiprocessing_context": context, **options}
+    )
+
+
+def rows(batches: Iterable[Any]) -> list[list[int]]:
+    return [batch["row"].tolist() for batch in batches]
+
+
+EPOCHS = [rows(epoch) for source in [dataset()] for epoch in (source, source, source)]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_workers_of_every_start_method_make_the_same_batches(context: str) -> None:
+    source = dataset(with_index=True)
+    batches = list(loader(source, context=context))
+    assert rows(batches) == EPOCHS[0]
+    assert all(batch["text"] == [f"row {row}" for row in batch["_index"].tolist()] for batch in batches)
+    assert source.epoch == 1
+
+
+def test_epoch_advances_when_all_workers_have_read_it() -> None:
+    source = dataset()
+    for expected in EPOCHS:
+        assert rows(loader(source)) == expected
+    assert source.epoch == 3
+
+
+def test_set_epoch_reaches_persistent_workers() -> None:
+    source = dataset()
+    batches = loader(source, persistent_workers=True)
+    for epoch in (0, 1, 2, 1, 1, 2, 0):
+        if epoch != source.epoch:
+            source.set_epoch(epoch)
+        assert rows(batches) == EPOCHS[epoch]
+    # Pinned again, it is read again.
+    source.set_epoch(0)
+    source.set_epoch(0)
+    assert rows(batches) == EPOCHS[0]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_iteration_after_a_break_begins_again_in_all_workers(persistent: bool) -> None:
+    source = dataset()
+    batches = loader(source, persistent_workers=persistent)
+    for _ in range(3):
+        for number, batch in enumerate(batches):
+            assert batch["row"].tolist() == EPOCHS[0][number]
+            if number == 2:
+                break
+    assert rows(batches) == EPOCHS[0]
+    assert rows(batches) == EPOCHS[1]
+
+
+@pytest.mark.parametrize(("num_workers", "resumed_workers"), [(0, 2), (2, 0), (2, 1)])
+def test_state_at_goes_on_exactly_with_other_workers(num_workers: int, resumed_workers: int) -> None:
+    source = dataset()
+    stream = iter(loader(source, num_workers=num_workers, context=FORK) if num_workers else DataLoader(source, batch_size=None))
+    for batches in range(len(EPOCHS[0]) + 1):
+        # The workers are at their ends long before the training loop is.
+        state = source.state_at(batches=batches)
+        if batches in (0, 1, 7, 25, 26):
+            resumed = dataset()
+            resumed.load_state_dict(state)
+            options = {"num_workers": resumed_workers, "multiprocessing_context": FORK} if resumed_workers else {}
+            assert rows(DataLoader(resumed, batch_size=None, **options)) == EPOCHS[0][batches:]
+            assert rows(resumed) == EPOCHS[1]
+        assert next(stream, {"row": torch.tensor([-1])})["row"].tolist() == [*EPOCHS[0], [-1]][batches]
+    assert source.state_at(batches=26) == state
+    with pytest.raises(InvalidOption, match="batches=27: this iteration has 26"):
+        source.state_at(batches=27)
+
+
+def test_state_dict_never_guesses_what_workers_delivered() -> None:
+    source = dataset()
+    fresh = source.state_dict()
+    stream = iter(loader(source))
+    next(stream)
+    with pytest.raises(StateUnavailable, match=r"state_at\(batches=k\)"):
+        source.state_dict()
+    assert rows(stream) == EPOCHS[0][1:]
+    with pytest.raises(StateUnavailable):
+        source.state_dict()
+    # The caller knows, and says it.
+    source.set_epoch(1)
+    assert source.state_dict() == {**fresh, "epoch": 1}
+    assert rows(source) == EPOCHS[1]
+    assert source.state_dict() == {**fresh, "epoch": 2}
+
+
+@pytest.mark.parametrize(("num_workers", "resumed_workers"), [(0, 2), (2, 0), (3, 2)])
+def test_state_from_a_stateful_loader_goes_on_exactly(num_workers: int, resumed_workers: int) -> None:
+    source = dataset()
+    batches = stateful(source, num_workers=num_workers)
+    states = [batches.state_dict()]
+    for number, batch in enumerate(batches):
+        assert batch["row"].tolist() == EPOCHS[0][number]
+        states.append(batches.state_dict())
+    states.append(batches.state_dict())
+    for number in (0, 1, 5, 25, 26, 27):
+        resumed = dataset(batch_size=2)
+        resumed.load_state_dict(resumed.state_from(states[number]))
+        found = sum(rows(stateful(resumed, num_workers=resumed_workers)), [])
+        if number == 27 and num_workers == 0:
+            assert sorted(found) == list(range(NUM_ROWS))  # The epoch was over, and this is the next.
+        else:
+            assert sorted(found) == sorted(sum(EPOCHS[0][number:], []))
+
+
+def test_stateful_loader_without_workers_takes_its_own_state_up() -> None:
+    batches = stateful(dataset(), num_workers=0)
+    found = [batch["row"].tolist() for _, batch in zip(range(5), batches, strict=False)]
+    state = batches.state_dict()
+    resumed = stateful(dataset(), num_workers=0)
+    resumed.load_state_dict(state)
+    assert found + rows(resumed) == EPOCHS[0]
+    assert rows(resumed) == EPOCHS[1]
+
+
+def test_stateful_loader_with_workers_says_how_to_take_its_state_up() -> None:
+    batches = stateful(dataset(), num_workers=2)
+    next(iter(batches))
+    resumed = stateful(dataset(), num_workers=2)
+    resumed.load_state_dict(batches.state_dict())
+    with pytest.raises(StateUnavailable, match=r"dataset\.load_state_dict\(dataset\.state_from"):
+        next(iter(resumed))
+
+
+def test_state_from_between_snapshots_counts_steps_or_refuses() -> None:
+    source = dataset()
+    batches = stateful(source, num_workers=2, snapshot_every_n_steps=4)
+    stream, states = iter(batches), []
+    for _ in range(7):
+        next(stream)
+        states.append(batches.state_dict())
+    with pytest.raises(StateUnavailable, match="snapshot_every_n_steps=1"):
+        source.state_from(states[2])
+    assert [source.state_from(states[number])["samples_consumed"] for number in (3, 4, 6)] == [16, 20, 28]
+    del stream
+
+
+def test_state_from_refuses_what_is_not_the_beginning_of_the_stream() -> None:
+    source = dataset(batch_size=None)
+    batches = stateful(source, num_workers=2, batch_size=3)
+    stream = iter(batches)
+    next(stream)
+    with pytest.raises(StateUnavailable, match="not the beginning of the stream"):
+        source.state_from(batches.state_dict())
+    next(stream)
+    assert source.state_from(batches.state_dict())["samples_consumed"] == 6
+    for other in ({}, {"_snapshot": 5, "_steps_since_snapshot": 0}, {"dataset_state": None}, source.state_dict):
+        with pytest.raises(StateInvalid):
+            source.state_from(other)  # type: ignore[arg-type]
+    del stream
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batching_whole_batches_again_is_refused(num_workers: int) -> None:
+    options = {"num_workers": num_workers, "multiprocessing_context": FORK} if num_workers else {}
+    with pytest.raises(InvalidOption, match=r"DataLoader\(dataset, batch_size=None\)"):
+        next(iter(DataLoader(dataset(), batch_size=32, **options)))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 8, "yield_samples": True}])
+def test_single_samples_are_batched_by_the_loader(options: dict[str, Any]) -> None:
+    source = dataset(**options)
+    found = [batch["row"] for batch in DataLoader(source, batch_size=8, num_workers=2, multiprocessing_context=FORK)]
+    assert sorted(torch.cat(found).tolist()) == list(range(NUM_ROWS))
+    assert {len(batch) for batch in found} <= {8, 7, 4, 3, 1}
+    assert source.epoch == 1
+
+
+def fail_in_blocks(start: int, end: int) -> None:
+    if start < 200:
+        raise AllReplicasFailed("chunk 17 can't be read from any of 2 replicas", key="17", retry_after_s=1.5)
+
+
+def test_error_in_a_worker_reaches_the_training_loop_with_its_type() -> None:
+    source = dataset()
+    source.before_read = fail_in_blocks
+    with pytest.raises(AllReplicasFailed, match="chunk 17 can't be read"):
+        list(loader(source))
+
+
+def test_more_workers_than_the_marks_have_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.epoch.MAX_WORKERS", 1)
+    with pytest.raises(LoaderError, match="num_workers=2: expected up to 1"):
+        next(iter(loader(dataset())))
+
+
+def test_pickled_copy_goes_on_from_the_same_place_with_a_life_of_its_own() -> None:
+    source = dataset()
+    stream = iter(source)
+    found = [next(stream)["row"].tolist() for _ in range(3)]
+    clone = pickle.loads(pickle.dumps(source))
+    assert found + rows(clone) == EPOCHS[0]
+    assert (clone.epoch, source.epoch) == (1, 0)
+    assert found + rows(stream) == EPOCHS[0]
+
+
+def test_workers_read_the_version_that_was_opened_first() -> None:
+    newer = dataset_bytes({"row": "int64", "text": "str"}, {"row": [1, 2], "text": ["", ""]})
+    source = dataset()
+    assert rows(loader(source)) == EPOCHS[0]
+    source.versions[2] = newer
+    assert rows(loader(source)) == EPOCHS[1]
+    del source.versions[1]
+    with pytest.raises(LoaderError, match="version 1 of the dataset forebay://data/set is gone"):
+        list(loader(source))
