@@ -128,19 +128,21 @@ class HttpCatalog:
         def request(url: str) -> Response:
             return self._transport.request(method, url, path, headers=sent, body=body, timeout_s=timeout_s, deadline=deadline)
 
+        said: dict[str, StoreError] = {}
         return retrying(
-            lambda: self._any_endpoint(request, deadline=deadline),
+            lambda: self._any_endpoint(request, deadline=deadline, said=said),
             backoff=self._backoff,
             deadline=deadline,
             # Whoever never reached a node has most likely the wrong address: that is said at once, not after a minute.
             again=lambda error: again and error.retryable and self._ever_answered,
         )
 
-    def _any_endpoint(self, request: Callable[[str], Response], *, deadline: Deadline) -> Response:
-        """One round over the endpoints. An answer that another node would give as well ends the round."""
+    def _any_endpoint(self, request: Callable[[str], Response], *, deadline: Deadline, said: dict[str, StoreError]) -> Response:
+        """One round over the endpoints. An answer that another node would give as well ends the round.
+
+        `said` has the last word of each endpoint, across rounds: the deadline may leave no time for all in the last one.
+        """
         urls = tuple(dict.fromkeys(self._configured + self._discovered))
-        answer: StoreError | None = None
-        silence: StoreError | None = None
         for place, url in enumerate(sorted(urls, key=lambda url: self._failed_s.get(url, 0.0))):
             if place and not deadline.remaining_s():
                 break
@@ -151,21 +153,19 @@ class HttpCatalog:
                 if not error.retryable:
                     raise
                 self._failed_s[url] = time.monotonic()
-                if isinstance(error, EndpointUnreachable):
-                    silence = error
-                else:
-                    answer = error
+                said[url] = error
                 continue
             self._failed_s.pop(url, None)
             self._ever_answered = True
             return response
         # What a node said is worth more than that others are silent.
-        if answer is not None:
-            raise answer
+        for answer in said.values():
+            if not isinstance(answer, EndpointUnreachable):
+                raise answer
         raise EndpointUnreachable(
             f"no node answers at {', '.join(urls)} (from {self._origin}). Is the cluster up? "
             "`forebay up` starts one on this machine; FOREBAY_ENDPOINT names another"
-        ) from silence
+        ) from next(iter(said.values()))
 
 
 def _conditions(condition: Condition) -> dict[str, str]:

@@ -113,7 +113,7 @@ class Manifest:
         for index in range(bisect_right(self._ends, start), len(self.entries)):
             entry = self.entries[index]
             begin = self._ends[index] - entry.content_bytes
-            if begin >= end:
+            if max(begin, start) >= end:
                 return
             if entry.content_bytes:
                 yield begin, entry

@@ -100,11 +100,12 @@ class ChunkUploader:
         holders = self._cluster.layout.replicas(ref.partition, count=self.replicas)
         ranked = self._cluster.ranked(holders)
         trusted = [node for node in ranked if not self._cluster.suspected(node)]
-        # A node under suspicion would cost each chunk a timeout; it makes its copy from the record when it is back.
+        # A node under suspicion would cost each chunk a timeout; it makes its copy from the record when it is back. It is
+        # asked only if there would be too few copies without it.
         targets = trusted if len(trusted) >= self._needed else ranked
         said: dict[str, str] = {}
         full: set[str] = set()
-        for coordinator in targets:
+        for coordinator in ranked:
             if coordinator in durable or len(durable.intersection(holders)) >= self._needed:
                 continue
             if stop.is_set():

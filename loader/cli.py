@@ -67,6 +67,8 @@ def build(
     plan = plan_build(sources, columns=None if columns is None else parse_columns(columns))
     inferred = "inferred from the first rows; --columns takes others" if columns is None else "as given"
     out.note(f"columns ({inferred}): {_columns_text(plan.schema)}")
+    if plan.source.note is not None:
+        out.note(plan.source.note)
     with connect(ctx) as store, out.progress("build", total=plan.source.input_bytes) as progress:
         result = build_dataset(
             plan,

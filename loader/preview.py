@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from loader.columns import Schema
+from loader.columns import ColumnType, Schema
 
 __all__ = ["row_json", "row_text"]
 
@@ -25,7 +25,10 @@ def row_text(number: int, row: Mapping[str, Any], schema: Schema) -> str:
     """A row as lines: its number, then name, type and value of each column."""
     names = max(map(len, schema.names))
     types = max(len(str(column_type)) for column_type in schema.types)
-    lines = [f"{name:<{names}}  {column_type!s:<{types}}  {_value_text(row[name])}" for name, column_type in schema.items()]
+    lines = [
+        f"{name:<{names}}  {column_type!s:<{types}}  {_value_text(row[name], column_type)}"
+        for name, column_type in schema.items()
+    ]
     return "\n  ".join([f"row {number}", *lines])
 
 
@@ -37,14 +40,14 @@ def row_json(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _value_json(value) for name, value in row.items()}
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: Any, column_type: ColumnType) -> str:
     if isinstance(value, bytes):
         shown = f"{len(value)} bytes {value[:_SHOWN_BYTES].hex(' ', -4)}"
         return shown + (" ..." if len(value) > _SHOWN_BYTES else "")
     if isinstance(value, np.ndarray):
         shown = np.array2string(value, threshold=2 * _EDGE_ITEMS, edgeitems=_EDGE_ITEMS, max_line_width=10**6)
-        shape = ",".join(map(str, value.shape))
-        return _cut(" ".join(shown.split()) if value.ndim == 0 else f"[{shape}] {' '.join(shown.split())}")
+        shown = " ".join(shown.split()).replace("[ ", "[") if value.ndim else str(value[()])
+        return _cut(f"{len(value)} of {shown}" if column_type.kind == "ragged" else shown)
     # Only the part that is shown is escaped: a text may be very long.
     return _cut(ascii(value[: MAX_VALUE_CHARS + 1]) if isinstance(value, str) else ascii(value))
 

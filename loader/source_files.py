@@ -74,6 +74,16 @@ class FilesSource:
         names = json.dumps(self._classes)
         return {LABELS_KEY: names} if self._classes and len(names) <= MAX_LABELS_BYTES else {}
 
+    @property
+    def note(self) -> str | None:
+        """How many labels there are, and where their names are."""
+        if not self._classes:
+            return None
+        where = (
+            "in the object's metadata" if self.metadata else "too many for the object's metadata; each path begins with its own"
+        )
+        return f"labels: {len(self._classes)} folders, their names {where}"
+
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`."""
         kinds = {_IMAGE_SUFFIXES.get(path.suffix.lower(), "bytes") for path in self._paths}

@@ -69,6 +69,7 @@ class JsonLinesSource:
         self._files = tuple(files)
         self.input_bytes = sum(file.stat().st_size for file in files)
         self.metadata: Mapping[str, str] = {}
+        self.note: str | None = None
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. Columns are in the order in which keys first appear."""

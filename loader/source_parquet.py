@@ -68,6 +68,7 @@ class ParquetSource:
         self._files = tuple(files)
         self.input_bytes = sum(file.stat().st_size for file in files)
         self.metadata: Mapping[str, str] = {}
+        self.note: str | None = None
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. They are those of the first file that has rows."""

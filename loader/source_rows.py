@@ -102,6 +102,10 @@ class Source(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """What to keep with the dataset, such as the names of the labels."""
 
+    @property
+    def note(self) -> str | None:
+        """What a user should know of the input besides its columns."""
+
     def infer_columns(self) -> dict[str, ColumnType]:
         """Column types by name, from the first rows. Raises as `Piece.encode`."""
 

@@ -76,7 +76,8 @@ def state_of_loader(loader_state: Mapping[str, Any]) -> LoaderState:
     StateUnavailable
         If what was yielded is not the beginning of the stream, so that no state of all ranks describes it.
     """
-    if "dataset_state" in loader_state:  # num_workers=0: the dataset itself has said where it is.
+    if isinstance(loader_state, Mapping) and "dataset_state" in loader_state:
+        # num_workers=0: the dataset itself has said where it is.
         return LoaderState.from_json(loader_state["dataset_state"])
     try:
         snapshot = loader_state["_snapshot"]

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.errors import ProtocolMismatch, StoreError
 from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol
-from storenode import admin, objects, records
+from storenode import admin, batch, objects, records
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
 from storenode.chunks import CHUNKS_PATH, ChunkRoutes
@@ -54,9 +54,10 @@ def create_app(node: Node) -> ASGIApp:
     api.state.metrics = metrics
     api.state.num_partitions = num_partitions
     api.state.transfers = Budget("transfers of objects", limit=node.config.max_object_requests)
-    for router in (records.router, objects.router, admin.router):
+    routers = (records.router, objects.router, batch.router, admin.router)
+    for router in routers:
         api.include_router(router)
-    install_handlers(api, node_id=node.node_id)
+    install_handlers(api, node_id=node.node_id, routers=routers)
     install_schema(api)
     return _Entry(node.node_id, api, ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics), metrics)
 

@@ -37,7 +37,6 @@ class NodeConfig(BaseSettings):
     insecure: bool = Field(False, description="Serve addresses that other machines reach, although nothing is authenticated")
     zone: str = Field("zone-1", min_length=1, description="The wider failure domain")
     machine: str = Field("", description="The narrower failure domain; by default the machine's host name")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the data relative to other nodes")
 
     shutdown_timeout_s: float = Field(10.0, gt=0, description="How long a stop waits for requests under way")
 
@@ -60,6 +59,7 @@ class NodeConfig(BaseSettings):
     # Objects by name
     max_object_bytes: int = Field(5 * 1024 * GIB, ge=1, description="Largest object by plain HTTP")
     max_object_requests: int = Field(16, ge=1, le=1024, description="PUT and GET of objects served at once; more are refused")
+    max_batch_item_bytes: int = Field(16 * MIB, ge=1, le=1 * GIB, description="Largest item of a batch, in memory as a whole")
     max_gateway_threads: int = Field(16, ge=1, le=256, description="Threads that run uploads and verified reads")
     max_record_bytes: int = Field(32 * KIB, ge=16 * KIB, le=256 * KIB, description="Largest record that is accepted")
     max_metadata_threads: int = Field(8, ge=1, le=256, description="Threads that call the metadata engine")

@@ -227,9 +227,7 @@ class EmbeddedCluster:
                 path = self.directory / f"node-{number}"
                 if layout is not None and not (path / "node.json").exists():
                     # Minting another id would hide from the cluster the chunks that may still lie there.
-                    raise Misconfigured(
-                        f"{path} is a node of this cluster, but its identity node.json is missing; restore it"
-                    )
+                    raise Misconfigured(f"{path} is a node of this cluster, but its identity node.json is missing; restore it")
                 # Claimed and let go: a node that runs already is found here, with a clear message.
                 with claim(path, cluster_id=cluster_id) as found:
                     self.data_dirs[found.node_id] = path

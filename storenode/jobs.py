@@ -18,84 +18,28 @@ One job of a kind runs on a node at a time. Asking for another gives the one tha
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import TypeAlias
 
-from client.errors import Conflict, InvalidRequest, JobNotFound, MetadataCorrupt, MetadataUnavailable, StoreError
+from client.errors import Conflict, InvalidRequest, JobNotFound, MetadataUnavailable, StoreError
 from client.wire import encode_json
+from storenode.job import Job, JobState, decode_job
 from storenode.keyspace import after
-from storenode.metastore import Compare, Delete, KeyValue, MetaStore, Put, prefix_end
+from storenode.metastore import Compare, Delete, MetaStore, Put, prefix_end
 from storenode.outage import Outages
 
-__all__ = ["Job", "JobEnded", "JobRun", "Jobs", "Work"]
+__all__ = ["JobEnded", "JobRun", "Jobs", "Work"]
 
 log = logging.getLogger(__name__)
 
 _JOBS = "job/"
 _PAGE = 256
 _MAX_TURNS = 8
-
-JobState = Literal["running", "done", "failed", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One job as its record tells it.
-
-    Attributes
-    ----------
-    id : str
-        Random.
-    kind : str
-        What is done, such as ``scrub``.
-    node_id : str
-        Whose disk it works on.
-    state : str
-        running, done, failed or cancelled.
-    cancelling : bool
-        Whether someone asked for its end.
-    cursor : str
-        Where it would go on; only its kind of work understands it.
-    num_chunks, size_bytes : int
-        Looked at so far.
-    total_chunks : int or None
-        How many there will be, where that is known.
-    detail : str
-        What was found, or why it failed.
-    started_s, updated_s : float
-        Seconds since 1970.
-    """
-
-    id: str
-    kind: str
-    node_id: str
-    state: JobState
-    cancelling: bool
-    cursor: str
-    num_chunks: int
-    total_chunks: int | None
-    size_bytes: int
-    detail: str
-    started_s: float
-    updated_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The job as a JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Job:
-        """The inverse of `to_json`; raises `MetadataCorrupt`."""
-        try:
-            return cls(**{name: value[name] for name in cls.__slots__})
-        except (KeyError, TypeError) as exc:
-            raise MetadataCorrupt(f"the record of a job can't be read: {exc!r}") from exc
 
 
 class JobEnded(Exception):
@@ -362,14 +306,14 @@ class Jobs:
         item = self._store.get(_JOBS + job_id)
         if item is None:
             raise JobNotFound(f"there is no job {job_id!r}; `forebay job ls` lists them", key=job_id)
-        return _decode(item), item.mod_revision
+        return decode_job(item), item.mod_revision
 
     def _read_all(self) -> list[tuple[Job, int]]:
         found: list[tuple[Job, int]] = []
         start, end = _JOBS, prefix_end(_JOBS)
         while True:
             page = self._store.range(start, end, limit=_PAGE)
-            found += [(_decode(item), item.mod_revision) for item in page.items]
+            found += [(decode_job(item), item.mod_revision) for item in page.items]
             if not page.more:
                 return found
             start = after(page.items[-1].key)
@@ -380,10 +324,3 @@ class Jobs:
         for job, revision in ended[: max(0, len(ended) - self._max_kept)]:
             key = _JOBS + job.id
             self._store.txn([Compare(key=key, mod_revision=revision)], [Delete(key=key)])
-
-
-def _decode(item: KeyValue) -> Job:
-    try:
-        return Job.from_json(json.loads(item.value))
-    except (ValueError, AttributeError) as exc:
-        raise MetadataCorrupt(f"the record at {item.key!r} is no job: {exc}", key=item.key) from exc

@@ -15,7 +15,7 @@ from client.cluster import Cluster
 from client.objects import ObjectStore
 from storenode.chunkstore import ChunkStore
 from storenode.config import NodeConfig
-from storenode.jobs import Job
+from storenode.job import Job
 from storenode.metastore import MetaStore
 from storenode.threads import Pools
 

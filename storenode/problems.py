@@ -8,9 +8,9 @@ unknown paths and methods) is `InvalidRequest`, the latter with the status that 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -51,8 +51,8 @@ def internal_error() -> InternalError:
     return InternalError("the node met an error that it has no name for; its log has the details")
 
 
-def install_handlers(app: FastAPI, *, node_id: str) -> None:
-    """Have `app` answer all its failures with problem documents."""
+def install_handlers(app: FastAPI, *, node_id: str, routers: Sequence[APIRouter]) -> None:
+    """Have `app`, which serves `routers`, answer all its failures with problem documents."""
 
     async def on_store_error(_: Request, exc: Exception) -> Response:
         assert isinstance(exc, StoreError)
@@ -66,7 +66,8 @@ def install_handlers(app: FastAPI, *, node_id: str) -> None:
         assert isinstance(exc, HTTPException)
         message = f"{request.method} {request.url.path}: {exc.detail}; /openapi.json lists what this node serves"
         # The framework's own Allow names the methods of one route only, where several share the path.
-        headers = {"allow": _methods_at(request)} if exc.status_code == 405 else exc.headers
+        allowed = _methods_at(request, routers) if exc.status_code == 405 else ""
+        headers = {"allow": allowed} if allowed else exc.headers
         return problem_response(InvalidRequest(message), node_id=node_id, status=exc.status_code, headers=headers)
 
     async def on_defect(_: Request, __: Exception) -> Response:
@@ -79,12 +80,10 @@ def install_handlers(app: FastAPI, *, node_id: str) -> None:
     app.add_exception_handler(Exception, on_defect)
 
 
-def _methods_at(request: Request) -> str:
-    found: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return ", ".join(sorted(found))
+def _methods_at(request: Request, routers: Sequence[APIRouter]) -> str:
+    routes = (route for router in routers for route in router.routes)
+    matching = (route for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted(method for route in matching for method in route.methods or ()))
 
 
 def _invalid(exc: RequestValidationError) -> InvalidRequest:

@@ -135,6 +135,24 @@ SCHEMAS: dict[str, Any] = {
             "follower": _object({"revision": nullable(_INTEGER), "pending": _INTEGER}),
         }
     ),
+    "BatchItems": _object(
+        {
+            "items": {
+                "type": "array",
+                "maxItems": 1024,
+                "items": _object(
+                    {
+                        "bucket": _STRING,
+                        "key": _STRING,
+                        "start": {"type": "integer", "minimum": 0},
+                        "end": nullable({"type": "integer", "minimum": 0}),
+                        "version": nullable({"type": "integer", "minimum": 0}),
+                    },
+                    optional=("start", "end", "version"),
+                ),
+            }
+        }
+    ),
     "Stored": _object(
         {"durable": _array(_STRING), "failed": {"type": "object", "additionalProperties": _STRING}},
     ),

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.cluster import cluster
+from tests.support.cluster import cluster, shared_cluster
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "shared_cluster"]

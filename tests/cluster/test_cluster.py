@@ -33,30 +33,30 @@ app()
 """
 
 
-def test_what_is_put_through_one_node_is_read_through_each(cluster: LiveCluster) -> None:
+def test_what_is_put_through_one_node_is_read_through_each(shared_cluster: LiveCluster) -> None:
     payload = random.Random(1).randbytes(3 * CHUNK_BYTES + 17)
-    for number, node_id in enumerate(cluster.node_ids):
-        with cluster.client(node_id) as client:
+    for number, node_id in enumerate(shared_cluster.node_ids):
+        with shared_cluster.client(node_id) as client:
             info = client.put("data", f"object-{number}", payload + bytes([number]))
-        for other in cluster.node_ids:
-            with cluster.client(other) as client:
+        for other in shared_cluster.node_ids:
+            with shared_cluster.client(other) as client:
                 assert client.get("data", f"object-{number}") == payload + bytes([number])
-        with cluster.client() as client:
-            eventually(partial(cluster.is_whole, client, info), what="three right copies on three disks")
+        with shared_cluster.client() as client:
+            eventually(partial(shared_cluster.is_whole, client, info), what="three right copies on three disks")
 
 
-def test_plain_http_without_our_client_stores_and_reads_the_same_bytes(cluster: LiveCluster) -> None:
+def test_plain_http_without_our_client_stores_and_reads_the_same_bytes(shared_cluster: LiveCluster) -> None:
     payload = random.Random(2).randbytes(5 * CHUNK_BYTES)
-    transport = cluster.transport()
-    first, second, _ = cluster.endpoints
+    transport = shared_cluster.transport()
+    first, second, _ = shared_cluster.endpoints
     transport.request("PUT", first, "/v1/objects/data/by/curl", body=payload)
     assert transport.request("GET", second, "/v1/objects/data/by/curl").body == payload
     part = transport.request("GET", second, "/v1/objects/data/by/curl", headers={"range": "bytes=70000-140000"})
     assert (part.status, part.body) == (206, payload[70000:140001])
     transport.close()
-    with cluster.client() as client:
+    with shared_cluster.client() as client:
         info = client.stat("data", "by/curl")
-        eventually(partial(cluster.is_whole, client, info), what="three right copies on three disks")
+        eventually(partial(shared_cluster.is_whole, client, info), what="three right copies on three disks")
 
 
 def test_a_stopped_cluster_comes_back_with_its_data(tmp_path: Path) -> None:
@@ -103,43 +103,43 @@ def test_the_ports_follow_the_first_one_and_stay_with_their_nodes(tmp_path: Path
         assert cluster.endpoint(cluster.node_ids[0]) == before
 
 
-def test_a_data_directory_serves_one_node_at_a_time(cluster: LiveCluster) -> None:
+def test_a_data_directory_serves_one_node_at_a_time(shared_cluster: LiveCluster) -> None:
     with pytest.raises(Misconfigured, match=r"node-1 is held by another process"):
-        EmbeddedCluster(cluster.directory).start()
-    code, _, said = run_node(cluster, cluster.data_dirs[cluster.node_ids[0]])
+        EmbeddedCluster(shared_cluster.directory).start()
+    code, _, said = run_node(shared_cluster, shared_cluster.data_dirs[shared_cluster.node_ids[0]])
     assert code == 1 and "is held by another process" in said
-    assert cluster.up_nodes(cluster.node_ids[0]) == set(cluster.node_ids)
+    assert shared_cluster.up_nodes(shared_cluster.node_ids[0]) == set(shared_cluster.node_ids)
 
 
-def test_a_copied_data_directory_is_refused(cluster: LiveCluster, tmp_path: Path) -> None:
+def test_a_copied_data_directory_is_refused(shared_cluster: LiveCluster, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    original = cluster.data_dirs[cluster.node_ids[0]]
+    original = shared_cluster.data_dirs[shared_cluster.node_ids[0]]
     (copy / "node.json").write_bytes((original / "node.json").read_bytes())
-    code, _, said = run_node(cluster, copy)
+    code, _, said = run_node(shared_cluster, copy)
     assert code == 1 and "must not be copied" in said
 
 
-def test_a_node_of_another_cluster_is_refused(cluster: LiveCluster, tmp_path: Path) -> None:
+def test_a_node_of_another_cluster_is_refused(shared_cluster: LiveCluster, tmp_path: Path) -> None:
     with claim(tmp_path / "foreign", cluster_id="another"):
         pass
-    code, _, said = run_node(cluster, tmp_path / "foreign")
+    code, _, said = run_node(shared_cluster, tmp_path / "foreign")
     assert code == 1 and "belongs to cluster 'another'" in said
 
 
-def test_a_new_directory_is_not_in_the_layout(cluster: LiveCluster, tmp_path: Path) -> None:
-    code, _, said = run_node(cluster, tmp_path / "new")
+def test_a_new_directory_is_not_in_the_layout(shared_cluster: LiveCluster, tmp_path: Path) -> None:
+    code, _, said = run_node(shared_cluster, tmp_path / "new")
     assert code == 1 and "is not in the cluster's layout" in said
 
 
-def test_metadata_that_is_not_there_is_not_made(cluster: LiveCluster, tmp_path: Path) -> None:
-    code, _, said = run_node(cluster, tmp_path / "new", FOREBAY_META=f"sqlite:///{tmp_path}/nowhere.sqlite")
+def test_metadata_that_is_not_there_is_not_made(shared_cluster: LiveCluster, tmp_path: Path) -> None:
+    code, _, said = run_node(shared_cluster, tmp_path / "new", FOREBAY_META=f"sqlite:///{tmp_path}/nowhere.sqlite")
     assert code == 1 and "there is no metadata at" in said and "`forebay up" in said
     assert not (tmp_path / "nowhere.sqlite").exists()
 
 
-def test_other_machines_are_not_served_unless_that_is_meant(cluster: LiveCluster, tmp_path: Path) -> None:
-    code, out, said = run_node(cluster, tmp_path / "new", "--json", FOREBAY_HOST="0.0.0.0")
+def test_other_machines_are_not_served_unless_that_is_meant(shared_cluster: LiveCluster, tmp_path: Path) -> None:
+    code, out, said = run_node(shared_cluster, tmp_path / "new", "--json", FOREBAY_HOST="0.0.0.0")
     assert code == 1 and "--insecure" in said
     assert json.loads(out)["type"] == "urn:forebay:error:misconfigured"
 

@@ -6,13 +6,13 @@ import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-import loader.dataset
 from loader.assignment import TAILS, Tail
 from loader.epoch import SharedEpoch
 from loader.order import LaneOrder, position_number, row_number
@@ -189,15 +189,11 @@ def forked(dataset: MemoryDataset) -> MemoryDataset:
 
 def loader_of(dataset: MemoryDataset, num_workers: int, base_seed: int) -> Iterator[Any]:
     """Items in the order in which a DataLoader yields those of its workers."""
-    original = loader.dataset.worker_of
     streams = []
     for number in range(num_workers):
         worker = Worker(number=number, num_workers=num_workers, base_seed=base_seed)
-        loader.dataset.worker_of = lambda worker=worker: worker
-        try:
+        with patch("loader.dataset.worker_of", lambda worker=worker: worker):
             streams.append(iter(forked(dataset)))
-        finally:
-            loader.dataset.worker_of = original
     while streams:
         for stream in streams.copy():
             try:
@@ -282,7 +278,7 @@ def test_breaking_off_and_going_on_changes_nothing(
         for _ in range(2)
     )
     expected = [item["_index"].tolist() for item in whole]
-    found = []
+    found: list[Any] = []
     for wanted in breaks:
         if len(found) < len(expected):
             for _, item in zip(range(wanted), broken, strict=False):

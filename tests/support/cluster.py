@@ -25,7 +25,7 @@ from client.transport import Transport
 from client.wire import decode_json, encode_json
 from storenode.embedded import EmbeddedCluster
 
-__all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually"]
+__all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually", "shared_cluster"]
 
 DEADLINE_S = 30.0
 POLL_S = 0.02
@@ -64,14 +64,28 @@ def eventually(condition: Callable[[], object], *, what: str, deadline_s: float 
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveCluster]:
-    """Three nodes of a new cluster with a bucket called data."""
-    for name, value in CLIENT.items():
-        monkeypatch.setenv(name, value)
-    with LiveCluster(tmp_path) as cluster:
-        with cluster.client() as client:
-            client.buckets.create("data")
+def cluster(tmp_path: Path) -> Iterator[LiveCluster]:
+    """Three nodes of a new cluster with a bucket called data, for one test that may break it."""
+    with _running(tmp_path) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
+    """The same for all tests of a module that break nothing and use keys of their own."""
+    with _running(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _running(directory: Path) -> Iterator[LiveCluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CLIENT.items():
+            patch.setenv(name, value)
+        with LiveCluster(directory) as cluster:
+            with cluster.client() as client:
+                client.buckets.create("data")
+            yield cluster
 
 
 class LiveCluster(EmbeddedCluster):

@@ -25,7 +25,7 @@ from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.config import load_node_config
 from storenode.filesystem import FileSystem
-from storenode.jobs import Job
+from storenode.job import Job
 from storenode.node import Node
 from storenode.threads import Pools
 from tests.support.catalogs import memory_directory, open_meta

@@ -26,7 +26,7 @@ from loader.reader import DatasetReader
 from loader.source_jsonl import JsonLinesSource
 from loader.source_rows import RowError, SourceError
 from loader.sources import open_source
-from tests.unit.loader.memory_store import memory_store
+from tests.unit.loader.watched_store import watched_store
 
 URL = "forebay://data/sets/rows"
 ROOT = Path(__file__).parents[3]
@@ -56,7 +56,7 @@ def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_keep_their_order_and_progress_adds_up(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 5000)
     told: list[int] = []
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         result = build_dataset([tmp_path / "rows.jsonl"], URL, num_lanes=8, client=store, on_bytes=told.append)
         assert read_rows(store, result) == rows
     assert sum(told) == result.input_bytes == (tmp_path / "rows.jsonl").stat().st_size
@@ -66,7 +66,7 @@ def test_rows_keep_their_order_and_progress_adds_up(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("in_processes")
 def test_processes_build_the_same_dataset_as_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 5000)
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         result = build_dataset([tmp_path / "rows.jsonl"], URL, client=store)
         assert read_rows(store, result) == rows
         monkeypatch.setattr(build_module, "MIN_PROCESS_BYTES", 1 << 40)
@@ -78,7 +78,7 @@ def test_processes_build_the_same_dataset_as_threads(tmp_path: Path, monkeypatch
 def test_a_wrong_row_found_in_a_process_is_named_and_nothing_is_visible(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows(path, 5000, row_4321={"tokens": [1, 2]})
-    with memory_store() as (store, catalog, _):
+    with watched_store() as (store, catalog, _):
         with pytest.raises(RowError) as caught:
             build_dataset([path], URL, client=store)
         assert not catalog.history
@@ -91,7 +91,7 @@ def test_a_wrong_row_found_in_a_process_is_named_and_nothing_is_visible(tmp_path
 def test_a_process_that_is_killed_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "rows.jsonl", 5000)
     monkeypatch.setattr(build_module, "_encode_in_worker", _die)
-    with memory_store() as (store, catalog, _):
+    with watched_store() as (store, catalog, _):
         with pytest.raises(SourceError, match="a process that reads the input was killed"):
             build_dataset([tmp_path / "rows.jsonl"], URL, client=store)
         assert not catalog.history
@@ -134,7 +134,7 @@ def test_columns_are_chosen_or_inferred(tmp_path: Path) -> None:
     plan = plan_build([tmp_path / "rows.jsonl"])
     assert [str(column_type) for column_type in plan.schema.types] == ["int64", "str", "int64[3]"]
     assert plan.exact
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         result = build_dataset(plan, URL, client=store, compression="none", block_size_bytes=2048)
         assert (result.index.compression, result.index.block_size_bytes) == ("none", 2048)
         with pytest.raises(InvalidOption, match="columns"):
@@ -145,7 +145,7 @@ def test_labels_are_kept_with_the_dataset(tmp_path: Path) -> None:
     for name in ("cat/1.png", "dog/1.png", "cat/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         result = build_dataset([tmp_path], URL, client=store)
         assert json.loads(result.info.metadata["labels"]) == ["cat", "dog"]
         assert [(row["path"], row["label"]) for row in read_rows(store, result)] == [
@@ -168,7 +168,7 @@ def test_large_files_are_read_ahead_within_a_bound(tmp_path: Path, monkeypatch: 
 
 def test_a_failing_store_ends_the_build_with_its_error(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 5000)
-    with memory_store() as (store, catalog, chunks):
+    with watched_store() as (store, catalog, chunks):
 
         def fail(ref: Ref) -> None:
             raise NotEnoughReplicas("1 of 2 copies are durable")
@@ -199,9 +199,9 @@ from loader.preview import row_text
 from loader.reader import DatasetReader
 from loader.summary import summarize
 from loader.verify import verify_dataset
-from tests.unit.loader.memory_store import memory_store
+from tests.unit.loader.watched_store import watched_store
 build_app()
-with memory_store() as (store, _, _):
+with watched_store() as (store, _, _):
     with ShardWriter({URL!r}, {{"n": "int64"}}, client=store) as writer:
         writer.write_batch({{"n": numpy.arange(10)}})
     build_dataset([{str(tmp_path / "rows.jsonl")!r}], {URL!r}, client=store)

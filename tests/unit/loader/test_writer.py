@@ -21,7 +21,7 @@ from loader.index import DatasetIndex
 from loader.lanes import DECIDE_BYTES
 from loader.writer import CONTENT_TYPE, METADATA_KEY, ShardWriter
 from tests.golden.tiny import NUM_ROWS, SCHEMA, assemble, open_index, read_rows, tiny_row
-from tests.unit.loader.memory_store import memory_store
+from tests.unit.loader.watched_store import watched_store
 
 URL = "forebay://data/sets/tiny"
 TINY = {name: str(column_type) for name, column_type in SCHEMA.items()}
@@ -45,7 +45,7 @@ def write_tiny(store: ObjectStore, num_rows: int, **options: Any) -> bytes:
 def test_the_object_is_the_one_that_the_format_describes(num_rows: int, num_lanes: int, compression: str) -> None:
     options: dict[str, Any] = {"num_lanes": num_lanes, "block_size_bytes": 2048, "compression": compression}
     expected = assemble([tiny_row(row) for row in range(num_rows)], schema=SCHEMA, **options)
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         content = write_tiny(store, num_rows, **options)
     index, reference = open_index(content), open_index(expected)
     assert index.digest == reference.digest
@@ -64,7 +64,7 @@ def test_digest_does_not_depend_on_threads_chunks_or_batches(monkeypatch: pytest
     for cores, chunk_size_bytes, batch_rows in [(1, 64 << 10, 4000), (5, 8 << 20, 1), (2, 100_000, 333)]:
         monkeypatch.setattr(writer_module, "usable_cores", lambda cores=cores: cores)
         with (
-            memory_store(chunk_size_bytes=chunk_size_bytes) as (store, _, _),
+            watched_store(chunk_size_bytes=chunk_size_bytes) as (store, _, _),
             ShardWriter(URL, {"tokens": "uint16[128]", "text": "str"}, "zstd:1", 16 << 10, client=store) as writer,
         ):
             for start in range(0, len(tokens), batch_rows):
@@ -85,7 +85,7 @@ def chunks_of(store: ObjectStore, info: ObjectInfo) -> list[tuple[int, Ref]]:
 
 def test_each_lane_is_stored_in_its_group_in_whole_blocks() -> None:
     rows = np.random.default_rng(1).integers(0, 255, (3000, 512)).astype(np.uint8)
-    with memory_store(chunk_size_bytes=120_000) as (store, _, chunks):  # no multiple of a block
+    with watched_store(chunk_size_bytes=120_000) as (store, _, chunks):  # no multiple of a block
         with ShardWriter(URL, {"row": "uint8[512]"}, "none", 16 << 10, num_lanes=3, client=store) as writer:
             writer.write_batch({"row": rows})
         assert writer.info is not None and writer.index is not None
@@ -108,7 +108,7 @@ def test_each_lane_is_stored_in_its_group_in_whole_blocks() -> None:
 
 def test_lanes_do_not_store_their_first_chunks_all_at_once() -> None:
     rows = np.random.default_rng(1).integers(0, 255, (3000, 1024)).astype(np.uint8)
-    with memory_store(chunk_size_bytes=128 << 10) as (store, _, _):
+    with watched_store(chunk_size_bytes=128 << 10) as (store, _, _):
         with ShardWriter(URL, {"row": "uint8[1024]"}, "none", 4096, num_lanes=4, client=store) as writer:
             writer.write_batch({"row": rows})
         assert writer.info is not None and writer.index is not None
@@ -120,7 +120,7 @@ def test_lanes_do_not_store_their_first_chunks_all_at_once() -> None:
 def test_large_and_small_batches_and_rows_keep_their_order() -> None:
     numbers, sizes = np.arange(4_000_000), [1_500_000, 1, 0, 1_200_000, 50_000, 1, 1_249_998]
     assert sum(sizes) == len(numbers)
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         with ShardWriter(URL, NUMBERS, "none", num_lanes=1, client=store) as writer:
             start = 0
             for size in sizes:
@@ -138,7 +138,7 @@ def test_large_and_small_batches_and_rows_keep_their_order() -> None:
 
 def test_a_block_larger_than_a_chunk_is_cut() -> None:
     row = np.random.default_rng(1).integers(0, 255, 300_000).astype(np.uint8).tobytes()
-    with memory_store(chunk_size_bytes=64 << 10) as (store, _, chunks):
+    with watched_store(chunk_size_bytes=64 << 10) as (store, _, chunks):
         with ShardWriter(URL, {"blob": "bytes"}, client=store) as writer:
             writer.write({"blob": row})
         assert max(chunks.put_sizes) == 64 << 10
@@ -147,7 +147,7 @@ def test_a_block_larger_than_a_chunk_is_cut() -> None:
 
 
 def test_nothing_is_visible_before_the_one_commit() -> None:
-    with memory_store() as (store, catalog, chunks), ShardWriter(URL, NUMBERS, "none", num_lanes=2, client=store) as writer:
+    with watched_store() as (store, catalog, chunks), ShardWriter(URL, NUMBERS, "none", num_lanes=2, client=store) as writer:
         stored = threading.Event()
         chunks.before_put = lambda ref: stored.set()
         while not stored.is_set():  # chunks are stored in the background already
@@ -159,7 +159,7 @@ def test_nothing_is_visible_before_the_one_commit() -> None:
 
 
 def test_the_record_says_what_the_object_is() -> None:
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         with ShardWriter(URL, NUMBERS, client=store, metadata={"made-by": "test"}) as writer:
             writer.write({"number": 1})
         assert writer.info is not None and writer.index is not None
@@ -172,7 +172,7 @@ def test_the_record_says_what_the_object_is() -> None:
 
 
 def test_an_exception_aborts() -> None:
-    with memory_store() as (store, catalog, _):
+    with watched_store() as (store, catalog, _):
         with pytest.raises(ZeroDivisionError), ShardWriter(URL, NUMBERS, client=store) as writer:
             writer.write({"number": 1})
             raise ZeroDivisionError
@@ -182,7 +182,7 @@ def test_an_exception_aborts() -> None:
 
 
 def test_a_closed_writer_says_so() -> None:
-    with memory_store() as (store, catalog, _):
+    with watched_store() as (store, catalog, _):
         with ShardWriter(URL, NUMBERS, client=store) as writer:
             writer.write({"number": 1})
         for call in (lambda: writer.write({"number": 2}), lambda: writer.write_batch({"number": [2]}), writer.commit):
@@ -193,7 +193,7 @@ def test_a_closed_writer_says_so() -> None:
 
 
 def test_a_wrong_row_is_not_taken_and_the_writer_goes_on() -> None:
-    with memory_store() as (store, _, _):
+    with watched_store() as (store, _, _):
         with ShardWriter(URL, {"tokens": "uint16[4]", "text": "str"}, client=store) as writer:
             writer.write({"tokens": [1, 2, 3, 4], "text": "a"})
             with pytest.raises(ColumnError, match=r"'tokens': expected uint16\[4\], found float32\[4\]"):
@@ -224,12 +224,12 @@ def test_a_wrong_row_is_not_taken_and_the_writer_goes_on() -> None:
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], error: type[Exception], words: str) -> None:
-    with memory_store() as (store, _, _), pytest.raises(error, match=words):
+    with watched_store() as (store, _, _), pytest.raises(error, match=words):
         ShardWriter(**{"url": URL, "columns": NUMBERS, "client": store, **options})
 
 
 def test_a_condition_of_the_commit_is_kept() -> None:
-    with memory_store() as (store, catalog, _):
+    with watched_store() as (store, catalog, _):
         with ShardWriter(URL, NUMBERS, client=store, if_none_match="*") as first:
             first.write({"number": 1})
         with pytest.raises(PreconditionFailed), ShardWriter(URL, NUMBERS, client=store, if_none_match="*") as second:
@@ -245,7 +245,7 @@ def test_a_condition_of_the_commit_is_kept() -> None:
 
 
 def test_a_failed_store_surfaces_in_the_next_write_once() -> None:
-    with memory_store() as (store, catalog, chunks):
+    with watched_store() as (store, catalog, chunks):
 
         def fail(ref: Ref) -> None:
             raise NotEnoughReplicas("1 of 2 copies are durable")
@@ -262,7 +262,7 @@ def test_a_failed_store_surfaces_in_the_next_write_once() -> None:
 
 
 def test_a_failed_store_surfaces_at_commit_and_leaving_is_no_success() -> None:
-    with memory_store() as (store, catalog, chunks):
+    with watched_store() as (store, catalog, chunks):
 
         def fail(ref: Ref) -> None:
             raise NotEnoughReplicas("1 of 2 copies are durable")
@@ -278,7 +278,7 @@ def test_a_failed_store_surfaces_at_commit_and_leaving_is_no_success() -> None:
 
 
 def test_giving_up_does_not_wait_for_nodes_that_are_down() -> None:
-    with memory_store(deadline_s=60, retry_base_s=30, retry_max_s=30) as (store, catalog, chunks):
+    with watched_store(deadline_s=60, retry_base_s=30, retry_max_s=30) as (store, catalog, chunks):
         refused = threading.Event()
 
         def refuse(ref: Ref) -> None:
@@ -296,7 +296,7 @@ def test_giving_up_does_not_wait_for_nodes_that_are_down() -> None:
 
 
 def test_bytes_in_transfer_are_bounded() -> None:
-    with memory_store(chunk_size_bytes=256 << 10, max_in_flight_chunks=2, deadline_s=30) as (store, _, chunks):
+    with watched_store(chunk_size_bytes=256 << 10, max_in_flight_chunks=2, deadline_s=30) as (store, _, chunks):
         lock, under_way, most = threading.Lock(), 0, 0
 
         def count(ref: Ref) -> None:
@@ -316,7 +316,7 @@ def test_bytes_in_transfer_are_bounded() -> None:
 
 
 def test_after_32_mib_there_are_256_lanes() -> None:
-    with memory_store() as (store, _, _), ShardWriter(URL, {"row": "uint8[65536]"}, "zstd:1", client=store) as writer:
+    with watched_store() as (store, _, _), ShardWriter(URL, {"row": "uint8[65536]"}, "zstd:1", client=store) as writer:
         rows = np.zeros((100, 65536), np.uint8)
         for _ in range(5):
             writer.write_batch({"row": rows})

@@ -206,10 +206,19 @@ def test_full_disk_is_said_and_nothing_is_stored() -> None:
 
 
 def test_hanging_peer_is_cut_off_and_holds_its_room_until_it_ends() -> None:
+    async def plain_bodies_have_room_for_one_more(bed: TestBed) -> None:
+        gone, waiting = asyncio.Event(), asyncio.Event()
+        stalled = asyncio.create_task(ask(bed.app, "PUT", PATH, announce=len(PAYLOAD), stall=True, gone=gone, waiting=waiting))
+        await waiting.wait()
+        assert (await ask(bed.app, "PUT", PATH, body=PAYLOAD)).error == "busy"
+        gone.set()
+        await stalled
+
     async def scenario(bed: TestBed) -> tuple[Answer, Answer, Answer]:
         bed.peers.hanging.add("n2")
         first = await ask(bed.app, "PUT", f"{PATH}?tee=n2,n3", body=PAYLOAD)
         refused = await ask(bed.app, "PUT", f"{PATH}?tee=n3", body=PAYLOAD)
+        await plain_bodies_have_room_for_one_more(bed)
         bed.peers.released.set()
         # All that still runs here is the copy that came too late.
         await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from client.errors import DiskFailed, InvalidRequest, JobNotFound
-from storenode.jobs import Job, JobRun, Jobs, Work
+from storenode.job import Job
+from storenode.jobs import JobRun, Jobs, Work
 from storenode.sqlite import SqliteMetaStore
 from tests.support.peers import Clock
 

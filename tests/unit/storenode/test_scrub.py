@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from client.manifest import Ref
-from storenode.jobs import Job, Jobs
+from storenode.job import Job
+from storenode.jobs import Jobs
 from storenode.scrub import Scrub, ScrubCursor
 from tests.support.node_bench import NodeBench
 

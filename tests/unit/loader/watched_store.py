@@ -15,7 +15,7 @@ from client.objects import ObjectStore
 from client.record import BucketPolicy
 from tests.support.fake_store import FakeCatalog, FakeChunks, FakeStore
 
-__all__ = ["WatchedChunks", "memory_store"]
+__all__ = ["WatchedChunks", "watched_store"]
 
 
 class WatchedChunks(FakeChunks):
@@ -37,7 +37,7 @@ class WatchedChunks(FakeChunks):
 
 
 @contextmanager
-def memory_store(**settings: Any) -> Iterator[tuple[FakeStore, FakeCatalog, WatchedChunks]]:
+def watched_store(**settings: Any) -> Iterator[tuple[FakeStore, FakeCatalog, WatchedChunks]]:
     """A store with the bucket ``data``, its catalog and its chunks; `settings` go into the client's configuration."""
     store = FakeStore()
     store.fake_chunks = chunks = WatchedChunks(store.node_ids)
