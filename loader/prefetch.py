@@ -133,11 +133,11 @@ class Stager:
         self._spec = spec
         self._receipt = receipt
         self._ahead_slots = spec.prefetch_bytes // _slot_bytes(reader, spec.columns)
-        self._batches_per_stage = _batches_per_stage(reader, spec)
         self._orders: dict[int, LaneOrder] = {}
         self._arena = arena
         # Also for a repeated row, whose block may be visited a second time.
         arena.grow(min(2 * reader.num_blocks, 2 * _lanes_of_run(spec.assignment) + self._ahead_slots) + 1)
+        self._batches_per_stage = _batches_per_stage(reader, spec, num_slots=arena.num_slots)
         self._planner = VisitPlanner(
             num_lanes=reader.index.num_lanes,
             num_slots=arena.num_slots,
@@ -285,12 +285,13 @@ def _slot_bytes(reader: DatasetReader, columns: tuple[int, ...]) -> int:
     return fixed_bytes * reader.max_block_rows + (reader.mean_block_bytes if variable else 0)
 
 
-def _batches_per_stage(reader: DatasetReader, spec: StreamSpec) -> int:
+def _batches_per_stage(reader: DatasetReader, spec: StreamSpec, *, num_slots: int) -> int:
     kinds = [reader.schema.types[number] for number in spec.columns]
     row_bytes = sum(kind.item_bytes for kind in kinds if kind.is_fixed)
     if not all(kind.is_fixed for kind in kinds):
         row_bytes += reader.mean_block_bytes * reader.num_blocks // max(1, reader.index.num_rows)
-    rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, row_bytes))
+    # No more than a quarter of the slots for one stage, so that the next ones are fetched meanwhile.
+    rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, row_bytes), num_slots * reader.max_block_rows // 4)
     cells = MAX_STAGE_CELLS // (reader.index.num_lanes * spec.step)
     return max(1, min(rows // spec.assignment.batch_size, cells))
 

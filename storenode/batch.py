@@ -21,7 +21,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from client.errors import BodyTooLarge, InvalidRequest, StoreError, to_problem
+from client.errors import BodyTooLarge, InvalidRange, InvalidRequest, StoreError, to_problem
 from client.wire import encode_json
 from storenode.bodies import BodySender
 from storenode.budget import Budget
@@ -99,9 +99,11 @@ def _read(node: Node, item: _Item) -> tuple[dict[str, Any], bytes | bytearray]:
         info = node.objects.stat(item.bucket, item.key, version=item.version)
         end = info.size if item.end is None else min(item.end, info.size)
         size_bytes, limit = end - item.start, node.config.max_batch_item_bytes
+        if size_bytes < 0:
+            raise InvalidRange(f"bytes {item.start} to {end} of {item.bucket}/{item.key}, which has {info.size}", key=item.key)
         if size_bytes > limit:
             raise BodyTooLarge(f"{size_bytes} bytes for one item of a batch; this node takes {limit}", key=item.key)
-        payload = bytearray(max(0, size_bytes))
+        payload = bytearray(size_bytes)
         node.objects.reader(info).read_into(payload, start=item.start)
     except StoreError as error:
         return {"status": error.status, "problem": to_problem(error)}, b""
@@ -109,12 +111,13 @@ def _read(node: Node, item: _Item) -> tuple[dict[str, Any], bytes | bytearray]:
 
 
 def _item(value: Any) -> _Item:
-    fields = {"bucket": str, "key": str, "start": int, "end": int, "version": int}
+    fields: dict[str, type] = {"bucket": str, "key": str, "start": int, "end": int, "version": int}
     if not isinstance(value, dict) or not {"bucket", "key"} <= set(value) <= set(fields):
         raise InvalidRequest(f"item {value!r:.100}: expected bucket and key, and start, end and version if wanted")
-    for name, kind in fields.items():
-        found = value.get(name)
-        fits = type(found) is kind and (kind is str or found >= 0)
-        if name in value and not fits and not (found is None and name in ("end", "version")):
-            raise InvalidRequest(f"item {value!r:.100}: {name} must be {'text' if kind is str else 'a number from 0 up'}")
+    for name, found in value.items():
+        # By type and not by isinstance, because true is no number here.
+        fits = type(found) is fields[name] and (not isinstance(found, int) or found >= 0)
+        if not fits and not (found is None and name in ("end", "version")):
+            wanted = "text" if fields[name] is str else "a whole number from 0 up"
+            raise InvalidRequest(f"item {value!r:.100}: {name} must be {wanted}")
     return _Item(**value)

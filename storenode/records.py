@@ -7,6 +7,7 @@ or reply would stumble over is refused here.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Annotated, Any
 
@@ -35,6 +36,8 @@ __all__ = ["router"]
 
 _BUCKET_PATH = "/v1/buckets/{bucket}"
 _RECORD_PATH = "/v1/records/{bucket}/{key:path}"
+# A thread waits no longer than this at a time, because it can't be told that the client has gone or the node stops.
+WATCH_SLICE_S = 1.0
 _MAX_POLICY_BYTES = 4096
 _MAX_REPLICAS = 16
 
@@ -158,9 +161,17 @@ async def watch_objects(
     timeout_s: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Longest wait")] = 30.0,
 ) -> Response:
     """Wait for changes of a bucket."""
+    clock = asyncio.get_running_loop().time
     # A shorter wait than asked for is always right: the answer says how far it goes.
-    timeout_s = min(timeout_s, node.config.max_watch_s)
-    watched = await node.pools.watch.run(node.catalog.watch, bucket, prefix=prefix, after=after, timeout_s=timeout_s)
+    end_s = clock() + min(timeout_s, node.config.max_watch_s)
+    while True:
+        rest_s = max(0.0, end_s - clock())
+        watched = await node.pools.watch.run(
+            node.catalog.watch, bucket, prefix=prefix, after=after, timeout_s=min(rest_s, WATCH_SLICE_S)
+        )
+        if watched.changes or after is None or rest_s <= WATCH_SLICE_S:
+            break
+        after = watched.revision
     return _json(watched.to_json())
 
 

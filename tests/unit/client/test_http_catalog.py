@@ -45,7 +45,7 @@ def fake() -> Iterator[FakeCluster]:
 @pytest.fixture
 def catalog(fake: FakeCluster) -> HttpCatalog:
     """A catalog that has reached the cluster before, so that it repeats calls."""
-    made = fake.http_catalog(deadline_s=5.0)
+    made = fake.http_catalog()
     made.buckets()
     for node in fake.nodes.values():
         node.requests.clear()
@@ -194,7 +194,7 @@ def test_a_call_is_repeated_until_a_node_is_back(fake: FakeCluster, catalog: Htt
 
 
 def test_a_silent_cluster_is_an_error_that_says_how_it_was_configured(fake: FakeCluster) -> None:
-    catalog = fake.http_catalog()
+    catalog = fake.http_catalog(deadline_s=0.02)
     catalog.buckets()
     fake.fail(*fake.nodes, fault="down")
     with pytest.raises(EndpointUnreachable) as caught:
@@ -216,11 +216,11 @@ def test_an_address_that_never_answered_is_given_up_after_one_round(fake: FakeCl
 def test_a_first_call_that_was_answered_busy_is_repeated(fake: FakeCluster) -> None:
     fake.fail(*fake.nodes, fault="busy")
     fake.nodes["node-2"].before = lambda request: fake.heal() if len(asked(fake)) > 4 else None
-    assert fake.http_catalog(deadline_s=5.0).buckets() == {"data": BucketPolicy()}
+    assert fake.http_catalog().buckets() == {"data": BucketPolicy()}
 
 
 def test_what_a_node_said_is_worth_more_than_that_others_are_silent(fake: FakeCluster) -> None:
-    catalog = fake.http_catalog()
+    catalog = fake.http_catalog(deadline_s=0.02)
     catalog.buckets()
     fake.fail("node-0", "node-2", fault="down")
     fake.fail("node-1", fault="no metadata")
@@ -257,7 +257,7 @@ def test_the_deadline_reaches_the_transport(fake: FakeCluster, catalog: HttpCata
     catalog.watch("data", prefix="", after=None, timeout_s=100.0)
     ((timeout_s, remaining_s),) = given
     assert timeout_s == 100.0 + 15.0  # A watch may be silent for as long as it waits, and then for as long as any call.
-    assert 100.0 + 15.0 < remaining_s <= 100.0 + 15.0 + 5.0
+    assert 115.0 < remaining_s <= 115.0 + 10.0
 
 
 def test_once_a_view_is_known_a_refresh_makes_one_round(fake: FakeCluster, catalog: HttpCatalog) -> None:

@@ -46,6 +46,14 @@ def store(fake: FakeCluster) -> Iterator[ObjectStore]:
     made.close()
 
 
+@pytest.fixture
+def hasty(fake: FakeCluster) -> Iterator[ObjectStore]:
+    """A store that gives up soon."""
+    made = fake.store(chunk_size_bytes=CHUNK_BYTES, deadline_s=0.02)
+    yield made
+    made.close()
+
+
 class Unnamed(io.RawIOBase):
     """A file that gives what it has in pieces of its own choice."""
 
@@ -264,12 +272,12 @@ def test_a_failed_put_names_nothing_and_leaves_the_callers_buffer_alone(fake: Fa
         store.stat("data", "k")
 
 
-def test_too_few_acknowledgements_commit_nothing(fake: FakeCluster, store: ObjectStore) -> None:
+def test_too_few_acknowledgements_commit_nothing(fake: FakeCluster, hasty: ObjectStore) -> None:
     fake.fail("node-0", "node-1", fault="down")
     with pytest.raises(NotEnoughReplicas):
-        store.put("data", "k", DATA)
+        hasty.put("data", "k", DATA)
     with pytest.raises(ObjectNotFound):
-        store.stat("data", "k")
+        hasty.stat("data", "k")
 
 
 # --- several at once
@@ -366,7 +374,7 @@ def test_listing_and_walking(fake: FakeCluster, store: ObjectStore) -> None:
             store.list("data", limit=limit)
 
 
-def test_a_corrupt_copy_is_read_around(fake: FakeCluster, store: ObjectStore) -> None:
+def test_a_corrupt_copy_is_read_around(fake: FakeCluster, store: ObjectStore, hasty: ObjectStore) -> None:
     store.put("data", "k", DATA, ack="all")
     fake.fail("node-0", fault="corrupt")
     fake.fail("node-1", fault="down")
@@ -374,7 +382,7 @@ def test_a_corrupt_copy_is_read_around(fake: FakeCluster, store: ObjectStore) ->
     assert store.replica_reader.failovers > 0
     fake.fail("node-2", fault="corrupt")
     with pytest.raises(AllReplicasFailed):
-        store.get("data", "k")
+        hasty.get("data", "k")
 
 
 def test_a_dead_node_does_not_have_the_view_fetched_for_each_chunk(fake: FakeCluster, store: ObjectStore) -> None:

@@ -73,7 +73,7 @@ def test_enough_copies_for_the_ack_level_or_an_error(
     fake: FakeCluster, holders: tuple[str, ...], ack: Ack, num_dead: int, stored: bool, fault: Fault
 ) -> None:
     fake.fail(*holders[:num_dead], fault=fault)
-    uploader = uploader_of(fake, ack=ack)
+    uploader = uploader_of(fake, ack=ack, deadline_s=10.0 if stored else 0.02)
     if stored:
         uploader.store(PAYLOAD)
         assert len(fake.holders(REF)) >= 3 - num_dead
@@ -267,7 +267,7 @@ def test_no_more_chunks_are_in_flight_than_allowed(fake: FakeCluster, pool: Thre
 
 
 def test_an_upload_that_failed_cannot_be_finished_with_a_hole(fake: FakeCluster, pool: ThreadPool) -> None:
-    upload = upload_of(fake, pool, max_in_flight=1)
+    upload = Upload(uploader_of(fake, deadline_s=0.02), pool, chunk_size_bytes=10, max_in_flight=1)
     fake.fail(*fake.nodes, fault="down")
     with pytest.raises(NotEnoughReplicas):
         for number in range(10):

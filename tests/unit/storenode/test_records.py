@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ from client.catalog import Listing, Watched
 from client.manifest import Ref
 from client.record import BucketPolicy, ObjectInfo, ObjectRecord
 from client.wire import encode_json, record_path
-from tests.support.asgi import Answer, call
+from storenode import records
+from tests.support.asgi import Answer, ask, call
 from tests.support.catalogs import record
 from tests.support.nodes import PARTITIONS, TestBed, open_node
 
@@ -206,6 +208,29 @@ def test_watch_tells_what_changed(bed: TestBed) -> None:
     watched = Watched.from_json(call(bed.app, "GET", f"/v1/watch/data?after={begin.revision}&timeout_s=5").json())
     assert watched.changes == (("a/b", info),)
     assert call(bed.app, "GET", f"/v1/watch/data?after={begin.revision}&prefix=x&timeout_s=0").json()["changes"] == []
+
+
+def test_watch_goes_on_until_something_changes(bed: TestBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "WATCH_SLICE_S", 0.01)
+    committed: list[Answer] = []
+
+    async def scenario() -> Answer:
+        begin = (await ask(bed.app, "GET", "/v1/watch/data")).json()["revision"]
+        watching = asyncio.create_task(ask(bed.app, "GET", f"/v1/watch/data?after={begin}&timeout_s=20"))
+        while bed.meta.calls["watch"] < 3:  # noqa: ASYNC110 - what is waited for happens in another thread
+            await asyncio.sleep(0.001)
+        body = encode_json(record().to_json())
+        committed.append(await ask(bed.app, "PUT", PATH, body=body))
+        return await watching
+
+    watched = Watched.from_json(asyncio.run(scenario()).json())
+    assert watched.changes == (("a/b", ObjectInfo.from_json(committed[0].json())),)
+
+
+def test_watch_without_changes_ends_in_time_and_tells_how_far_it_goes(bed: TestBed) -> None:
+    begin = call(bed.app, "GET", "/v1/watch/data").json()
+    watched = call(bed.app, "GET", f"/v1/watch/data?after={begin['revision']}&timeout_s=0.05").json()
+    assert (watched["changes"], watched["revision"] >= begin["revision"]) == ([], True)
 
 
 @pytest.mark.parametrize("query", ["after=x", "after=-1", "after=1&timeout_s=-1", "after=1&timeout_s=nan", "after=99999999"])

@@ -1,0 +1,188 @@
+"""The cache of decoded blocks: never wrong, never above its limit, whoever else writes, reads, damages or dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from loader.cache import DiskCache
+from loader.errors import InvalidOption
+
+DIGEST, OTHER = "ab" * 32, "cd" * 32
+
+
+def block(number: int, size: int = 1000) -> bytes:
+    return bytes([number]) * size
+
+
+def put(cache: DiskCache, number: int, size: int = 1000) -> None:
+    cache.write((1, number, 0), memoryview(block(number, size)))
+
+
+def found(cache: DiskCache, number: int, size: int = 1000) -> bool:
+    out = bytearray(size)
+    hit = cache.read_into((1, number, 0), memoryview(out), check=xxhash.xxh3_64_intdigest(block(number, size)))
+    assert not hit or bytes(out) == block(number, size)
+    return hit
+
+
+def files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def used(root: Path) -> int:
+    return sum(path.stat().st_size for path in files(root))
+
+
+def test_block_that_was_kept_is_found_also_by_others(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "new" / "cache", digest=DIGEST, limit_bytes=10_000)
+    assert not found(cache, 1)
+    put(cache, 1)
+    assert found(cache, 1)
+    assert found(DiskCache(tmp_path / "new" / "cache", digest=DIGEST, limit_bytes=10_000), 1)
+    assert not found(DiskCache(tmp_path / "new" / "cache", digest=OTHER, limit_bytes=10_000), 1)
+
+
+@pytest.mark.parametrize("damage", ["flip", "short", "long", "empty"])
+def test_damaged_block_is_dropped_and_can_be_kept_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    put(cache, 1)
+    (path,) = files(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes({"flip": b"\0" + data[1:], "short": data[:-1], "long": data + b"x", "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert not found(cache, 1)
+    assert "dropped and fetched again" in caplog.text
+    assert files(tmp_path) == []
+    put(cache, 1)
+    assert found(cache, 1)
+
+
+def test_limit_holds_and_what_is_there_stays(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_500)
+    for epoch in range(3):
+        for number in range(20):
+            if not found(cache, number):
+                put(cache, number)
+            assert used(tmp_path) <= 10_500
+        # A cache of half the dataset hits half the time: nothing is evicted just before it is needed again.
+        hits = sum(found(cache, number) for number in range(20))
+        assert hits == 10, epoch
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 999])
+def test_what_can_never_fit_is_not_written(tmp_path: Path, limit_bytes: int) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=limit_bytes)
+    put(cache, 1)
+    assert not found(cache, 1)
+    assert files(tmp_path) == []
+
+
+def test_blocks_of_other_datasets_make_room_the_longest_unused_first(tmp_path: Path) -> None:
+    old = DiskCache(tmp_path, digest=OTHER, limit_bytes=10_000)
+    for number in range(9):
+        put(old, number)
+        os.utime(tmp_path / OTHER[:32] / f"1-{number}-0", (1000 + number, 1000 + number))
+    assert found(old, 0)  # Used now, and so the last to go.
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    for number in range(5):
+        put(cache, number)
+        assert used(tmp_path) <= 10_000
+    assert [found(cache, number) for number in range(5)] == [True] * 5
+    kept = [number for number in range(9) if found(old, number)]
+    assert 0 in kept
+    assert kept[1:] == list(range(9 - len(kept) + 1, 9))
+
+
+def test_bytes_that_others_write_are_seen(tmp_path: Path) -> None:
+    caches = [DiskCache(tmp_path, digest=DIGEST, limit_bytes=64_000) for _ in range(4)]
+    for number in range(200):
+        put(caches[number % 4], number)
+    # Each looks after every 64th part of the limit that it adds.
+    assert 60_000 <= used(tmp_path) <= 64_000 + 4 * 1000
+
+
+def test_file_that_a_dead_writer_left_aside_counts_and_is_never_read(tmp_path: Path) -> None:
+    context = get_context("fork")
+
+    def die_while_writing() -> None:
+        def killed(*args: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = killed  # type: ignore[assignment]
+        put(DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000), 1)
+
+    child = context.Process(target=die_while_writing)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    child.close()
+    (left,) = files(tmp_path)
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=1_500)
+    assert not found(cache, 1)
+    put(cache, 2)
+    assert files(tmp_path) == [left]
+    # It goes like any other block that nobody uses.
+    DiskCache(tmp_path, digest=OTHER, limit_bytes=1_000)
+    assert files(tmp_path) == []
+
+
+def test_two_processes_share_a_directory(tmp_path: Path) -> None:
+    def fill(first: int) -> None:
+        cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=1 << 20)
+        for number in range(first, first + 60):
+            if not found(cache, number % 100):
+                put(cache, number % 100)
+
+    context = get_context("fork")
+    children = [context.Process(target=fill, args=(first,)) for first in (0, 20, 40)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+        child.close()
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=1 << 20)
+    assert all(found(cache, number) for number in range(100))
+    assert len(files(tmp_path)) == 100
+
+
+def test_cache_that_cannot_be_written_says_so_once_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=100_000)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("loader.cache.os.replace", full)
+        for number in range(5):
+            put(cache, number)
+    assert caplog.text.count("No space left on device") == 1
+    assert files(tmp_path) == []
+    put(cache, 1)
+    assert found(cache, 1)
+
+
+def test_directory_that_is_taken_away_costs_hits_only(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", digest=DIGEST, limit_bytes=100_000)
+    put(cache, 1)
+    for path in files(tmp_path):
+        path.unlink()
+    (tmp_path / "cache" / DIGEST[:32]).rmdir()
+    assert not found(cache, 1)
+    put(cache, 2)
+    assert not found(cache, 2)
+
+
+def test_unusable_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidOption, match=r"cache_dir='.*/file' can't be used"):
+        DiskCache(tmp_path / "file", digest=DIGEST, limit_bytes=1)
