@@ -2,13 +2,14 @@
 
 `http.client` does the same and more; its parsing of headers alone takes longer than a node needs to answer for a small
 object. Here a request's head and small body leave in one call, an answer's head is split by hand, and a body is received
-straight into the caller's buffer. The grammar is that of RFC 9112; what is not understood is a broken connection, never a guess.
+straight into the caller's buffer. The grammar is that of RFC 9112; what is not understood is a broken connection, not a guess.
 
 It knows nothing of chunks, retries or pools. A fault of the connection is an `OSError`.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Mapping
 
@@ -19,6 +20,7 @@ _BUFFER_BYTES = 64 * 1024  # What is received at once while looking for its end.
 _JOINED_BYTES = 32 * 1024  # A body up to this is copied behind the head, which is cheaper than a second segment.
 _MAX_CHUNK_LINE_BYTES = 1024
 _NO_BODY = (204, 304)
+_EXPECT_BODY = ("PUT", "POST")
 
 
 class Connection:
@@ -50,8 +52,23 @@ class Connection:
         sock = socket.create_connection((self.host, self.port), timeout=timeout_s)
         # A head must not wait for the acknowledgement of what went before it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.adopt(sock)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Speak over a socket that is connected already."""
         self.sock = sock
         self._buffer, self._start, self._end = bytearray(_BUFFER_BYTES), 0, 0
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """How long a call waits for the other side from now on."""
+        assert self.sock is not None
+        self.sock.settimeout(timeout_s)
+
+    def can_be_read(self) -> bool:
+        """Of an idle connection: whether the other side closed it, or sent what nobody has asked for."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)  # type: ignore[arg-type]
+        return self._end > self._start or bool(poll.poll(0))
 
     def close(self) -> None:
         """Close the connection, if it is open."""
@@ -60,8 +77,10 @@ class Connection:
             sock.close()
 
     def send(self, method: str, path: str, *, headers: Mapping[str, str], body: memoryview | None) -> None:
-        """Send a request; ``content-length`` must be among the headers of one with a body."""
+        """Send a request; the length of the body is added to `headers`."""
         lines = [f"{method} {path} HTTP/1.1", f"host: {self._authority}", *(f"{k}: {v}" for k, v in headers.items())]
+        if body is not None or method in _EXPECT_BODY:
+            lines.append(f"content-length: {0 if body is None else body.nbytes}")
         text = "\r\n".join(lines)
         if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:
             raise ValueError(f"a line break in the head of {method} {path!r}")
@@ -218,7 +237,7 @@ def _length_of(headers: Mapping[str, str]) -> int | None:
 
 
 def _chunk_size(line: bytes) -> int:
-    try:
-        return int(line.partition(b";")[0], 16)
-    except ValueError as exc:
-        raise ConnectionError(f"no size of a chunk: {line[:40]!r}") from exc
+    digits = line.partition(b";")[0].strip()
+    if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+        raise ConnectionError(f"no size of a chunk: {line[:40]!r}")
+    return int(digits, 16)

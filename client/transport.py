@@ -1,16 +1,13 @@
 """The one blocking HTTP transport: kept-alive connections, bodies received into the caller's buffers.
 
-It is `http.client`, which reads straight into a buffer and sends any bytes-like object without copying; on loopback that
-moved more bytes a second than urllib3, httpx or pycurl. It knows nothing of chunks, names or retries. It turns foreign
-exceptions and error responses into `StoreError`s.
+It speaks HTTP through `client.http1`, keeps connections, and turns faults and error responses into `StoreError`s. It knows
+nothing of chunks, names or retries.
 
 A connection is kept only after an exchange that both sides have completed: the whole request sent, the whole answer read.
 """
 
 from __future__ import annotations
 
-import http.client
-import select
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from typing_extensions import Buffer
 
 from client.config import ClientConfig
 from client.errors import BodyTooLarge, DeadlineExceeded, EndpointUnreachable, TruncatedBody
+from client.http1 import Answer, Connection
 from client.process import HomeProcess
 from client.retry import Deadline
 from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol, error_of, parse_endpoint
@@ -64,7 +62,7 @@ class Transport:
         self._config = config
         self._home = HomeProcess()
         self._lock = threading.Lock()
-        self._idle: dict[str, list[http.client.HTTPConnection]] = {}
+        self._idle: dict[str, list[Connection]] = {}
         self._closed = False
 
     def request(
@@ -112,35 +110,33 @@ class Transport:
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
         if self._config.token:
             sent["authorization"] = f"Bearer {self._config.token}"
-        if body is not None:
-            body = memoryview(body)
-            sent["content-length"] = str(body.nbytes)
         timeout_s = self._config.read_timeout_s if timeout_s is None else timeout_s
         if deadline is not None:
             timeout_s = min(timeout_s, deadline.remaining_s())
         timeout_s = max(_SHORTEST_TIMEOUT_S, timeout_s)
         node_id = node_id or url
-        response = None
+        view = None if body is None else memoryview(body).cast("B")
+        answer = None
         connection, reused = self._borrow(url)
         try:
             try:
-                response = self._exchange(connection, method, path, headers=sent, body=body, timeout_s=timeout_s)
-            except (http.client.HTTPException, OSError) as exc:
+                answer = self._exchange(connection, method, path, headers=sent, body=view, timeout_s=timeout_s)
+            except OSError as exc:
                 # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
                 # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
                 if not reused or isinstance(exc, TimeoutError):
                     raise
                 connection.close()
                 connection = self._connect(url)
-                response = self._exchange(connection, method, path, headers=sent, body=body, timeout_s=timeout_s)
-            return _receive(response, into=into, node_id=node_id)
+                answer = self._exchange(connection, method, path, headers=sent, body=view, timeout_s=timeout_s)
+            return _receive(answer, into=into, node_id=node_id)
         except TimeoutError as exc:
             message = f"{method} {path}: {url} was silent for {timeout_s:.3g} s"
             raise DeadlineExceeded(message, node_id=node_id) from exc
-        except (http.client.HTTPException, OSError) as exc:
+        except OSError as exc:
             raise EndpointUnreachable(f"{method} {path}: no answer from {url}: {exc!r}", node_id=node_id) from exc
         finally:
-            self._give_back(url, connection, response)
+            self._give_back(url, connection, answer)
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -153,107 +149,81 @@ class Transport:
 
     def _exchange(
         self,
-        connection: http.client.HTTPConnection,
+        connection: Connection,
         method: str,
         path: str,
         *,
         headers: Mapping[str, str],
         body: memoryview | None,
         timeout_s: float,
-    ) -> http.client.HTTPResponse:
+    ) -> Answer:
         if connection.sock is None:
-            connection.timeout = min(self._config.connect_timeout_s, timeout_s)
+            connect_timeout_s = min(self._config.connect_timeout_s, timeout_s)
             try:
-                connection.connect()
+                connection.connect(timeout_s=connect_timeout_s)
             except TimeoutError as exc:
                 # Nothing was asked yet, so nobody was silent: there is no such endpoint, or no way to it.
-                raise ConnectionError(f"no connection within {connection.timeout:.3g} s") from exc
+                raise ConnectionError(f"no connection within {connect_timeout_s:.3g} s") from exc
             except UnicodeError as exc:
                 raise ConnectionError(f"{connection.host!r} is no name of a host") from exc
-        connection.sock.settimeout(timeout_s)
+        connection.set_timeout(timeout_s)
         try:
-            connection.request(method, path, body=body, headers=dict(headers))
+            connection.send(method, path, headers=headers, body=body)
         except OSError:
-            response = _early_answer(connection)
-            if response is None:
+            answer = _early_answer(connection, method=method)
+            if answer is None:
                 raise
-            return response
-        return connection.getresponse()
+            return answer
+        return connection.receive(method=method)
 
-    def _borrow(self, url: str) -> tuple[http.client.HTTPConnection, bool]:
+    def _borrow(self, url: str) -> tuple[Connection, bool]:
         while True:
             with self._lock:
                 idle = self._idle.get(url)
                 connection = idle.pop() if idle else None
             if connection is None:
                 return self._connect(url), False
-            if not _can_be_read(connection):
+            if not connection.can_be_read():
                 return connection, True
             connection.close()
 
-    def _connect(self, url: str) -> http.client.HTTPConnection:
+    def _connect(self, url: str) -> Connection:
         host, port = parse_endpoint(url)
-        return http.client.HTTPConnection(host, port)
+        return Connection(host, port)
 
-    def _give_back(self, url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse | None) -> None:
+    def _give_back(self, url: str, connection: Connection, answer: Answer | None) -> None:
         """Keep a connection whose exchange is complete; otherwise the rest of a body would be read as the next answer."""
-        if response is not None and response.isclosed() and not response.will_close:
+        if answer is not None and answer.is_complete and not answer.closes:
             with self._lock:
                 pool = self._idle.setdefault(url, [])
                 if not self._closed and len(pool) < self._config.max_idle_connections:
                     pool.append(connection)
                     return
-        if response is not None:
-            response.close()
         connection.close()
 
 
-def _can_be_read(connection: http.client.HTTPConnection) -> bool:
-    """Whether an idle connection was closed by the node, or carries bytes that nobody has asked for."""
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _early_answer(connection: http.client.HTTPConnection) -> http.client.HTTPResponse | None:
+def _early_answer(connection: Connection, *, method: str) -> Answer | None:
     """What a node said before it stopped to take the request's body: that it is too large, or that it is busy."""
     try:
-        connection.sock.settimeout(_EARLY_ANSWER_S)
-        response = connection.getresponse()
-    except (http.client.HTTPException, OSError):
+        connection.set_timeout(_EARLY_ANSWER_S)
+        answer = connection.receive(method=method)
+    except OSError:
         return None
-    if response.status < 400:
-        response.close()
-        return None
-    response.will_close = True  # The node does not know where the next request would begin.
-    return response
+    answer.closes = True  # The node does not know where the next request would begin.
+    return answer if answer.status >= 400 else None
 
 
-def _receive(response: http.client.HTTPResponse, *, into: memoryview | None, node_id: str) -> Response:
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    if not 200 <= response.status < 300:
-        raise error_of(response.status, headers, response.read(_MAX_ERROR_BYTES), node_id=node_id)
+def _receive(answer: Answer, *, into: memoryview | None, node_id: str) -> Response:
+    headers = answer.headers
+    if not 200 <= answer.status < 300:
+        raise error_of(answer.status, headers, answer.read(limit=_MAX_ERROR_BYTES) or b"", node_id=node_id)
     check_protocol(headers.get(PROTOCOL_HEADER))
     if into is None:
-        body = _read_whole(response, node_id=node_id)
-        return Response(status=response.status, headers=headers, body=body, size=len(body))
-    if response.length != len(into):
-        raise TruncatedBody(f"expected {len(into)} bytes from {node_id}, it announced {response.length}", node_id=node_id)
-    received = 0
-    while received < len(into):
-        count = response.readinto(into[received:])
-        if count == 0:
-            raise http.client.IncompleteRead(b"", len(into) - received)
-        received += count
-    response.read()  # Of an empty body nothing was read yet; for `http.client` only this is its end.
-    return Response(status=response.status, headers=headers, body=b"", size=received)
-
-
-def _read_whole(response: http.client.HTTPResponse, *, node_id: str) -> bytes:
-    announced = response.length
-    if announced is not None and announced <= _MAX_ANSWER_BYTES:
-        return response.read()
-    body = response.read(_MAX_ANSWER_BYTES + 1) if announced is None else None
-    if body is None or len(body) > _MAX_ANSWER_BYTES:
-        raise BodyTooLarge(f"the answer of {node_id} is longer than {_MAX_ANSWER_BYTES} bytes", node_id=node_id)
-    return body
+        body = answer.read(limit=_MAX_ANSWER_BYTES)
+        if body is None:
+            raise BodyTooLarge(f"the answer of {node_id} is longer than {_MAX_ANSWER_BYTES} bytes", node_id=node_id)
+        return Response(status=answer.status, headers=headers, body=body, size=len(body))
+    if answer.length != len(into):
+        raise TruncatedBody(f"expected {len(into)} bytes from {node_id}, it announced {answer.length}", node_id=node_id)
+    answer.read_into(into)
+    return Response(status=answer.status, headers=headers, body=b"", size=len(into))

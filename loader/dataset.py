@@ -129,6 +129,8 @@ class ShardedDataset(IterableDataset[Any]):
                 f"seed={seed} must be 0 to 2**64 - 1, prefetch_bytes={prefetch_bytes} and "
                 f"cache_limit_bytes={cache_limit_bytes} not negative"
             )
+        if num_threads is not None and num_threads < 1:
+            raise InvalidOption(f"num_threads={num_threads}: expected 1 or more")
         if isinstance(columns, str):
             raise InvalidOption(f"columns={columns!r}: give a list of names")
         self._rank, self._world_size = resolve_ranks(rank, world_size)

@@ -158,7 +158,11 @@ class Stager:
         self._thread = threading.Thread(target=self._run, name="forebay-stager", daemon=True)
 
     def __enter__(self) -> Stager:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C, when the thread runs already.
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -170,7 +174,7 @@ class Stager:
         # The garbage collector may close a forgotten iterator, and may do so in any thread. One can't wait for itself.
         wait = threading.get_ident() not in self._own_threads
         self._fetchers.shutdown(wait=wait, cancel_futures=True)
-        if wait:
+        if wait and self._thread.is_alive():
             self._thread.join()
 
     def next(self) -> Stage | None:

@@ -14,7 +14,7 @@ from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRe
 from client.retry import Backoff
 from client.write_id import new_write_id
 from storenode.catalog import MetaCatalog
-from storenode.sqlite import SqliteMetaStore
+from storenode.sqlite import SqliteMetaStore, boot_clock
 from tests.support.hooked_meta import HookedMeta
 
 __all__ = [
@@ -55,8 +55,8 @@ def memory_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def open_meta(*, boot_clock: Callable[[], float] = lambda: 0.0) -> Iterator[HookedMeta]:
-    """An engine whose leases count on `boot_clock`."""
+def open_meta(*, boot_clock: Callable[[], float] = boot_clock) -> Iterator[HookedMeta]:
+    """An engine whose leases, and waits, count on `boot_clock`: one that stands still waits for ever."""
     with memory_directory() as directory:
         store = SqliteMetaStore(directory / "meta.db", clock=boot_clock, boot_id="boot")
         try:

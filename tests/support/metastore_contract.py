@@ -376,6 +376,15 @@ class MetaStoreContract:
             ("p/stays", b"1"),
         ]
 
+    def test_a_key_created_again_survives_the_compaction_of_its_deletion(self, store: MetaStore) -> None:
+        put(store, "k", b"first")
+        store.txn([], [Delete(key="k")])
+        revision = put(store, "k", b"second")
+        self.compact(store)
+        found = store.get("k")
+        assert found is not None
+        assert (found.value, found.create_revision) == (b"second", revision)
+
     def test_a_watch_that_is_up_to_date_survives_compaction(self, store: MetaStore) -> None:
         put(store, "p/a")
         self.compact(store)

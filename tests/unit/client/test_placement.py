@@ -72,7 +72,7 @@ def test_every_hash_has_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     # The ends of the range: a logarithm of 0, and one of 1, by which the weight would be divided.
     for extreme in (0, 2**64 - 1):
         monkeypatch.setattr("client.placement.xxh3", lambda data, extreme=extreme: extreme)
-        assert layout_of(Node(id="a"), Node(id="b")).replicas(0, count=1) == ("a",)
+        assert layout_of(Node(id="b"), Node(id="a")).replicas(0, count=1) == ("a",)
 
 
 def test_a_layout_made_from_another_does_not_inherit_its_answers() -> None:

@@ -136,6 +136,13 @@ def test_nodes_under_suspicion_are_asked_when_they_are_needed(fake: FakeCluster,
     assert fake.holders(REF) == set(holders)
 
 
+def test_a_node_under_suspicion_is_asked_when_a_trusted_one_will_not_do(fake: FakeCluster, holders: tuple[str, ...]) -> None:
+    fake.cluster.failed(holders[0])
+    fake.fail(holders[1], fault="busy")
+    uploader_of(fake).store(PAYLOAD)
+    assert fake.holders(REF) == {holders[0], holders[2]}
+
+
 def test_too_few_nodes_for_the_ack_level_are_an_error_at_once() -> None:
     fake = FakeCluster(num_nodes=1)
     with pytest.raises(NotEnoughReplicas, match=r"2 durable copies.*only 1 nodes"):
@@ -310,18 +317,20 @@ def test_abort_returns_only_when_nothing_reads_lent_buffers(fake: FakeCluster, p
 
 
 def test_abort_does_not_wait_for_copies(fake: FakeCluster, pool: ThreadPool) -> None:
-    entered, release = threading.Event(), threading.Event()
+    entered, release, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hold(request: str) -> None:
         entered.set()
-        assert release.wait(WAIT_S)
+        release.wait(WAIT_S)
+        ended.set()
 
     for node in fake.nodes.values():
         node.before = hold
     upload = upload_of(fake, pool)
     upload.write(b"copied 10b")
     assert entered.wait(WAIT_S)
-    upload.abort()  # It would hang here.
+    upload.abort()
+    assert not ended.is_set()
     release.set()
 
 

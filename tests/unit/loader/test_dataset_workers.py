@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterable
 from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -249,3 +253,30 @@ def test_workers_read_the_version_that_was_opened_first() -> None:
     del source.versions[1]
     with pytest.raises(LoaderError, match="version 1 of the dataset forebay://data/set is gone"):
         list(loader(source))
+
+
+def test_ranks_of_a_process_group_share_the_epoch(tmp_path: Path) -> None:
+    def train(rank: int) -> None:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=rank, world_size=2)
+        source = dataset()
+        states: list[Any] = [None, None]
+        batches = rows(source)
+        dist.all_gather_object(states, source.state_dict())
+        assert states[0] == states[1]
+        (tmp_path / str(rank)).write_text(json.dumps(batches))
+        dist.destroy_process_group()
+
+    ranks = [get_context("fork").Process(target=train, args=(rank,)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+        process.close()
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
+    # The last batch has 7 rows for 2 ranks, so one of them is repeated.
+    assert len(flat(found[0] + found[1])) == NUM_ROWS + 1
+    assert set(flat(found[0] + found[1])) == set(range(NUM_ROWS))
+    assert [sorted(first + second) for first, second in zip(*found, strict=True)][:12] == [
+        sorted(EPOCHS[0][2 * number] + EPOCHS[0][2 * number + 1]) for number in range(12)
+    ]

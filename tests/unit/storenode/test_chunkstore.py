@@ -432,6 +432,26 @@ def test_a_replacement_is_not_quarantined_in_the_bad_copys_stead(store: ChunkSto
     assert len(quarantined(tmp_path)) == 1
 
 
+def test_nothing_comes_between_the_last_look_at_a_bad_copy_and_its_removal(tmp_path: Path) -> None:
+    class Slow(FileSystem):
+        """Between its first look and the rename there is time for another writer, if nothing holds that up."""
+
+        def stat_name(self, name: str, *, directory: int) -> os.stat_result:
+            found = super().stat_name(name, directory=directory)
+            if not writer.is_alive():
+                writer.start()
+                writer.join(0.2)
+            return found
+
+    store = open_store(tmp_path, Slow())
+    writer = threading.Thread(target=store.put, args=(5, ID, PAYLOAD))
+    path_of(tmp_path).write_bytes(b"rubbish")
+    assert store.quarantine(5, ID)
+    writer.join()
+    assert store.verify(5, ID)
+    assert len(quarantined(tmp_path)) == 1
+
+
 def test_many_writers_of_one_damaged_chunk_end_with_one_sound_copy(store: ChunkStore, tmp_path: Path) -> None:
     store.put(5, ID, PAYLOAD)
     flip_bit(path_of(tmp_path), 9)

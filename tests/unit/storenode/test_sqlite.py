@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from client.errors import DiskFull, MetadataCorrupt, MetadataUnavailable, Misconfigured
-from storenode.metastore import MetaStore, Put
+from storenode.metastore import Compare, MetaStore, Put
 from storenode.sqlite import SqliteMetaStore, boot_clock
 from tests.support.filesystem import FAST_DISK
 from tests.support.metastore_contract import MetaStoreContract, put
@@ -210,32 +210,39 @@ def test_a_number_of_a_lease_is_never_given_again(path: Path) -> None:
         assert store.grant(60) > first
 
 
-@pytest.mark.parametrize("end", ["expiry", "revocation"])
+@pytest.mark.parametrize("end", ["seen by a reader", "seen by a writer", "revoked"])
 def test_a_lease_with_very_many_keys_ends_in_several_transactions_and_shows_none_of_them(path: Path, end: str) -> None:
     now_s = [0.0]
     num_keys, bound = 1300, 1024
+    deleted_by_transaction: list[int] = []
+    cursors: list[str] = []
+
+    def trace(statement: str) -> None:
+        if statement == "BEGIN IMMEDIATE":
+            deleted_by_transaction.append(0)
+        elif statement.startswith("INSERT INTO changes"):
+            deleted_by_transaction[-1] += 1
+        elif "SET dropped_to" in statement:
+            cursors.append(statement)
+
     with closing(SqliteMetaStore(path, clock=lambda: now_s[0])) as store:
         lease = store.grant(60)
         for at in range(0, num_keys, 100):
             store.txn([], [Put(key=f"p/{n:05}", value=b"", lease=lease) for n in range(at, at + 100)])
         start = store.revision()
-        sizes: list[int] = []
-        store._db.set_trace_callback(lambda sql: sizes.append(0) if sql == "BEGIN IMMEDIATE" else count(sizes, sql))
-        if end == "expiry":
-            now_s[0] = 61.0
-        else:
+        store._db.set_trace_callback(trace)
+        if end == "revoked":
             store.revoke(lease)
+        else:
+            now_s[0] = 61.0
+        if end == "seen by a writer":
+            assert store.txn([Compare(key=f"p/{num_keys - 1:05}", mod_revision=0)], []).ok
         assert store.range("p/", "p0", limit=1).items == ()
         store._db.set_trace_callback(None)
-        assert sum(sizes) == num_keys
-        assert max(sizes) == bound
+        assert deleted_by_transaction[:2] == [bound, num_keys - bound]
+        assert len(cursors) == 1
         assert store.revision() == start + -(-num_keys // 128)
         assert not store.keep_alive(lease)
-
-
-def count(sizes: list[int], sql: str) -> None:
-    if sql.startswith("INSERT INTO changes"):
-        sizes[-1] += 1
 
 
 # --- history
