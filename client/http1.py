@@ -215,7 +215,7 @@ class Answer:
 def _parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
     status_line, _, rest = head.decode("latin-1").partition("\r\n")
     version, _, status = status_line.partition(" ")
-    if version not in ("HTTP/1.1", "HTTP/1.0") or not status[:3].isdigit():
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not status[:3].isdecimal():
         raise ConnectionError(f"no HTTP answer: {status_line[:60]!r}")
     headers: dict[str, str] = {}
     for line in rest.split("\r\n") if rest else ():

@@ -175,8 +175,8 @@ class ContentReader:
         """The manifest that `parent` refers to, which must be what its parent says: a hole would be read as bytes."""
         ref = parent.ref
         with self._lock:
-            manifest = self._manifests.get(ref.id)
-            if manifest is not None:
+            manifest = known = self._manifests.get(ref.id)
+            if known is not None:
                 self._manifests.move_to_end(ref.id)
         if manifest is None:
             manifest = Manifest.decode(bytes(self._read(Span(ref=ref, start=0, end=ref.size, offset=0))))
@@ -186,10 +186,11 @@ class ContentReader:
                 f"what refers to it says {parent.content_bytes}, level {'any' if level is None else level}",
                 key=str(ref),
             )
-        with self._lock:
-            self._manifests[ref.id] = manifest
-            while len(self._manifests) > _MAX_CACHED_MANIFESTS:
-                self._manifests.popitem(last=False)
+        if known is None:
+            with self._lock:
+                self._manifests[ref.id] = manifest
+                while len(self._manifests) > _MAX_CACHED_MANIFESTS:
+                    self._manifests.popitem(last=False)
         return manifest
 
     def _read(self, span: Span) -> bytearray:

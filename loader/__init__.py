@@ -1,8 +1,9 @@
 """The loader: the dataset format, its exact order, and the PyTorch dataset that streams it.
 
 Writing: `columns` and `values` (types, checks) → `block` (column-major, compressed) → `writer` (lanes, one commit); `sources`
-reads what datasets are built from. Reading: `index` → `order` (which row when) → `assignment` (which rank) → `prefetch` (blocks
-ahead of use) → `dataset` (batches of tensors). Only `dataset` needs torch, so it is imported when first asked for.
+reads what datasets are built from. Reading: `index` → `order` (which row when) → `assignment` (which rank) → `plan` (which
+block when) → `prefetch` (ahead of use, into the `arena`) → `iteration` → `dataset` (batches of tensors). Only what makes
+tensors needs torch, so `dataset` is imported when first asked for.
 """
 
 from __future__ import annotations

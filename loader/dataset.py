@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +24,24 @@ from client import Client
 from client.names import parse_url
 from client.objects import ObjectStore
 from client.record import ObjectInfo
-from loader.arena import Arena
 from loader.assignment import Assignment, Tail, run_of_rank
-from loader.cache import DiskCache
 from loader.epoch import SharedEpoch
 from loader.errors import DatasetNotFound, InvalidOption, StateUnavailable
 from loader.iteration import ItemSpec, Iteration, Transform
+from loader.opened import CacheSpec, OpenDataset
 from loader.order import ORDER_ALGORITHM
 from loader.prefetch import StreamSpec
 from loader.ranks import resolve_ranks, worker_of
 from loader.reader import DatasetReader
 from loader.receipt import Meters, Receipt
 from loader.state import LoaderState
-from loader.worker_state import WorkerState, state_of_loader
+from loader.worker_state import state_of_loader
 from loader.writer import usable_cores
 
 __all__ = ["ShardedDataset"]
 
 DEFAULT_PREFETCH_BYTES = 256 * 1024 * 1024
 DEFAULT_CACHE_LIMIT_BYTES = 64 * 1024**3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """What one process holds open of a dataset."""
-
-    pid: int
-    store: ObjectStore
-    reader: DatasetReader
-    columns: tuple[int, ...]
-    arena: Arena
 
 
 class ShardedDataset(IterableDataset[Any]):
@@ -71,7 +58,7 @@ class ShardedDataset(IterableDataset[Any]):
     seed : int
         Of the order; the same on all ranks.
     columns : sequence of str, optional
-        Columns to read; all by default. Others are not fetched.
+        Columns to read; all by default. Others are not fetched, unless they are short and lie between these.
     rank, world_size : int, optional
         Data-parallel; `world_size` may be a one-dimensional DeviceMesh or a process group. By default from
         torch.distributed, else ``RANK`` and ``WORLD_SIZE``, else 0 of 1.
@@ -124,13 +111,12 @@ class ShardedDataset(IterableDataset[Any]):
         self._bucket, self._key = parse_url(url)
         if batch_size is None and yield_samples:
             raise InvalidOption("yield_samples=True needs a batch_size; without one, single samples come anyway")
-        if not 0 <= seed < 1 << 64 or prefetch_bytes < 0 or cache_limit_bytes < 0:
+        num_threads = max(2, min(8, usable_cores())) if num_threads is None else num_threads
+        if not 0 <= seed < 1 << 64 or prefetch_bytes < 0 or cache_limit_bytes < 0 or num_threads < 1:
             raise InvalidOption(
                 f"seed={seed} must be 0 to 2**64 - 1, prefetch_bytes={prefetch_bytes} and "
-                f"cache_limit_bytes={cache_limit_bytes} not negative"
+                f"cache_limit_bytes={cache_limit_bytes} not negative, num_threads={num_threads} 1 or more"
             )
-        if num_threads is not None and num_threads < 1:
-            raise InvalidOption(f"num_threads={num_threads}: expected 1 or more")
         if isinstance(columns, str):
             raise InvalidOption(f"columns={columns!r}: give a list of names")
         self._rank, self._world_size = resolve_ranks(rank, world_size)
@@ -142,16 +128,16 @@ class ShardedDataset(IterableDataset[Any]):
         self._shuffle, self._seed = shuffle, seed
         self._columns = None if columns is None else tuple(columns)
         self._prefetch_bytes = prefetch_bytes
-        self._cache_dir, self._cache_limit_bytes = None if cache_dir is None else Path(cache_dir), cache_limit_bytes
+        self._cache = None if cache_dir is None else CacheSpec(root=Path(cache_dir), limit_bytes=cache_limit_bytes)
         self._transform, self._with_index = transform, with_index
         self._endpoints = endpoints
-        self._num_threads = num_threads or max(2, min(8, usable_cores()))
+        self._num_threads = num_threads
         self._lane_map = "rotate" if cache_dir is None else "fixed"
         self._epoch = SharedEpoch()
         self._begin: tuple[int, int] | None = None  # Epoch and samples consumed where this process's last iteration began.
         self._iteration: Iteration | None = None
         self._info: ObjectInfo | None = None
-        self._opened: _Opened | None = None
+        self._opened: OpenDataset | None = None
         self._receipt: Receipt | None = None
 
     # What it is
@@ -186,7 +172,7 @@ class ShardedDataset(IterableDataset[Any]):
 
     def __getitem__(self, number: int) -> Any:
         """Row `number` of the written order, as an item of ``batch_size=None`` would be."""
-        row = self.reader.row(number, names=self._names())
+        row = self.reader.row(number, names=self._open().names)
         sample = {name: torch.as_tensor(value) if hasattr(value, "dtype") else value for name, value in row.items()}
         if self._with_index:
             sample["_index"] = torch.tensor(number % self.num_rows)
@@ -216,7 +202,7 @@ class ShardedDataset(IterableDataset[Any]):
             middle of a batch whose samples are yielded singly.
         """
         if worker_of() is not None:
-            return self._worker_state().to_json()
+            return self._worker_state()
         if self._epoch.read_by_workers:
             raise StateUnavailable(
                 "DataLoader workers read this epoch, and none of them knows what the training loop has consumed: use "
@@ -290,7 +276,7 @@ class ShardedDataset(IterableDataset[Any]):
     def close(self) -> None:
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""
         self._stop_iteration("the dataset was closed")
-        if self._opened is not None and self._opened.pid == os.getpid():
+        if self._opened is not None and self._opened.is_mine:
             self._opened.store.close()
         self._opened = None
 
@@ -336,18 +322,18 @@ class ShardedDataset(IterableDataset[Any]):
             prefetch_bytes=self._prefetch_bytes // step,
             num_threads=self._num_threads,
         )
-        item = ItemSpec(names=self._names(), whole_batches=self._whole_batches, transform=self._transform)
+        item = ItemSpec(names=opened.names, whole_batches=self._whole_batches, transform=self._transform)
         self._receipt = receipt = Receipt(epoch=epoch, meters=Meters(failovers=lambda: reader.failovers))
         try:
             yield from iteration.items(reader, spec, item, arena=opened.arena, receipt=receipt)
         finally:
             receipt.end()
 
-    def _open(self) -> _Opened:
-        if self._opened is None or self._opened.pid != os.getpid():
+    def _open(self) -> OpenDataset:
+        if self._opened is None or not self._opened.is_mine:
             store = self._connect()
             try:
-                self._opened = self._read(store, version=self._epoch.version or None, info=self._info)
+                self._opened = self._open_version(store, version=self._epoch.version or None, info=self._info)
             except BaseException:
                 store.close()
                 raise
@@ -359,19 +345,16 @@ class ShardedDataset(IterableDataset[Any]):
     def _connect(self) -> ObjectStore:
         return Client(self._endpoints)
 
-    def _read(self, store: ObjectStore, *, version: int | None, info: ObjectInfo | None) -> _Opened:
-        reader = DatasetReader(store, self._bucket, self._key, version=version, info=info)
-        if self._cache_dir is not None:
-            reader.cache = DiskCache(self._cache_dir, digest=reader.index.digest, limit_bytes=self._cache_limit_bytes)
-        columns = reader.select(self._columns)
-        arena = Arena([reader.schema.types[number] for number in columns], max_block_rows=reader.max_block_rows)
-        return _Opened(pid=os.getpid(), store=store, reader=reader, columns=columns, arena=arena)
+    def _open_version(self, store: ObjectStore, *, version: int | None, info: ObjectInfo | None = None) -> OpenDataset:
+        return OpenDataset.of(
+            store, self._bucket, self._key, version=version, info=info, columns=self._columns, cache=self._cache
+        )
 
     def _reopen(self, saved: LoaderState) -> None:
         """Read the version that a state was taken from, if it is still there; else the comparison that follows says so."""
         opened = self._open()
         try:
-            older = self._read(opened.store, version=saved.dataset_version, info=None)
+            older = self._open_version(opened.store, version=saved.dataset_version)
         except DatasetNotFound:
             return
         if older.reader.index.digest == saved.dataset_digest:
@@ -383,14 +366,19 @@ class ShardedDataset(IterableDataset[Any]):
         self._epoch.move(epoch, start=start)
         self._begin = None
 
+    def _worker_state(self) -> dict[str, Any]:
+        iteration = self._iteration
+        if iteration is None:
+            raise StateUnavailable("this DataLoader worker has not begun to iterate")
+        _, epoch, start, _ = iteration.begin
+        size = self._world_size * self._batch_size
+        return iteration.worker_state(self._state(epoch, start), num_rows=self.num_rows, global_batch_size=size).to_json()
+
     def _stop_iteration(self, reason: str) -> None:
         # One that a parent process had was left behind by the fork, threads and all.
         if self._iteration is not None and self._iteration.pid == os.getpid():
             self._iteration.stop(reason)
         self._iteration = None
-
-    def _names(self) -> list[str]:
-        return [self.reader.schema.names[number] for number in self._open().columns]
 
     def _run(self, epoch: int) -> int:
         return run_of_rank(self._rank, epoch=epoch, world_size=self._world_size, rotate=self._lane_map == "rotate")
@@ -416,18 +404,4 @@ class ShardedDataset(IterableDataset[Any]):
             shuffle=self._shuffle,
             order_algorithm=ORDER_ALGORITHM,
             lane_map=self._lane_map,
-        )
-
-    def _worker_state(self) -> WorkerState:
-        iteration = self._iteration
-        if iteration is None or iteration.worker is None:
-            raise StateUnavailable("this DataLoader worker has not begun to iterate")
-        return WorkerState(
-            begin=self._state(iteration.begin.epoch, iteration.begin.start),
-            num_rows=self.num_rows,
-            global_batch_size=self._world_size * self._batch_size,
-            worker=iteration.worker.number,
-            num_workers=iteration.worker.num_workers,
-            batches=iteration.batches,
-            samples=iteration.samples,
         )

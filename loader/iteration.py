@@ -24,6 +24,8 @@ from loader.prefetch import Stage, Stager, StreamSpec
 from loader.ranks import Worker
 from loader.reader import DatasetReader
 from loader.receipt import Receipt
+from loader.state import LoaderState
+from loader.worker_state import WorkerState
 
 __all__ = ["ItemSpec", "Iteration", "Transform"]
 
@@ -108,6 +110,19 @@ class Iteration:
             self._epoch.finish(self.begin.turn)
         else:
             self._turn.finish()
+
+    def worker_state(self, begin: LoaderState, *, num_rows: int, global_batch_size: int) -> WorkerState:
+        """How far this worker is, which began at `begin`."""
+        assert self.worker is not None
+        return WorkerState(
+            begin=begin,
+            num_rows=num_rows,
+            global_batch_size=global_batch_size,
+            worker=self.worker.number,
+            num_workers=self.worker.num_workers,
+            batches=self.batches,
+            samples=self.samples,
+        )
 
     def _next_stage(self, stager: Stager, receipt: Receipt) -> Stage | None:
         self._check()

@@ -24,7 +24,7 @@ from client.errors import (
     StoreError,
 )
 from client.objects import ObjectStore
-from client.record import BucketPolicy, Condition
+from client.record import BucketPolicy, Condition, ObjectInfo
 from tests.support.fake_cluster import FakeCluster
 
 WAIT_S = 10.0
@@ -301,6 +301,32 @@ def test_one_thread_is_enough_for_many_objects_of_many_chunks(fake: FakeCluster)
         store.close()
 
 
+def test_many_are_taken_a_few_at_a_time(fake: FakeCluster) -> None:
+    taken, most_ahead, num_done = 0, 0, 0
+    lookup = fake.catalog.lookup
+
+    def counting(*args: str, **options: object) -> ObjectInfo:
+        nonlocal most_ahead, num_done
+        most_ahead = max(most_ahead, taken - num_done)
+        num_done += 1
+        return lookup(*args, **options)  # type: ignore[arg-type]
+
+    def items() -> Iterator[tuple[str, str, int, int | None]]:
+        nonlocal taken
+        for _ in range(200):
+            taken += 1
+            yield "data", "k", 0, None
+
+    store = fake.store(max_threads=1)
+    try:
+        store.put("data", "k", b"x")
+        fake.catalog.lookup = counting  # type: ignore[method-assign]
+        assert store.get_many(items()) == [b"x"] * 200
+    finally:
+        store.close()
+    assert most_ahead <= 4
+
+
 def test_an_error_among_many_is_raised_when_nothing_is_under_way_any_more(fake: FakeCluster, store: ObjectStore) -> None:
     store.put("data", "good", DATA)
     under_way = 0
@@ -308,7 +334,7 @@ def test_an_error_among_many_is_raised_when_nothing_is_under_way_any_more(fake: 
 
     lookup = fake.catalog.lookup
 
-    def counting(*args: str, **options: object) -> object:
+    def counting(*args: str, **options: object) -> ObjectInfo:
         nonlocal under_way
         with lock:
             under_way += 1
@@ -318,7 +344,7 @@ def test_an_error_among_many_is_raised_when_nothing_is_under_way_any_more(fake: 
             with lock:
                 under_way -= 1
 
-    fake.catalog.lookup = counting  # type: ignore[assignment, method-assign]
+    fake.catalog.lookup = counting  # type: ignore[method-assign]
     with pytest.raises(ObjectNotFound):
         store.get_many([("data", key, 0, None) for key in ("good", "none", "good", "good", "good")])
     assert under_way == 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,15 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from client.errors import AllReplicasFailed, EndpointUnreachable
+from client.errors import EndpointUnreachable
 from loader.errors import (
     ColumnError,
     DatasetNotFound,
     InvalidOption,
-    IteratorStopped,
-    StateInvalid,
-    StateMismatch,
-    StateUnavailable,
 )
 from tests.golden.tiny import NUM_ROWS, tiny_dataset, tiny_row
 from tests.support.memory_store import MemoryDataset, dataset_bytes
@@ -188,121 +182,7 @@ def test_negative_epoch_is_refused() -> None:
         dataset().set_epoch(-1)
 
 
-# Breaking off, and other iterators
-
-
-@pytest.mark.parametrize("yield_samples", [False, True])
-def test_break_ends_the_threads_and_the_next_iteration_goes_on(yield_samples: bool) -> None:
-    source = dataset(shuffle=True, yield_samples=yield_samples)
-    whole = rows(dataset(shuffle=True, yield_samples=yield_samples))
-    found = []
-    for count in (1, 5, 2):
-        found += take(source, count)
-        assert own_threads() == []
-    assert found + rows(source) == whole
-    assert source.epoch == 1
-
-
-def test_second_iterator_takes_over_and_the_first_one_says_so() -> None:
-    source = dataset()
-    first = iter(source)
-    found = take(first, 2)
-    second = iter(source)
-    found += take(second, 2)
-    with pytest.raises(IteratorStopped, match="another iterator of this dataset was made, and goes on from here"):
-        next(first)
-    assert found + rows(second) == rows(dataset())
-    assert own_threads() == []
-
-
-def test_iterator_that_never_began_can_be_replaced() -> None:
-    source = dataset()
-    first = iter(source)
-    assert rows(source) == rows(dataset())
-    with pytest.raises(IteratorStopped):
-        next(first)
-
-
-def test_dropped_iterator_ends_its_threads() -> None:
-    source = dataset()
-    stream = iter(source)
-    next(stream)
-    assert own_threads() != []
-    del stream
-    assert own_threads() == []
-
-
-def test_close_ends_everything_and_the_dataset_opens_again() -> None:
-    source = dataset()
-    with source:
-        stream = iter(source)
-        found = take(stream, 2)
-        store = source.store
-    assert own_threads() == []
-    assert store is not None
-    assert store.num_closed == 1
-    with pytest.raises(IteratorStopped, match="the dataset was closed"):
-        next(stream)
-    source.close()
-    assert found + rows(source) == rows(dataset())
-
-
-# Errors
-
-
-def test_error_of_the_store_reaches_the_training_loop_and_nothing_is_lost() -> None:
-    source = dataset(prefetch_bytes=0)
-    found = take(source, 3)
-    assert source.store is not None
-
-    def fail(start: int, end: int) -> None:
-        raise AllReplicasFailed("chunk 5 can't be read", key="5")
-
-    source.store.before_read = fail
-    with pytest.raises(AllReplicasFailed, match="chunk 5"):
-        for batch in source:
-            found += rows([batch])
-    assert own_threads() == []
-    source.store.before_read = lambda start, end: None
-    assert found + rows(source) == rows(dataset())
-
-
-@pytest.mark.parametrize("options", [{}, {"yield_samples": True}, {"batch_size": None}])
-def test_item_whose_transform_failed_is_not_consumed(options: dict[str, Any]) -> None:
-    failing = [True]
-
-    def transform(item: Any) -> Any:
-        if failing[0] and 10 in item["row"].reshape(-1).tolist():
-            raise ZeroDivisionError
-        return item
-
-    source, found = dataset(transform=transform, **options), []
-    with pytest.raises(ZeroDivisionError):
-        for item in source:
-            found += rows([item])
-    failing[0] = False
-    assert found + rows(source) == rows(dataset(**options))
-
-
-def test_interrupt_while_waiting_for_data_ends_the_iteration() -> None:
-    source = dataset()
-    expected = rows(dataset())
-    len(source)
-    assert source.store is not None
-    interrupted = threading.Event()
-
-    def interrupt(start: int, end: int) -> None:
-        if not interrupted.is_set():
-            interrupted.set()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    source.store.before_read = interrupt
-    found = []
-    with pytest.raises(KeyboardInterrupt):
-        for batch in source:
-            found += rows([batch])
-    assert own_threads() == []
-    assert found + rows(source) == expected
+# Opening
 
 
 def test_store_that_can_not_be_opened_is_closed_again() -> None:
@@ -344,141 +224,6 @@ def test_nothing_is_contacted_before_the_dataset_is_used() -> None:
     assert source.receipt() == {}
     next(stream)
     assert source.store is not None
-
-
-# State
-
-
-def test_state_is_small_plain_and_the_same_on_all_ranks() -> None:
-    states = []
-    for rank in range(3):
-        source = dataset(rank=rank, world_size=3, shuffle=True, seed=9)
-        take(source, 2)
-        states.append(source.state_dict())
-    assert states[0] == states[1] == states[2]
-    assert states[0]["samples_consumed"] == 24
-    assert len(json.dumps(states[0])) < 1024
-
-
-def test_state_goes_on_in_another_geometry() -> None:
-    source = dataset(shuffle=True, seed=9)
-    found = {row for batch in take(source, 4) for row in batch}
-    state = json.loads(json.dumps(source.state_dict()))
-    rest: list[int] = []
-    for rank in range(2):
-        resumed = dataset(shuffle=True, seed=9, batch_size=3, rank=rank, world_size=2)
-        resumed.load_state_dict(state)
-        rest += [row for batch in rows(resumed) for row in batch]
-        assert resumed.epoch == 1
-    assert sorted(rest) == sorted(set(range(ROWS)) - found)
-
-
-def test_state_at_the_end_of_an_epoch_has_an_empty_rest() -> None:
-    source = dataset()
-    stream = iter(source)
-    take(stream, 13)
-    state = source.state_dict()
-    assert (state["epoch"], state["samples_consumed"]) == (0, ROWS)
-    assert list(stream) == []
-    assert (source.state_dict()["epoch"], source.state_dict()["samples_consumed"]) == (1, 0)
-    resumed = dataset()
-    resumed.load_state_dict(state)
-    resumed.set_epoch(0)  # As a training loop does that numbers epochs by itself.
-    assert (rows(resumed), resumed.epoch) == ([], 1)
-    assert len(rows(resumed)) == 13
-
-
-def test_state_at_counts_from_where_the_iteration_began() -> None:
-    source = dataset()
-    take(source, 2)
-    stream = iter(source)
-    for batches in range(3):
-        state = source.state_at(batches=batches)
-        assert state == source.state_dict()
-        assert state["samples_consumed"] == 8 + 4 * batches
-        next(stream)
-    rows(stream)
-    # The last iteration's, until something else is said.
-    assert source.state_at(batches=11)["epoch"] == 0
-    assert source.state_at(batches=11)["samples_consumed"] == ROWS
-    source.set_epoch(5)
-    assert source.state_at(batches=1)["epoch"] == 5
-    for batches in (-1, 14):
-        with pytest.raises(InvalidOption, match=f"batches={batches}: this iteration has 13"):
-            source.state_at(batches=batches)
-
-
-def test_state_inside_a_batch_is_refused() -> None:
-    source = dataset(yield_samples=True)
-    stream = iter(source)
-    take(stream, 4)
-    assert source.state_dict()["samples_consumed"] == 4
-    next(stream)
-    with pytest.raises(StateUnavailable, match="1 samples into a batch"):
-        source.state_dict()
-
-
-def test_loading_a_state_stops_the_iterator_that_is_under_way() -> None:
-    source = dataset()
-    state = source.state_dict()
-    stream = iter(source)
-    next(stream)
-    source.load_state_dict(state)
-    with pytest.raises(IteratorStopped, match="a state was loaded"):
-        next(stream)
-    assert rows(source) == rows(dataset())
-
-
-@pytest.mark.parametrize(
-    ("options", "field", "saved", "current"),
-    [
-        ({"seed": 4}, "seed", 3, 4),
-        ({"shuffle": False}, "shuffle", True, False),
-        ({"content": OTHER}, "dataset_digest", None, None),
-    ],
-)
-def test_state_of_another_stream_is_refused_and_names_both_values(
-    options: dict[str, Any], field: str, saved: Any, current: Any
-) -> None:
-    state = dataset(seed=3, shuffle=True).state_dict()
-    other = dataset(**{"seed": 3, "shuffle": True, **options})
-    other.set_epoch(2)
-    with pytest.raises(StateMismatch) as caught:
-        other.load_state_dict(state)
-    assert caught.value.field == field
-    assert caught.value.saved == (saved or state["dataset_digest"])
-    assert caught.value.current == (other.digest if field == "dataset_digest" else current)
-    for value in (caught.value.saved, caught.value.current):
-        assert repr(value) in str(caught.value)
-    assert other.epoch == 2
-
-
-def test_state_that_is_none_is_refused() -> None:
-    with pytest.raises(StateInvalid):
-        dataset().load_state_dict({"epoch": 1})
-
-
-def test_state_of_an_older_version_reopens_it() -> None:
-    state = dataset().state_dict()
-    newer = dataset({1: CONTENT, 2: OTHER})
-    assert next(iter(newer))["data"].max() == 1
-    newer.load_state_dict(state)
-    assert {int(batch["data"].max()) for batch in newer} == {0}
-    assert newer.digest == state["dataset_digest"]
-    gone = dataset({2: OTHER})
-    with pytest.raises(StateMismatch, match="dataset_digest"):
-        gone.load_state_dict(state)
-    assert next(iter(gone))["data"].max() == 1
-
-
-def test_version_that_was_opened_stays() -> None:
-    source = dataset()
-    digest = source.digest
-    source.versions[2] = OTHER
-    source.close()
-    del source.versions[1]
-    source.versions[1] = CONTENT
-    assert source.digest == digest
 
 
 # Cost
