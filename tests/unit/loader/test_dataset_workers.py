@@ -105,6 +105,19 @@ def test_iteration_after_a_break_begins_again_in_all_workers(persistent: bool) -
     assert rows(batches) == EPOCHS[1]
 
 
+def test_workers_go_on_inside_a_batch_that_the_main_process_broke_off() -> None:
+    source = dataset(yield_samples=True)
+    whole = [row for batch in EPOCHS[0] for row in batch]
+    found = [int(sample["row"]) for _, sample in zip(range(6), source, strict=False)]
+    assert found == whole[:6]
+    for _ in range(2):
+        rest = [int(sample["row"]) for sample in loader(source)]
+        if found:
+            assert rest[:2] == [whole[6], whole[8]]  # One of each worker in turn.
+        assert sorted(found + rest) == list(range(NUM_ROWS))
+        found = []
+
+
 @pytest.mark.parametrize(("num_workers", "resumed_workers"), [(0, 2), (2, 0), (2, 1)])
 def test_state_at_goes_on_exactly_with_other_workers(num_workers: int, resumed_workers: int) -> None:
     source = dataset()

@@ -247,6 +247,21 @@ def test_closing_ends_the_threads_wherever_they_are() -> None:
     assert own_threads() == []
 
 
+def test_interrupt_while_the_threads_start_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = stager(open_reader(CONTENT)[0], spec())
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "forebay-stager":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), stages:
+        pass
+    assert own_threads() == []
+
+
 def test_stager_that_a_thread_of_its_own_closes_does_not_wait_for_itself() -> None:
     # As happens when the garbage collector finds a forgotten iterator while a block is being fetched.
     reader, store = open_reader(CONTENT)

@@ -225,6 +225,31 @@ def test_what_is_visible_after_a_start_is_durable(tmp_path: Path) -> None:
     assert open_store(tmp_path, fs).verify(5, ID)
 
 
+def test_a_visible_copy_can_be_made_durable_before_it_is_relied_on(tmp_path: Path) -> None:
+    fs = VolatileFileSystem()
+    store = open_store(tmp_path, fs)
+    fs.fail(SimulatedCrash(), method="sync")
+    with pytest.raises(SimulatedCrash):
+        store.put(5, ID, PAYLOAD)
+    fs.revive()
+    fs.calls.clear()
+    store.make_durable([ID, ID])
+    assert fs.methods.count("sync") == 1
+    fs.power_cut()
+    assert store.verify(5, ID)
+
+
+def test_a_copy_whose_sync_failed_can_not_be_made_durable(tmp_path: Path) -> None:
+    fs = VolatileFileSystem()
+    store = open_store(tmp_path, fs)
+    fs.fail(OSError(errno.EIO, "I/O error"), method="sync")
+    with pytest.raises(DiskFailed):
+        store.put(5, ID, PAYLOAD)
+    assert store.contains(5, ID)
+    with pytest.raises(DiskFailed, match="restart the node"):
+        store.make_durable([ID])
+
+
 @pytest.fixture
 def num_put_calls(tmp_path_factory: pytest.TempPathFactory) -> int:
     fs = VolatileFileSystem()
