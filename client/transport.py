@@ -110,10 +110,7 @@ class Transport:
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
         if self._config.token:
             sent["authorization"] = f"Bearer {self._config.token}"
-        timeout_s = self._config.read_timeout_s if timeout_s is None else timeout_s
-        if deadline is not None:
-            timeout_s = min(timeout_s, deadline.remaining_s())
-        timeout_s = max(_SHORTEST_TIMEOUT_S, timeout_s)
+        timeout_s = self._patience_s(timeout_s, deadline)
         node_id = node_id or url
         view = None if body is None else memoryview(body).cast("B")
         answer = None
@@ -146,6 +143,11 @@ class Transport:
             self._idle.clear()
         for connection in idle:
             connection.close()
+
+    def _patience_s(self, timeout_s: float | None, deadline: Deadline | None) -> float:
+        """How long the node may be silent."""
+        longest_s = self._config.read_timeout_s if timeout_s is None else timeout_s
+        return max(_SHORTEST_TIMEOUT_S, longest_s if deadline is None else min(longest_s, deadline.remaining_s()))
 
     def _exchange(
         self,

@@ -138,6 +138,7 @@ class ShardedDataset(IterableDataset[Any]):
         self._iteration: Iteration | None = None
         self._info: ObjectInfo | None = None
         self._opened: OpenDataset | None = None
+        self._inherited: OpenDataset | None = None
         self._receipt: Receipt | None = None
 
     # What it is
@@ -206,7 +207,8 @@ class ShardedDataset(IterableDataset[Any]):
         if self._epoch.read_by_workers:
             raise StateUnavailable(
                 "DataLoader workers read this epoch, and none of them knows what the training loop has consumed: use "
-                "state_at(batches=k) after k batches, or state_from() with a StatefulDataLoader's state"
+                "state_at(batches=k) after k batches, state_from() with a StatefulDataLoader's state, or set_epoch() first "
+                "when an epoch is over"
             )
         _, epoch, start, within = self._epoch.next
         if within:
@@ -262,11 +264,12 @@ class ShardedDataset(IterableDataset[Any]):
                 "dataset.load_state_dict(dataset.state_from(loader_state)) and make a new loader instead"
             )
         saved = LoaderState.from_json(dict(state))
-        if saved.dataset_digest != self.digest:
-            self._reopen(saved)
-        saved.check_against(dataset_digest=self.digest, num_rows=self.num_rows, seed=self._seed, shuffle=self._shuffle)
-        self._lane_map = saved.lane_map
+        opened = self._open_for(saved)
+        index = opened.reader.index
+        saved.check_against(dataset_digest=index.digest, num_rows=index.num_rows, seed=self._seed, shuffle=self._shuffle)
         self._stop_iteration("a state was loaded into the dataset; iterate anew")
+        self._adopt(opened)
+        self._lane_map = saved.lane_map
         self._move(saved.epoch, start=saved.samples_consumed)
 
     def receipt(self) -> dict[str, Any]:
@@ -288,7 +291,7 @@ class ShardedDataset(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies go to workers: they open their own connections, and count for themselves.
-        return {**self.__dict__, "_opened": None, "_receipt": None, "_iteration": None}
+        return {**self.__dict__, "_opened": None, "_inherited": None, "_receipt": None, "_iteration": None}
 
     # Iteration
 
@@ -305,6 +308,7 @@ class ShardedDataset(IterableDataset[Any]):
         return self._items(iteration)
 
     def _items(self, iteration: Iteration) -> Generator[Any, None, None]:
+        iteration.check()
         opened = self._open()
         reader, epoch = opened.reader, iteration.begin.epoch
         worker = iteration.worker
@@ -323,7 +327,9 @@ class ShardedDataset(IterableDataset[Any]):
             num_threads=self._num_threads,
         )
         item = ItemSpec(names=opened.names, whole_batches=self._whole_batches, transform=self._transform)
-        self._receipt = receipt = Receipt(epoch=epoch, meters=Meters(failovers=lambda: reader.failovers))
+        meters = Meters(failovers=lambda: reader.failovers)
+        blocks_per_sample = reader.num_blocks / max(1, reader.index.num_rows)
+        self._receipt = receipt = Receipt(epoch=epoch, blocks_per_sample=blocks_per_sample, meters=meters)
         try:
             yield from iteration.items(reader, spec, item, arena=opened.arena, receipt=receipt)
         finally:
@@ -331,16 +337,20 @@ class ShardedDataset(IterableDataset[Any]):
 
     def _open(self) -> OpenDataset:
         if self._opened is None or not self._opened.is_mine:
-            store = self._connect()
+            # A parent process's is kept as it is: closing its sockets and ending its threads is not this process's business.
+            self._inherited, store = self._opened, self._connect()
             try:
-                self._opened = self._open_version(store, version=self._epoch.version or None, info=self._info)
+                self._adopt(self._open_version(store, version=self._epoch.version or None, info=self._info))
             except BaseException:
                 store.close()
                 raise
-            # From now on this version is read, in every copy of this dataset, whatever the name points to later.
-            self._info = self._opened.reader.info
-            self._epoch.version = self._info.version
+        assert self._opened is not None
         return self._opened
+
+    def _adopt(self, opened: OpenDataset) -> None:
+        # From now on this version is read, in every copy of this dataset, whatever the name points to later.
+        self._opened, self._info = opened, opened.reader.info
+        self._epoch.version = self._info.version
 
     def _connect(self) -> ObjectStore:
         return Client(self._endpoints)
@@ -350,17 +360,15 @@ class ShardedDataset(IterableDataset[Any]):
             store, self._bucket, self._key, version=version, info=info, columns=self._columns, cache=self._cache
         )
 
-    def _reopen(self, saved: LoaderState) -> None:
-        """Read the version that a state was taken from, if it is still there; else the comparison that follows says so."""
+    def _open_for(self, saved: LoaderState) -> OpenDataset:
+        """The version that a state was taken from, if it is still there; else the present one, and a comparison fails."""
         opened = self._open()
+        if saved.dataset_digest == opened.reader.index.digest:
+            return opened
         try:
-            older = self._open_version(opened.store, version=saved.dataset_version)
+            return self._open_version(opened.store, version=saved.dataset_version)
         except DatasetNotFound:
-            return
-        if older.reader.index.digest == saved.dataset_digest:
-            self._stop_iteration("a state of another version of the dataset was loaded; iterate anew")
-            self._opened, self._info = older, older.reader.info
-            self._epoch.version = older.reader.info.version
+            return opened
 
     def _move(self, epoch: int, *, start: int = 0) -> None:
         self._epoch.move(epoch, start=start)
@@ -368,7 +376,7 @@ class ShardedDataset(IterableDataset[Any]):
 
     def _worker_state(self) -> dict[str, Any]:
         iteration = self._iteration
-        if iteration is None:
+        if iteration is None or iteration.worker is None:
             raise StateUnavailable("this DataLoader worker has not begun to iterate")
         _, epoch, start, _ = iteration.begin
         size = self._world_size * self._batch_size

@@ -97,11 +97,15 @@ class Iteration:
         if self._stager is not None:
             self._stager.close()
 
+    def check(self) -> None:
+        """Raise `IteratorStopped` if it was stopped."""
+        if self._stopped:
+            raise IteratorStopped(self._stopped)
+
     def items(
         self, reader: DatasetReader, spec: StreamSpec, item: ItemSpec, *, arena: Arena, receipt: Receipt
     ) -> Generator[Any, None, None]:
         """Each item, consumed once it is yielded. At the end the stream moves on to the next epoch."""
-        self._check()
         items_of = self._batches_of if item.whole_batches else self._samples_of
         with Stager(reader, spec, receipt, arena=arena) as self._stager:
             while (stage := self._next_stage(self._stager, receipt)) is not None:
@@ -125,12 +129,12 @@ class Iteration:
         )
 
     def _next_stage(self, stager: Stager, receipt: Receipt) -> Stage | None:
-        self._check()
+        self.check()
         try:
             with receipt.stalled():
                 return stager.next()
         except StreamClosed:
-            self._check()
+            self.check()
             raise
 
     def _batches_of(self, stage: Stage, assignment: Assignment, item: ItemSpec, receipt: Receipt) -> Iterator[Any]:
@@ -140,7 +144,7 @@ class Iteration:
             self._note(assignment.consumed(number + 1))
             receipt.samples += end - start
             yield value
-            self._check()
+            self.check()
 
     def _samples_of(self, stage: Stage, assignment: Assignment, item: ItemSpec, receipt: Receipt) -> Iterator[Any]:
         transform, samples = item.transform, samples_of(stage, item.names)
@@ -156,7 +160,7 @@ class Iteration:
                     self._note(assignment.consumed(number + 1))
                 receipt.samples += 1
                 yield value
-                self._check()
+                self.check()
 
     def _note(self, consumed: int, *, samples: int = 0) -> None:
         """Note that the next item counts as consumed: the last of a batch, or number `samples` of it."""
@@ -164,7 +168,3 @@ class Iteration:
         self.batches += not samples
         if self._turn is None:
             self._epoch.advance(self.begin.turn, start=consumed, within=samples)
-
-    def _check(self) -> None:
-        if self._stopped:
-            raise IteratorStopped(self._stopped)

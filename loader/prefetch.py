@@ -145,7 +145,7 @@ class Stager:
             order_of=self._orders.__getitem__,
         )
         self._num_stages = 0
-        self._todo = deque(range(spec.first, spec.assignment.num_batches(run=spec.run), spec.step))
+        self._todo = range(spec.first, spec.assignment.num_batches(run=spec.run), spec.step)
         self._planned: deque[_Planned] = deque()
         self._planned_rows = 0
         self._ready: HandOff[Stage | None] = HandOff(limit=_READY_STAGES)
@@ -214,12 +214,12 @@ class Stager:
 
     def _plan_one(self) -> bool:
         """Plan one more stage and begin to fetch its blocks; False if it has to wait for slots."""
-        planner, todo = self._planner, self._todo
+        planner = self._planner
         if self._planned and (
             self._planned_rows >= MAX_PLANNED_ROWS or planner.num_taken > 2 * planner.num_open + self._ahead_slots
         ):
             return False
-        count = min(self._batches_per_stage, len(todo), 1 << min(self._num_stages, 30))
+        count = min(self._batches_per_stage, len(self._todo), 1 << min(self._num_stages, 30))
         plan = planner.plan(self._share(count))
         while plan is None:
             if self._planned:
@@ -231,13 +231,11 @@ class Stager:
                 self._arena.grow(2 * self._arena.num_slots)
                 planner.grow(self._arena.num_slots)
             plan = planner.plan(self._share(count))
-        batches = range(todo[0], todo[0] + count * self._spec.step, self._spec.step)
+        batches, self._todo = self._todo[:count], self._todo[count:]
         fetches = [self._fetchers.submit(self._fetch, visit) for visit in plan.opened]
         self._planned.append(_Planned(plan=plan, batches=batches, fetches=fetches))
         self._planned_rows += len(plan.share)
         self._num_stages += 1
-        for _ in range(count):
-            todo.popleft()
         return True
 
     def _share(self, count: int) -> Share:

@@ -52,6 +52,15 @@ class Meters:
 class Receipt:
     """Counters of one epoch, or of the part of one that an iteration reads.
 
+    Parameters
+    ----------
+    epoch : int
+        Which one.
+    blocks_per_sample : float
+        Blocks that the dataset has for each of its rows: as many would be decoded if no block were read by two ranks.
+    meters : Meters
+        What is read at the begin and at the end.
+
     Attributes
     ----------
     samples : int
@@ -60,10 +69,11 @@ class Receipt:
         Seconds that the training loop waited for data.
     """
 
-    def __init__(self, *, epoch: int, meters: Meters) -> None:
+    def __init__(self, *, epoch: int, blocks_per_sample: float, meters: Meters) -> None:
         self.samples = 0
         self.stall_s = 0.0
         self._epoch = epoch
+        self._blocks_per_sample = blocks_per_sample
         self._meters = meters
         self._began = meters.read()
         self._ended: tuple[int, float, float, float | None] | None = None
@@ -101,6 +111,7 @@ class Receipt:
             "samples": self.samples,
             "stall_s": self.stall_s,
             **counts,
+            "read_amplification": counts["blocks"] / (self.samples * self._blocks_per_sample) if self.samples else None,
             "failovers": failovers - began_failovers,
             "wall_s": wall_s - began_wall_s,
             "cpu_s": cpu_s - began_cpu_s,

@@ -116,7 +116,7 @@ class FakeCatalog:
         )
 
     def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
-        raise NotImplementedError
+        raise AssertionError("no command watches")
 
     def _check(self, bucket: str, key: str, condition: Condition) -> None:
         self.bucket(bucket)

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["Connection", "Script", "SocketServer", "answer", "serving"]
+from client.errors import StoreError, to_problem
+from client.wire import encode_json
+
+__all__ = ["Connection", "Script", "SocketServer", "answer", "each", "echo", "problem", "serving"]
 
 WAIT_S = 10.0
 
@@ -74,6 +77,30 @@ def answer(status: int = 200, body: bytes = b"", *, length: int | None = None, h
     """A response; `length` announces another number of bytes than come."""
     announced = len(body) if length is None else length
     return f"HTTP/1.1 {status} Status\r\ncontent-length: {announced}\r\n{headers}\r\n".encode() + body
+
+
+def problem(error: StoreError, *, headers: str = "") -> bytes:
+    """The response of a node that fails with `error`."""
+    return answer(error.status, encode_json(to_problem(error)), headers=headers)
+
+
+def echo(connection: Connection) -> None:
+    """A script that sends back each request's body."""
+    while request := connection.request():
+        connection.send(answer(200, request.body))
+
+
+def each(*answers: bytes) -> Script:
+    """A script that gives these answers, one a request."""
+
+    def script(connection: Connection) -> None:
+        for data in answers:
+            if connection.request() is None:
+                return
+            connection.send(data)
+        connection.wait_for_close()
+
+    return script
 
 
 class SocketServer:

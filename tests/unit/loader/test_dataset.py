@@ -239,6 +239,7 @@ def test_cache_serves_later_epochs_and_the_receipt_says_so(tmp_path: Path) -> No
     warm = source.receipt()
     assert (warm["epoch"], warm["bytes_remote"], warm["blocks"]) == (1, 0, cold["blocks"])
     assert warm["bytes_cache"] == ROWS * 108
+    assert warm["read_amplification"] == 1.0
     assert warm["wall_s"] >= warm["stall_s"] >= 0
     assert source.receipt() == warm
 

@@ -62,8 +62,10 @@ def test_iterator_that_never_began_can_be_replaced() -> None:
     source = dataset()
     first = iter(source)
     assert rows(source) == rows(dataset())
+    receipt = source.receipt()
     with pytest.raises(IteratorStopped):
         next(first)
+    assert source.receipt() == receipt
 
 
 def test_dropped_iterator_ends_its_threads() -> None:

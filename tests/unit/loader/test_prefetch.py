@@ -52,7 +52,7 @@ def spec(**options: Any) -> StreamSpec:
 
 def stager(reader: DatasetReader, wanted: StreamSpec, arena: Arena | None = None) -> Stager:
     kinds = [reader.schema.types[number] for number in wanted.columns]
-    receipt = Receipt(epoch=wanted.epoch, meters=Meters(failovers=lambda: 0))
+    receipt = Receipt(epoch=wanted.epoch, blocks_per_sample=1.0, meters=Meters(failovers=lambda: 0))
     return Stager(reader, wanted, receipt, arena=arena or Arena(kinds, max_block_rows=reader.max_block_rows))
 
 
@@ -109,7 +109,7 @@ def test_stages_bring_every_row_once_in_order() -> None:
 def test_first_stage_needs_the_blocks_of_one_batch_only() -> None:
     reader, store = open_reader(CONTENT)
     gate = Gate(reader, store, num_blocks=2)
-    with stager(reader, spec(batch_size=2, prefetch_bytes=1 << 20, num_threads=4)) as stages:
+    with stager(reader, spec(batch_size=2, prefetch_bytes=1 << 20)) as stages:
         first = stages.next()
         assert first is not None
         assert first.ends == [2]

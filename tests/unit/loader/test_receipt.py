@@ -29,21 +29,22 @@ class Totals:
 
 def test_receipt_tells_differences_and_stops_at_its_end() -> None:
     totals = Totals()
-    receipt = Receipt(epoch=4, meters=totals.meters())
+    receipt = Receipt(epoch=4, blocks_per_sample=0.25, meters=totals.meters())
     totals.failovers, totals.wall_s, totals.cpu_s, totals.joules = 5, 104.0, 16.5, 5060.0
     with receipt.stalled():
         totals.wall_s += 1.5
-    receipt.samples += 7
-    receipt.add(bytes_cache=10, bytes_remote=20, blocks=1)
+    receipt.samples += 8
+    receipt.add(bytes_cache=10, bytes_remote=20, blocks=2)
     receipt.end()
     totals.wall_s = totals.cpu_s = 1e9
     assert receipt.to_dict() == {
         "epoch": 4,
-        "samples": 7,
+        "samples": 8,
         "stall_s": 1.5,
         "bytes_cache": 10,
         "bytes_remote": 20,
-        "blocks": 1,
+        "blocks": 2,
+        "read_amplification": 1.0,
         "failovers": 2,
         "wall_s": 5.5,
         "cpu_s": 6.5,
@@ -53,16 +54,17 @@ def test_receipt_tells_differences_and_stops_at_its_end() -> None:
 
 def test_receipt_of_an_iteration_under_way_goes_on() -> None:
     totals = Totals()
-    receipt = Receipt(epoch=0, meters=totals.meters())
+    receipt = Receipt(epoch=0, blocks_per_sample=0.25, meters=totals.meters())
     totals.wall_s += 1
     assert receipt.to_dict()["wall_s"] == 1
+    assert receipt.to_dict()["read_amplification"] is None
     totals.wall_s += 1
     assert receipt.to_dict()["wall_s"] == 2
 
 
 def test_stall_counts_when_the_wait_ends_with_an_error() -> None:
     totals = Totals()
-    receipt = Receipt(epoch=0, meters=totals.meters())
+    receipt = Receipt(epoch=0, blocks_per_sample=0.25, meters=totals.meters())
     with pytest.raises(KeyboardInterrupt), receipt.stalled():
         totals.wall_s += 2
         raise KeyboardInterrupt
@@ -70,7 +72,7 @@ def test_stall_counts_when_the_wait_ends_with_an_error() -> None:
 
 
 def test_threads_add_without_losing_any() -> None:
-    receipt = Receipt(epoch=0, meters=Totals().meters())
+    receipt = Receipt(epoch=0, blocks_per_sample=0.25, meters=Totals().meters())
 
     def add() -> None:
         for _ in range(2000):
@@ -88,7 +90,7 @@ def test_threads_add_without_losing_any() -> None:
 def test_unknown_energy_is_not_zero(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     totals = Totals()
     totals.joules = None
-    assert Receipt(epoch=0, meters=totals.meters()).to_dict()["joules"] is None
+    assert Receipt(epoch=0, blocks_per_sample=0.25, meters=totals.meters()).to_dict()["joules"] is None
     monkeypatch.setattr(module, "_RAPL", tmp_path)
     assert joules_now() is None
     for number, energy in enumerate(("1500000", "500000")):
