@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from client.names import parse_url
 from client.objects import ObjectStore
 from client.record import ObjectInfo
 from loader.assignment import Assignment, Tail, run_of_rank
-from loader.epoch import SharedEpoch
+from loader.epoch import Position, SharedEpoch
 from loader.errors import DatasetNotFound, InvalidOption, StateUnavailable
 from loader.iteration import ItemSpec, Iteration, Transform
 from loader.opened import CacheSpec, OpenDataset
@@ -108,7 +109,7 @@ class ShardedDataset(IterableDataset[Any]):
     ) -> None:
         super().__init__()
         self.url = url
-        self._bucket, self._key = parse_url(url)
+        bucket, key = parse_url(url)
         if batch_size is None and yield_samples:
             raise InvalidOption("yield_samples=True needs a batch_size; without one, single samples come anyway")
         num_threads = max(2, min(8, usable_cores())) if num_threads is None else num_threads
@@ -124,24 +125,21 @@ class ShardedDataset(IterableDataset[Any]):
         self._whole_batches = batch_size is not None and not yield_samples
         # Checks sizes and the tail now, rather than at the first batch.
         Assignment(num_rows=0, num_lanes=1, world_size=self._world_size, batch_size=self._batch_size, tail=tail)
-        self._tail = tail
-        self._shuffle, self._seed = shuffle, seed
-        self._columns = None if columns is None else tuple(columns)
+        self._tail, self._shuffle, self._seed = tail, shuffle, seed
         self._prefetch_bytes = prefetch_bytes
-        self._cache = None if cache_dir is None else CacheSpec(root=Path(cache_dir), limit_bytes=cache_limit_bytes)
+        cache = None if cache_dir is None else CacheSpec(root=Path(cache_dir), limit_bytes=cache_limit_bytes)
+        names = None if columns is None else tuple(columns)
+        self._open_version = partial(OpenDataset.of, bucket=bucket, key=key, columns=names, cache=cache)
         self._transform, self._with_index = transform, with_index
-        self._endpoints = endpoints
-        self._num_threads = num_threads
+        self._endpoints, self._num_threads = endpoints, num_threads
         self._lane_map = "rotate" if cache_dir is None else "fixed"
         self._epoch = SharedEpoch()
-        self._begin: tuple[int, int] | None = None  # Epoch and samples consumed where this process's last iteration began.
+        self._begin: Position | None = None  # Of this process's last iteration.
         self._iteration: Iteration | None = None
         self._info: ObjectInfo | None = None
         self._opened: OpenDataset | None = None
         self._inherited: OpenDataset | None = None
         self._receipt: Receipt | None = None
-
-    # What it is
 
     @property
     def reader(self) -> DatasetReader:
@@ -179,8 +177,6 @@ class ShardedDataset(IterableDataset[Any]):
             sample["_index"] = torch.tensor(number % self.num_rows)
         return sample if self._transform is None else self._transform(sample)
 
-    # Where it is
-
     def set_epoch(self, epoch: int) -> None:
         """Read `epoch` next, from its start; if it is under way already, go on with it.
 
@@ -210,10 +206,10 @@ class ShardedDataset(IterableDataset[Any]):
                 "state_at(batches=k) after k batches, state_from() with a StatefulDataLoader's state, or set_epoch() first "
                 "when an epoch is over"
             )
-        _, epoch, start, within = self._epoch.next
-        if within:
-            raise StateUnavailable(f"{within} samples into a batch no position is exact: ask after the batch's last sample")
-        return self._state(epoch, start).to_json()
+        position = self._epoch.next
+        if position.within:
+            raise StateUnavailable(f"{position.within} samples into a batch no position is exact: ask after its last sample")
+        return self._state(position).to_json()
 
     def state_at(self, *, batches: int) -> dict[str, Any]:
         """The state after this many batches of the iteration that is under way or was the last, counted by the caller.
@@ -225,11 +221,11 @@ class ShardedDataset(IterableDataset[Any]):
         InvalidOption
             If the iteration has fewer batches.
         """
-        epoch, start = self._epoch.current[1:3] if self._epoch.read_by_workers else self._begin or self._epoch.next[1:3]
-        assignment = self._assignment(start=start)
+        begin = self._epoch.current if self._epoch.read_by_workers else self._begin or self._epoch.next
+        assignment = self._assignment(start=begin.start)
         if not 0 <= batches <= assignment.num_batches():
             raise InvalidOption(f"batches={batches}: this iteration has {assignment.num_batches()}")
-        return self._state(epoch, assignment.consumed(batches)).to_json()
+        return self._state(begin._replace(start=assignment.consumed(batches))).to_json()
 
     def state_from(self, loader_state: Mapping[str, Any]) -> dict[str, Any]:
         """The state of this dataset in the state of a torchdata StatefulDataLoader, for any number of workers.
@@ -293,8 +289,6 @@ class ShardedDataset(IterableDataset[Any]):
         # Copies go to workers: they open their own connections, and count for themselves.
         return {**self.__dict__, "_opened": None, "_inherited": None, "_receipt": None, "_iteration": None}
 
-    # Iteration
-
     def __iter__(self) -> Iterator[Any]:
         """Items of this rank (and worker) from where the stream is to the end of the epoch.
 
@@ -304,15 +298,14 @@ class ShardedDataset(IterableDataset[Any]):
         """
         self._stop_iteration("another iterator of this dataset was made, and goes on from here")
         self._iteration = iteration = Iteration(self._epoch, worker=worker_of())
-        self._begin = iteration.begin.epoch, iteration.begin.start
+        self._begin = iteration.begin
         return self._items(iteration)
 
     def _items(self, iteration: Iteration) -> Generator[Any, None, None]:
         iteration.check()
         opened = self._open()
         reader, epoch = opened.reader, iteration.begin.epoch
-        worker = iteration.worker
-        first, step = (0, 1) if worker is None else (worker.number, worker.num_workers)
+        first, step = (0, 1) if iteration.worker is None else (iteration.worker.number, iteration.worker.num_workers)
         spec = StreamSpec(
             assignment=self._assignment(start=iteration.begin.start),
             run=self._run(epoch),
@@ -327,9 +320,8 @@ class ShardedDataset(IterableDataset[Any]):
             num_threads=self._num_threads,
         )
         item = ItemSpec(names=opened.names, whole_batches=self._whole_batches, transform=self._transform)
-        meters = Meters(failovers=lambda: reader.failovers)
-        blocks_per_sample = reader.num_blocks / max(1, reader.index.num_rows)
-        self._receipt = receipt = Receipt(epoch=epoch, blocks_per_sample=blocks_per_sample, meters=meters)
+        per_sample, meters = reader.num_blocks / max(1, reader.index.num_rows), Meters(failovers=lambda: reader.failovers)
+        self._receipt = receipt = Receipt(epoch=epoch, blocks_per_sample=per_sample, meters=meters)
         try:
             yield from iteration.items(reader, spec, item, arena=opened.arena, receipt=receipt)
         finally:
@@ -355,11 +347,6 @@ class ShardedDataset(IterableDataset[Any]):
     def _connect(self) -> ObjectStore:
         return Client(self._endpoints)
 
-    def _open_version(self, store: ObjectStore, *, version: int | None, info: ObjectInfo | None = None) -> OpenDataset:
-        return OpenDataset.of(
-            store, self._bucket, self._key, version=version, info=info, columns=self._columns, cache=self._cache
-        )
-
     def _open_for(self, saved: LoaderState) -> OpenDataset:
         """The version that a state was taken from, if it is still there; else the present one, and a comparison fails."""
         opened = self._open()
@@ -378,9 +365,8 @@ class ShardedDataset(IterableDataset[Any]):
         iteration = self._iteration
         if iteration is None or iteration.worker is None:
             raise StateUnavailable("this DataLoader worker has not begun to iterate")
-        _, epoch, start, _ = iteration.begin
-        size = self._world_size * self._batch_size
-        return iteration.worker_state(self._state(epoch, start), num_rows=self.num_rows, global_batch_size=size).to_json()
+        begin, size = self._state(iteration.begin), self._world_size * self._batch_size
+        return iteration.worker_state(begin, num_rows=self.num_rows, global_batch_size=size).to_json()
 
     def _stop_iteration(self, reason: str) -> None:
         # One that a parent process had was left behind by the fork, threads and all.
@@ -401,14 +387,14 @@ class ShardedDataset(IterableDataset[Any]):
             tail=self._tail,
         )
 
-    def _state(self, epoch: int, consumed: int) -> LoaderState:
+    def _state(self, position: Position) -> LoaderState:
         reader = self.reader
         return LoaderState(
             dataset_digest=reader.index.digest,
             dataset_version=reader.info.version,
             seed=self._seed,
-            epoch=epoch,
-            samples_consumed=consumed,
+            epoch=position.epoch,
+            samples_consumed=position.start,
             shuffle=self._shuffle,
             order_algorithm=ORDER_ALGORITHM,
             lane_map=self._lane_map,

@@ -52,9 +52,9 @@ class OpenDataset:
     def of(
         cls,
         store: ObjectStore,
+        *,
         bucket: str,
         key: str,
-        *,
         version: int | None = None,
         info: ObjectInfo | None = None,
         columns: Sequence[str] | None,

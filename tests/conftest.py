@@ -144,9 +144,15 @@ def _files() -> Iterator[tuple[int, str]]:
         getattr(multiprocessing.forkserver._forkserver, "_forkserver_alive_fd", None),
     }
     # The standard streams are pytest's, which points them elsewhere and back.
-    return ((fd, target) for fd, target in found.items() if fd > 2 and fd not in kept and target not in _arrow_pipe)
+    return (
+        (fd, target)
+        for fd, target in found.items()
+        if fd > 2 and fd not in kept and target not in _arrow_pipe and _SHARED_HEAP not in target
+    )
 
 
+# multiprocessing keeps the unnamed memory that it once shared, for the next who wants some.
+_SHARED_HEAP = "/pym-"
 _arrow_pipe: list[str] = []
 
 
