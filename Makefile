@@ -46,7 +46,7 @@ test-cluster: $(INSTALLED)  ## all tests on real nodes, the slow ones too
 test-fault: $(INSTALLED)  ## nodes killed, paused, cut off, filled and damaged
 	$(BIN)/python -m pytest tests/fault $(ARGS)
 
-test-e2e: $(INSTALLED)  ## tests on a cluster of containers
+test-e2e: $(INSTALLED)  ## the README's commands and Python, run as shown
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 # As a module: run as a script, benchmarks/loader.py would have its own folder first on the import path and be the
