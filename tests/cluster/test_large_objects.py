@@ -19,6 +19,17 @@ from tests.support.cluster import LiveCluster
 MIB = 1024 * 1024
 OBJECT_BYTES = 2048 * MIB
 MAX_RESIDENT_BYTES = 300 * MIB
+STATUS_FOLLOWS = "--- status ---"
+# A command tells its own peak: what wait4 says of a child begins with the size of the process that started it.
+COMMAND_WITH_STATUS = f"""
+import sys
+from pathlib import Path
+from client.cli import main
+try:
+    main()
+finally:
+    print({STATUS_FOLLOWS!r}, Path("/proc/self/status").read_text())
+"""
 
 
 @pytest.mark.slow
@@ -57,16 +68,16 @@ def _forebay(cluster: LiveCluster, *arguments: str) -> tuple[int, str]:
     """Run a command; its peak resident size in bytes, and what it printed."""
     environment = {**os.environ, "FOREBAY_ENDPOINT": ",".join(cluster.endpoints)}
     environment.pop("FOREBAY_CHUNK_SIZE_BYTES", None)
-    command = [sys.executable, "-m", "client.cli", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        printed = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, f"{' '.join(arguments)}: exit {process.returncode}"
-    return usage.ru_maxrss * 1024, printed
+    command = [sys.executable, "-c", COMMAND_WITH_STATUS, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, f"{' '.join(arguments)}: exit {done.returncode}: {done.stderr[-1000:]}"
+    printed, _, status = done.stdout.rpartition(STATUS_FOLLOWS)
+    return _peak_of(status), printed
 
 
 def _peak_resident_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
+    return _peak_of(Path(f"/proc/{pid}/status").read_text())
+
+
+def _peak_of(status: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
