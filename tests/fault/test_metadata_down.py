@@ -11,8 +11,6 @@ from client.errors import DeadlineExceeded, MetadataUnavailable, ObjectNotFound
 from tests.support.cluster import CHUNK_BYTES, QUICK, LiveCluster, eventually
 
 PAYLOAD = random.Random(8).randbytes(3 * CHUNK_BYTES)
-
-
 DEADLINE_S = "4"
 
 
@@ -37,6 +35,8 @@ def test_with_the_metadata_locked_names_fail_and_references_go_on(
                 client.chunks.fetch_into(node_id, ref, memoryview(bytearray(ref.size)))
         with pytest.raises(ObjectNotFound):
             client.stat("data", "refused")
+        _await_all_leases(cluster)
+        client.cluster.refresh()
         client.put("data", "accepted", PAYLOAD)
         assert client.get("data", "accepted") == PAYLOAD
 
@@ -54,6 +54,8 @@ def test_a_metadata_file_that_was_moved_away_takes_no_commit_and_works_again_whe
         assert not cluster.meta_path.exists(), "an empty engine must not take the place of the lost one"
         elsewhere.rename(cluster.meta_path)
         assert client.get("data", "key") == PAYLOAD
+        _await_all_leases(cluster)
+        client.cluster.refresh()
         client.put("data", "accepted", PAYLOAD)
     for node_id in cluster.node_ids:
         assert cluster.running(node_id)
@@ -65,3 +67,9 @@ def test_leases_that_ran_out_during_an_outage_are_taken_again(cluster: LiveClust
         end_s = time.monotonic() + 2 * float(QUICK["FOREBAY_LEASE_TTL_S"])
         eventually(lambda: time.monotonic() > end_s, what="the leases have run out")
     eventually(lambda: cluster.up_nodes(first) == set(cluster.node_ids), what="all nodes are known again")
+
+
+def _await_all_leases(cluster: LiveCluster) -> None:
+    """Leases that ran out in the outage are taken again, which may last longer than these clients' deadline."""
+    everyone = set(cluster.node_ids)
+    eventually(lambda: all(cluster.up_nodes(node_id) == everyone for node_id in everyone), what="all leases are held again")
