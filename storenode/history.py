@@ -23,7 +23,7 @@ from client.wire import encode_json
 from storenode.keyspace import version_of
 from storenode.metastore import KeyValue
 
-__all__ = ["MAX_PRUNED", "Head", "Step", "decode_older", "next_step"]
+__all__ = ["MAX_PRUNED", "Head", "Step", "decode_json_object", "decode_older", "next_step"]
 
 MAX_PRUNED = 64
 
@@ -47,7 +47,7 @@ class Head:
     @classmethod
     def decode(cls, item: KeyValue) -> Head:
         """The head in a metadata item; raises `MetadataCorrupt`, naming the key."""
-        value = _decode(item)
+        value = decode_json_object(item)
         try:
             return cls(version=item.mod_revision, record=ObjectRecord.from_json(value), older=int(value["older"]))
         except (KeyError, TypeError, ValueError, MetadataCorrupt) as exc:
@@ -65,13 +65,14 @@ class Head:
 def decode_older(item: KeyValue, *, bucket: str, key: str) -> ObjectInfo:
     """An older version, from where it was moved aside to; raises `MetadataCorrupt`."""
     try:
-        record = ObjectRecord.from_json(_decode(item))
+        record = ObjectRecord.from_json(decode_json_object(item))
     except MetadataCorrupt as exc:
         raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc}", key=item.key) from exc
     return ObjectInfo(bucket=bucket, key=key, version=version_of(item.key), record=record)
 
 
-def _decode(item: KeyValue) -> dict[str, Any]:
+def decode_json_object(item: KeyValue) -> dict[str, Any]:
+    """The JSON object that is the value of a key; raises `MetadataCorrupt`, naming the key."""
     try:
         value = json.loads(item.value)
     except ValueError as exc:

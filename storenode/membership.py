@@ -12,19 +12,18 @@ serves: no safety rests on a lease.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from client.cluster import Cluster, ClusterView
 from client.errors import Conflict, CursorExpired, MetadataCorrupt, MetadataUnavailable, Misconfigured, StoreError
 from client.placement import Layout
 from client.wire import encode_json
+from storenode.history import decode_json_object
 from storenode.keyspace import after
 from storenode.metastore import Compare, KeyValue, MetaStore, Put, prefix_end
 from storenode.worker import Worker
@@ -77,7 +76,7 @@ class NodeRecord:
     @classmethod
     def decode(cls, item: KeyValue) -> NodeRecord:
         """The inverse of `encode`; raises `MetadataCorrupt`."""
-        value = _decode(item)
+        value = decode_json_object(item)
         try:
             return cls(
                 endpoints=tuple(map(str, value["endpoints"])),
@@ -104,7 +103,7 @@ def read_cluster_id(store: MetaStore) -> str | None:
     if item is None:
         return None
     try:
-        return str(_decode(item)["cluster_id"])
+        return str(decode_json_object(item)["cluster_id"])
     except KeyError as exc:
         raise MetadataCorrupt(f"the record at {_CLUSTER!r} names no cluster id", key=_CLUSTER) from exc
 
@@ -120,7 +119,7 @@ def create_layout(store: MetaStore, layout: Layout) -> Layout:
 def read_layout(store: MetaStore) -> Layout | None:
     """The layout in force, None before there is any."""
     item = store.get(_LAYOUT)
-    return None if item is None else Layout.from_json(_decode(item))
+    return None if item is None else Layout.from_json(decode_json_object(item))
 
 
 def read_nodes(store: MetaStore) -> dict[str, NodeRecord]:
@@ -308,13 +307,3 @@ class Membership:
                 f"{found.host}; this one is {self._record.data_dir} on {self._record.host}. A data directory must not be "
                 "copied: start the new node with an empty one"
             )
-
-
-def _decode(item: KeyValue) -> dict[str, Any]:
-    try:
-        value = json.loads(item.value)
-    except ValueError as exc:
-        raise MetadataCorrupt(f"the record at {item.key!r} is no JSON: {exc}", key=item.key) from exc
-    if not isinstance(value, dict):
-        raise MetadataCorrupt(f"the record at {item.key!r} is no JSON object", key=item.key)
-    return value
