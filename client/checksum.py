@@ -16,10 +16,12 @@ import blake3
 import xxhash
 from typing_extensions import Buffer
 
-__all__ = ["ID_BYTES", "SEGMENT_BYTES", "blake3_id", "content_digest", "num_segments", "segment_checks", "xxh3"]
+__all__ = ["ID_BYTES", "SEGMENT_BYTES", "Xxh3", "blake3_id", "content_digest", "num_segments", "segment_checks", "xxh3"]
 
 SEGMENT_BYTES = 64 * 1024
 ID_BYTES = 32
+# xxh3_64 over parts that come one after another: `update`, then `intdigest`.
+Xxh3 = xxhash.xxh3_64
 
 
 def xxh3(data: Buffer) -> int:

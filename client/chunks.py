@@ -7,21 +7,23 @@ segment checksums that the node stored with the chunk, beside the checksum of th
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from typing_extensions import Buffer
 
-from client.checksum import segment_checks, xxh3
+from client.checksum import Xxh3, segment_checks
 from client.cluster import Cluster
 from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest, ProtocolMismatch
 from client.manifest import Ref
 from client.retry import Deadline
-from client.transport import Response, Transport
+from client.transport import Response, Sending, Transport
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, chunk_path, decode_json, encode_json, format_range, widen
 
-__all__ = ["ChunkClient", "Stored"]
+__all__ = ["ChunkClient", "ChunkSending", "Stored"]
 
 MAX_REFS_PER_CALL = 1024
 
@@ -51,12 +53,25 @@ class ChunkClient:
         StoreError
             What the node answered, or that it did not. It may hold the chunk all the same.
         """
-        query = f"?tee={','.join(tee)}" if tee else ""
-        response = self._call(node_id, "PUT", chunk_path(ref.partition, ref.hex) + query, body=payload, timeout_s=timeout_s)
-        stored = _stored(decode_json(response.body), node_id=node_id)
-        for peer in stored.failed:
-            self._cluster.failed(peer)
-        return stored
+        with self.sending(node_id, ref.partition, ref.hex, size_bytes=ref.size, tee=tee, timeout_s=timeout_s) as sending:
+            sending.send(memoryview(payload).cast("B"))
+            return sending.finish()
+
+    def sending(
+        self,
+        node_id: str,
+        partition: int,
+        chunk_hex: str,
+        *,
+        size_bytes: int,
+        tee: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> ChunkSending:
+        """A `put` whose payload is sent part by part; left before its end, the node stores nothing."""
+        path = chunk_path(partition, chunk_hex) + (f"?tee={','.join(tee)}" if tee else "")
+        url = self._cluster.endpoint(node_id)
+        sending = self._transport.begin("PUT", url, path, size_bytes=size_bytes, timeout_s=timeout_s, node_id=node_id)
+        return ChunkSending(self._cluster, sending, node_id=node_id)
 
     def fetch_into(
         self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, deadline: Deadline | None = None
@@ -80,8 +95,9 @@ class ChunkClient:
         exact = (wide_start, wide_end) == (start, end)
         wide = buffer if exact else memoryview(bytearray(wide_end - wide_start))
         if wide_end - wide_start == ref.size:
-            self._call(node_id, "GET", path, into=wide, deadline=deadline)
-            sound = xxh3(wide) == ref.check
+            check = Xxh3()
+            self._call(node_id, "GET", path, into=wide, seen=check.update, deadline=deadline)
+            sound = check.intdigest() == ref.check
         else:
             headers = {"range": format_range(wide_start, wide_end)}
             response = self._call(node_id, "GET", path, headers=headers, into=wide, deadline=deadline)
@@ -110,13 +126,48 @@ class ChunkClient:
 
     def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
         url = self._cluster.endpoint(node_id)
-        try:
-            response = self._transport.request(method, url, path, node_id=node_id, **options)
-        except (EndpointUnreachable, DeadlineExceeded):
-            self._cluster.failed(node_id)
-            raise
-        self._cluster.answered(node_id)
-        return response
+        with _noting(self._cluster, node_id):
+            return self._transport.request(method, url, path, node_id=node_id, **options)
+
+
+class ChunkSending:
+    """A chunk on its way to a node. For one thread at a time; a context manager, see `client.transport.Sending`."""
+
+    def __init__(self, cluster: Cluster, sending: Sending, *, node_id: str) -> None:
+        self._cluster = cluster
+        self._sending = sending
+        self._node_id = node_id
+
+    def send(self, part: memoryview) -> None:
+        """Send the next bytes of the payload."""
+        with _noting(self._cluster, self._node_id):
+            self._sending.send(part)
+
+    def finish(self) -> Stored:
+        """Wait until the node has answered, after all bytes were sent."""
+        with _noting(self._cluster, self._node_id):
+            response = self._sending.finish()
+        stored = _stored(decode_json(response.body), node_id=self._node_id)
+        for peer in stored.failed:
+            self._cluster.failed(peer)
+        return stored
+
+    def __enter__(self) -> ChunkSending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sending.__exit__(kind, error, trace)
+
+
+@contextmanager
+def _noting(cluster: Cluster, node_id: str) -> Iterator[None]:
+    """Tell the cluster whether the node answers."""
+    try:
+        yield
+    except (EndpointUnreachable, DeadlineExceeded):
+        cluster.failed(node_id)
+        raise
+    cluster.answered(node_id)
 
 
 def _stored(answer: Any, *, node_id: str) -> Stored:

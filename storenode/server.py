@@ -43,6 +43,7 @@ from storenode.jobs import Jobs
 from storenode.listener import BACKLOG, listen, url_of
 from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
 from storenode.node import Node
+from storenode.protocol import NodeProtocol
 from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from storenode.scrub import Scrub
@@ -100,7 +101,7 @@ def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
         options = uvicorn.Config(
             create_app(node),
             loop="uvloop",
-            http="httptools",
+            http=NodeProtocol,  # type: ignore[arg-type]  # uvicorn takes any factory of protocols.
             ws="none",
             log_config=None,
             access_log=False,

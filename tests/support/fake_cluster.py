@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -38,7 +39,7 @@ from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
-from client.transport import Response, Transport
+from client.transport import Response, Sending, Transport
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, WRITE_ID_HEADER, encode_json, parse_range
 from tests.support.fake_store import FakeCatalog
 
@@ -158,6 +159,23 @@ class FakeCluster:
         return self.view()
 
 
+class _FakeSending(Sending):
+    """Gathers the parts of a body and makes one request of them."""
+
+    def __init__(self, transport: _FakeTransport, *args: Any, **options: Any) -> None:
+        self._request = partial(transport.request, *args, **options)
+        self._body = b""
+
+    def send(self, part: memoryview) -> None:
+        self._body += part
+
+    def finish(self, **_: object) -> Response:
+        return self._request(body=self._body)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class _FakeTransport(Transport):
     """Answers for the nodes."""
 
@@ -174,6 +192,7 @@ class _FakeTransport(Transport):
         headers: Mapping[str, str] | None = None,
         body: Buffer | None = None,
         into: memoryview | None = None,
+        seen: Callable[[memoryview], object] | None = None,
         node_id: str = "",
         **_: object,
     ) -> Response:
@@ -193,7 +212,12 @@ class _FakeTransport(Transport):
         if len(response.body) != len(into):
             raise TruncatedBody(f"expected {len(into)} bytes, announced {len(response.body)}", node_id=node.id)
         into[:] = response.body
+        if seen is not None:
+            seen(into)
         return Response(status=response.status, headers=response.headers, body=b"", size=len(into))
+
+    def begin(self, method: str, url: str, path: str, **options: Any) -> Sending:
+        return _FakeSending(self, method, url, path, **options)
 
     def _answer(self, node: FakeNode, request: _Request) -> Response:
         match request.parts:

@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 
 from client.catalog import Consistency, Listing, Watched
 from client.checksum import blake3_id
-from client.chunks import ChunkClient, Stored
+from client.chunks import ChunkClient, ChunkSending, Stored
 from client.client import Client
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
@@ -153,6 +153,19 @@ class FakeChunks(ChunkClient):
             self.nodes[node][ref.partition, ref.id] = bytes(payload)
         return Stored(durable=tuple(live), failed={node: "down" for node in tee if node in self.down})
 
+    def sending(
+        self,
+        node_id: str,
+        partition: int,
+        chunk_hex: str,
+        *,
+        size_bytes: int,
+        tee: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> ChunkSending:
+        self._node(node_id)
+        return FakeSending(self, node_id, Ref(partition=partition, id=bytes.fromhex(chunk_hex), size=size_bytes, check=0))
+
     def fetch_into(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, **_: object) -> None:
         held = self._node(node_id).get((ref.partition, ref.id))
         if held is None:
@@ -175,6 +188,27 @@ class FakeChunks(ChunkClient):
         if node_id in self.down:
             raise EndpointUnreachable(f"node {node_id} is down", node_id=node_id)
         return self.nodes[node_id]
+
+
+class FakeSending(ChunkSending):
+    """Gathers the parts of a chunk and puts it on a node of `chunks`."""
+
+    def __init__(self, chunks: FakeChunks, node_id: str, ref: Ref) -> None:
+        self._chunks = chunks
+        self._to = node_id
+        self._ref = ref
+        self.parts: list[bytes] = []
+
+    def send(self, part: memoryview) -> None:
+        self.parts.append(bytes(part))
+
+    def finish(self) -> Stored:
+        payload = b"".join(self.parts)
+        assert len(payload) == self._ref.size, (len(payload), self._ref.size)
+        return self._chunks.put(self._to, self._ref, payload)
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 @dataclass(slots=True)
