@@ -339,9 +339,11 @@ class MetaStoreContract:
 
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write)
-            for _ in range(50):
-                assert len({item and item.value for item in store.get_many(names)}) == 1
-            stop.set()
+            try:
+                for _ in range(50):
+                    assert len({item and item.value for item in store.get_many(names)}) == 1
+            finally:
+                stop.set()
             writing.result(TIMEOUT_S)
         writer.close()
 
