@@ -105,6 +105,15 @@ class Content:
     refs: tuple[Ref, ...] = ()
     manifest: Ref | None = None
 
+    def chunk_at(self, position: int) -> tuple[Ref, int] | None:
+        """The chunk that holds byte `position`, and the position of its first byte; None if only manifests can tell."""
+        offset = 0
+        for ref in self.refs:
+            if position < offset + ref.size:
+                return ref, offset
+            offset += ref.size
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The content as a JSON object; references as the hex of their packed bytes."""
         value: dict[str, Any] = {"size": self.size, "digest": self.digest}

@@ -30,11 +30,13 @@ __all__ = [
     "PROBLEM_TYPE",
     "PROTOCOL",
     "PROTOCOL_HEADER",
+    "RECORD_HEADER",
     "SEGMENTS_HEADER",
     "WRITE_ID_HEADER",
     "check_protocol",
     "chunk_path",
     "decode_json",
+    "encode_header",
     "encode_json",
     "error_of",
     "format_range",
@@ -49,6 +51,7 @@ PROTOCOL = 1
 PROTOCOL_HEADER = "x-forebay-protocol"
 CHECK_HEADER = "x-forebay-check"
 SEGMENTS_HEADER = "x-forebay-segment-checks"
+RECORD_HEADER = "x-forebay-record"
 WRITE_ID_HEADER = "x-forebay-write-id"
 META_PREFIX = "x-forebay-meta-"
 PROBLEM_TYPE = "application/problem+json"
@@ -93,6 +96,11 @@ def encode_json(value: Any) -> bytes:
     """`value` as compact UTF-8 JSON."""
     # Half of a character has no UTF-8, but JSON has an escape for it, which Python writes just so.
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+
+
+def encode_header(value: Any) -> bytes:
+    """`value` as compact JSON in ASCII, which a header can hold."""
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def decode_json(body: bytes) -> Any:

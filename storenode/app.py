@@ -1,9 +1,9 @@
 """The node's ASGI application: where every request enters, and where it leaves.
 
-Chunks go straight to `storenode.chunks`, everything else to FastAPI. Around both lies one layer of plain ASGI (a framework's
-middleware would put every body through a queue) that checks and states the protocol version, counts, and catches what
-nobody caught: a defect costs one request, is logged with its traceback, and reaches the client as a problem document or as
-a connection that was closed in the middle of a response.
+Chunks go straight to `storenode.chunks`, reads of records to `storenode.reads`, everything else to FastAPI. Around all of them
+lies one layer of plain ASGI (a framework's middleware would put every body through a queue) that checks and states the
+protocol version, counts, and catches what nobody caught: a defect costs one request, is logged with its traceback, and
+reaches the client as a problem document or as a connection that was closed in the middle of a response.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.openapi import install_schema
 from storenode.problems import install_handlers, internal_error, problem_response
+from storenode.reads import RECORDS_PATH, RecordReads
 
 __all__ = ["Node", "create_app"]
 
 log = logging.getLogger(__name__)
 
 _CHUNK_ROUTE = CHUNKS_PATH + "{partition}/{id}"
+_RECORD_ROUTE = RECORDS_PATH + "{bucket}/{key:path}"
 # The rest of a body that was refused is received and dropped up to this length, because a client that sends all before it
 # reads would otherwise never see the answer.
 _DROPPED_BYTES = 256 * 1024 * 1024
@@ -59,16 +61,18 @@ def create_app(node: Node) -> ASGIApp:
         api.include_router(router)
     install_handlers(api, node_id=node.node_id, routers=routers)
     install_schema(api)
-    return _Entry(node.node_id, api, ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics), metrics)
+    chunks = ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics)
+    return _Entry(node.node_id, api, chunks=chunks, reads=RecordReads(node), metrics=metrics)
 
 
 class _Entry:
     """The outermost application."""
 
-    def __init__(self, node_id: str, api: ASGIApp, chunks: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, node_id: str, api: ASGIApp, *, chunks: ASGIApp, reads: ASGIApp, metrics: Metrics) -> None:
         self._node_id = node_id
         self._api = api
         self._chunks = chunks
+        self._reads = reads
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,12 +82,16 @@ class _Entry:
         # Routed by the path as it was sent: decoded once, by whoever knows which of its slashes are data.
         scope = {**scope, "path": (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")}
         exchange = _Exchange(scope, receive, send)
-        is_chunk = scope["path"].startswith(CHUNKS_PATH)
+        app, route = self._api, None
+        if scope["path"].startswith(CHUNKS_PATH):
+            app, route = self._chunks, _CHUNK_ROUTE
+        elif scope["method"] == "GET" and scope["path"].startswith(RECORDS_PATH):
+            app, route = self._reads, _RECORD_ROUTE
         try:
-            await self._answer(exchange, self._chunks if is_chunk else self._api)
+            await self._answer(exchange, app)
         finally:
             self._metrics.answered(
-                _CHUNK_ROUTE if is_chunk else _template(scope),
+                route or _template(scope),
                 method=scope["method"],
                 status=exchange.status,
                 seconds=time.monotonic() - exchange.began_s,

@@ -1,9 +1,6 @@
 """Chunks over HTTP, the data plane: raw ASGI, files mapped to the socket, no copies in Python.
 
-A chunk on its way out is a map of its file, handed to the server in slices. This process never looks at the bytes: the
-client checks them, against its reference or against the checksums in the reply's head. (Looking would also be
-dangerous: the kernel answers a send from behind the end of a file that was cut short with an error, but kills a process
-that touches such a page itself.) So the server must not copy them either, which means uvloop without TLS.
+A chunk on its way out is a map of its file, handed to the server in slices (`storenode.outgoing`).
 
 A chunk on its way in is received into one buffer. While it comes, this node's disk and the other nodes that the client named
 take it from there, and the reply says who holds it durably. Nothing here counts acknowledgements: the client does.
@@ -15,12 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
-import os
 import re
-import struct
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -29,21 +22,21 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from client.checksum import SEGMENT_BYTES, num_segments
-from client.errors import BodyTooLarge, ChunkCorrupt, DeadlineExceeded, InvalidRange, InvalidRequest, StoreError
-from client.wire import CHECK_HEADER, SEGMENTS_HEADER, encode_json, parse_range
+from client.checksum import SEGMENT_BYTES
+from client.errors import BodyTooLarge, DeadlineExceeded, InvalidRange, InvalidRequest, StoreError
+from client.wire import CHECK_HEADER, encode_json, parse_range
 from storenode.arriving import Arriving, receive
 from storenode.bodies import BodySender
 from storenode.budget import Budget
 from storenode.buffers import Buffers
-from storenode.chunkstore import ChunkStore
 from storenode.chunkwriter import ChunkWriter
 from storenode.metrics import Metrics
 from storenode.node import Node
+from storenode.outgoing import open_outgoing
 from storenode.problems import internal_error, problem_response
 from storenode.tee import Tee
 
-__all__ = ["CHUNKS_PATH", "SIZE_HEADER", "ChunkRoutes", "set_aside"]
+__all__ = ["CHUNKS_PATH", "SIZE_HEADER", "ChunkRoutes"]
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +45,6 @@ SIZE_HEADER = "x-forebay-size"
 MAX_TEES = 15  # Of the most replicas that a bucket may ask for, all but this node.
 _NAME = re.compile(r"([0-9]{1,10})/([0-9a-f]{64})")
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outgoing:
-    """A chunk file that is about to be sent: what its trailer says, and its pages."""
-
-    size: int
-    check: int
-    segment_checks: bytes
-    pages: mmap.mmap
 
 
 class ChunkRoutes:
@@ -134,11 +117,7 @@ class ChunkRoutes:
 
     async def _get(self, send: Send, partition: int, chunk_id: bytes, *, wanted: str | None, head: bool) -> None:
         key = f"{partition}/{chunk_id.hex()}"
-        try:
-            chunk = await self._node.pools.disk.run(_open, self._node.store, partition, chunk_id)
-        except ChunkCorrupt:
-            await set_aside(self._node, partition, chunk_id)
-            raise
+        chunk = await open_outgoing(self._node, partition, chunk_id)
         bounds = parse_range(wanted, size_bytes=chunk.size)
         start, end = bounds or (0, chunk.size)
         if start % SEGMENT_BYTES or (end % SEGMENT_BYTES and end != chunk.size):
@@ -156,14 +135,12 @@ class ChunkRoutes:
         }
         if bounds is not None:
             headers["content-range"] = f"bytes {start}-{end - 1}/{chunk.size}"
-            headers[SEGMENTS_HEADER] = _format_checks(chunk.segment_checks, start=start, end=end)
+            headers |= chunk.checks(start, end)
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200 if bounds is None else 206, "headers": encoded})
         sender = BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
         if not head:
-            # The map is not closed here: the server may still hold slices of it, and the last of them unmaps it.
-            with memoryview(chunk.pages) as pages, pages[start:end] as wanted_pages:
-                await sender.piece(wanted_pages)
+            await chunk.send(sender, start, end)
         await sender.end()
 
     # In
@@ -257,28 +234,6 @@ class ChunkRoutes:
         return internal_error()
 
 
-async def set_aside(node: Node, partition: int, chunk_id: bytes) -> None:
-    """Quarantine a copy that was found corrupt, and have it replaced."""
-    try:
-        await node.pools.disk.run(node.store.quarantine, partition, chunk_id)
-    except StoreError as error:
-        log.warning("chunk %d/%s can't be quarantined: %s", partition, chunk_id.hex(), error.message)
-    # In any case: repair looks at the copy itself.
-    node.follower.repair(partition, chunk_id)
-
-
-def _open(store: ChunkStore, partition: int, chunk_id: bytes) -> _Outgoing:
-    with store.open_chunk(partition, chunk_id) as chunk:
-        # Reading begins here, in the disk's thread: a page that is still missing when it is sent stops the event loop.
-        os.posix_fadvise(chunk.fd, 0, chunk.size, os.POSIX_FADV_WILLNEED)
-        return _Outgoing(size=chunk.size, check=chunk.check, segment_checks=chunk.segment_checks(), pages=chunk.map())
-
-
 def _write_last(writer: ChunkWriter, part: memoryview, payload: memoryview) -> None:
     writer.write(part)
     writer.commit(payload)
-
-
-def _format_checks(segment_checks: bytes, *, start: int, end: int) -> str:
-    first, last = start // SEGMENT_BYTES, num_segments(end)
-    return ",".join(f"{check:016x}" for check in struct.unpack(f"<{last - first}Q", segment_checks[8 * first : 8 * last]))

@@ -113,6 +113,7 @@ class ChunkStore:
         self._fs = fs or FileSystem()
         self._unsynced: set[Path] = set()
         self._moving = threading.Lock()
+        self.num_withdrawn = 0  # Copies that left their places; whoever keeps files open looks at it.
         self._buffers: deque[bytearray] = deque(maxlen=_NUM_KEPT_BUFFERS)
         with translated(root):
             self._make_directories()
@@ -218,6 +219,7 @@ class ChunkStore:
                 self._fs.unlink(at.name, directory=directory)
             except FileNotFoundError:
                 return False
+            self.num_withdrawn += 1
         return True
 
     def scan(self, *, after: tuple[int, bytes] | None = None) -> Iterator[tuple[int, bytes]]:
@@ -371,6 +373,7 @@ class ChunkStore:
             # Not synced: if a crash undoes it, the bad copy is found again.
             to_name = f"{at.name}.{uuid.uuid4().hex}"
             self._fs.rename(at.name, directory=directory, to_name=to_name, to_directory=to_directory)
+            self.num_withdrawn += 1
         return True
 
     def _open_file(self, at: ChunkPath, *, directory: int) -> int:

@@ -44,6 +44,7 @@ class NodeConfig(BaseSettings):
     reserve_bytes: int = Field(1 * GIB, ge=0, description="Free space below which the node is read-only")
     max_chunk_bytes: int = Field(64 * MIB, ge=64 * KIB, le=1 * GIB, description="Largest chunk that is accepted")
     max_disk_threads: int = Field(8, ge=1, le=256, description="Threads that read and write chunk files")
+    max_open_chunks: int = Field(1024, ge=1, le=65_536, description="Small chunks that are kept open after they were read")
     max_disk_queue: int = Field(256, ge=1, le=65_536, description="Disk calls under way or waiting; more are refused")
 
     # Requests

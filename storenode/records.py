@@ -20,7 +20,6 @@ from client.manifest import Ref
 from client.record import ACK_LEVELS, BucketPolicy, ObjectRecord
 from client.wire import encode_json
 from storenode.node import Node
-from storenode.objects import Level, Version
 from storenode.requests import (
     BucketName,
     NodeOf,
@@ -173,18 +172,6 @@ async def watch_objects(
             break
         after = watched.revision
     return _json(watched.to_json())
-
-
-@router.get(
-    _RECORD_PATH,
-    operation_id="getRecord",
-    response_class=Response,
-    responses={200: json_of("ObjectInfo", description="The record and its version"), **problems(400, 404, 503)},
-)
-async def get_record(node: NodeOf, name: ObjectName, version: Version = None, consistency: Level = "strong") -> Response:
-    """What is known of an object: references to its chunks, not its bytes."""
-    info = await node.pools.meta.run(node.catalog.lookup, *name, version=version, consistency=consistency)
-    return _json(info.to_json())
 
 
 @router.put(

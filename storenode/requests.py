@@ -37,6 +37,7 @@ __all__ = [
     "json_body",
     "metadata_headers",
     "metadata_of",
+    "object_name",
     "write_id_of",
 ]
 
@@ -72,11 +73,11 @@ _Key = Annotated[
 
 
 async def _bucket_name(request: Request, bucket: _Bucket) -> str:
-    return check_bucket(_segment(request, 3))
+    return check_bucket(_segment(request.scope["path"], 3))
 
 
 async def _object_name(request: Request, bucket: _Bucket, key: _Key) -> tuple[str, str]:
-    return check_bucket(_segment(request, 3)), check_key(_segment(request, 4))
+    return object_name(request.scope["path"])
 
 
 NodeOf = Annotated[Node, Depends(_node_of)]
@@ -85,9 +86,14 @@ BucketName = Annotated[str, Depends(_bucket_name)]
 ObjectName = Annotated[tuple[str, str], Depends(_object_name)]
 
 
-def _segment(request: Request, index: int) -> str:
-    """Part `index` of ``/v1/.../{bucket}/{key}``, decoded by itself; the key keeps its slashes."""
-    segment: str = request.scope["path"].split("/", 4)[index]
+def object_name(path: str) -> tuple[str, str]:
+    """Bucket and key in the path ``/v1/.../{bucket}/{key}`` as it was sent. Raises `InvalidName`."""
+    return check_bucket(_segment(path, 3)), check_key(_segment(path, 4))
+
+
+def _segment(path: str, index: int) -> str:
+    """Part `index` of the path, decoded by itself; the key keeps its slashes."""
+    segment = "".join(path.split("/", 4)[index : index + 1])
     try:
         return unquote_to_bytes(segment).decode()
     except UnicodeDecodeError as exc:
