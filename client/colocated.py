@@ -5,7 +5,7 @@ Theory of operation
 The view of the cluster names a Unix socket for each node. Where such a path exists here, the node is taken to be on this
 host, until the view is fetched again or something fails; nothing else is remembered, and a cluster elsewhere costs a look at
 the file system for each view. Names prove nothing: that the descriptor arrived proves the host, and every answer says which
-node of which cluster gave it.
+node of which cluster gave it. Where all nodes have their data at the same path, the first answer tells whose this one is.
 
 A descriptor is used for one read and closed. While it is open its bytes stay, even if the node sets the chunk aside or dies.
 They are read with pread into the caller's buffer and hashed piece by piece, because to touch a map of a file that is cut
@@ -138,6 +138,7 @@ class Colocated:
         try:
             answer = ChunkAnswer.decode(message)
             if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
+                self._learn_owner(node_id, answer)
                 raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
             if answer.problem is not None:
                 raise from_problem(dict(answer.problem), node_id=node_id)
@@ -178,6 +179,8 @@ class Colocated:
             raise ConnectionError("it was not to be reached a moment ago")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            # Without it, a node that is stopped and has a full backlog would hold us for ever.
+            connection.settimeout(self._config.connect_timeout_s)
             with socket_address(path) as address:
                 connection.connect(address)
         except BaseException:
@@ -192,6 +195,13 @@ class Colocated:
                 pool.append(connection)
                 return
         connection.close()
+
+    def _learn_owner(self, node_id: str, answer: ChunkAnswer) -> None:
+        """Take the path of `node_id` from all nodes but the one that answered there."""
+        with self._lock:
+            path = self._paths.get(node_id)
+            for other in [name for name, named in self._paths.items() if named == path and name != answer.node_id]:
+                del self._paths[other]
 
     def _forget(self, node_id: str) -> None:
         with self._lock:

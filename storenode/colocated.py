@@ -104,25 +104,31 @@ class ChunkDoor:
     def stop(self) -> None:
         """Shut it. Descriptors that were passed stay good."""
         self._stopping = True
-        if self._thread.is_alive():
-            self._listener.shutdown(socket.SHUT_RDWR)  # Wakes the thread.
+        if self._thread.ident is not None:
+            with suppress(OSError):  # The thread has ended before.
+                self._listener.shutdown(socket.SHUT_RDWR)  # Wakes the thread.
             self._thread.join()
-            os.unlink(self._path)
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
         self._listener.close()
         self._selector.close()
 
     def _run(self) -> None:
-        while not self._stopping:
-            for key, _ in self._selector.select(timeout=self._idle_s):
-                ready = key.fileobj
-                assert isinstance(ready, socket.socket)
-                if ready is self._listener:
-                    self._accept()
-                else:
-                    self._serve(ready)
-            self._close_idle()
-        for connection in list(self._used_s):
-            self._close(connection)
+        try:
+            while not self._stopping:
+                for key, _ in self._selector.select(timeout=self._idle_s):
+                    ready = key.fileobj
+                    assert isinstance(ready, socket.socket)
+                    if ready is self._listener:
+                        self._accept()
+                    else:
+                        self._serve(ready)
+                self._close_idle()
+        finally:
+            # Even if a defect ends the thread: nobody shall wait at a door that no one opens.
+            self._listener.close()
+            for connection in list(self._used_s):
+                self._close(connection)
 
     def _accept(self) -> None:
         try:

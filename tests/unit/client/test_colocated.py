@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,15 @@ def test_what_another_node_says_of_a_chunk_is_not_believed(tmp_path: Path, who: 
         assert bench.reads_over_http()
 
 
+def test_where_all_nodes_have_the_same_path_the_first_answer_tells_whose_it_is(tmp_path: Path) -> None:
+    with (
+        open_door(tmp_path, (REF, PAYLOAD), node_id="node-1") as door,
+        bench_at(dict.fromkeys(("node-0", "node-1", "node-2"), door.path)) as bench,
+    ):
+        assert bench.reads_over_http()
+        assert list(bench.chunks.colocated()) == ["node-1"]
+
+
 @pytest.mark.parametrize(
     ("answer", "num_fds"),
     [
@@ -275,6 +285,18 @@ def test_a_path_where_nobody_listens_costs_one_try(tmp_path: Path) -> None:
     path = tmp_path / "chunks.sock"
     path.write_bytes(b"no socket")
     with bench_at({"node-0": str(path)}) as bench:
+        assert bench.reads_over_http()
+
+
+def test_a_door_at_which_too_many_wait_is_not_waited_at(tmp_path: Path) -> None:
+    path = tmp_path / "chunks.sock"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        waiting.connect(str(path))
+        bench = stack.enter_context(bench_at({"node-0": str(path)}))
         assert bench.reads_over_http()
 
 
