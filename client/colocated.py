@@ -142,8 +142,8 @@ class Colocated:
                 raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
             if answer.problem is not None:
                 raise from_problem(dict(answer.problem), node_id=node_id)
-            if len(fds) != 1:
-                raise ProtocolMismatch(f"{len(fds)} descriptors came with an answer that needs one")
+            if not fds:
+                raise ProtocolMismatch("no descriptor came with an answer that needs one")
             yield fds[0], answer.announced
         finally:
             for fd in fds:
@@ -220,16 +220,16 @@ def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, time
     connection.settimeout(timeout_s)
     connection.send(request)
     # Not socket.recv_fds, which drops its flags up to Python 3.13: a fork at this moment would inherit the descriptor.
-    space = socket.CMSG_SPACE(array.array("i").itemsize)
-    message, ancillary, flags, _ = connection.recvmsg(max_bytes, space, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
+    room_for_one = socket.CMSG_LEN(fds.itemsize)
+    message, ancillary, flags, _ = connection.recvmsg(max_bytes, room_for_one, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not message:
         for fd in fds:
             os.close(fd)
-        raise ConnectionError("the answer is longer than any" if message else "the node closed the connection")
+        raise ConnectionError("there is more in the answer than was asked for" if message else "the node closed the connection")
     return message, fds.tolist()
 
 

@@ -244,7 +244,7 @@ def test_where_all_nodes_have_the_same_path_the_first_answer_tells_whose_it_is(t
         (b"\xff\xfe\n", 1),
         (signed(), 0),
         (signed(), 2),
-        (b"x" * (MAX_HEAD_BYTES + 1), 1),
+        (signed() + bytes(MAX_HEAD_BYTES), 1),
         (signed(problem={"type": "urn:forebay:error:protocol-mismatch", "detail": "I speak version 2"}), 0),
     ],
 )
