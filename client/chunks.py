@@ -2,12 +2,16 @@
 
 Every byte that arrives here is checked before it is handed on: a whole chunk against its reference, a range against the
 segment checksums that the node stored with the chunk, beside the checksum of the whole that the reference has, too.
+
+A node on this host is read through the descriptors that it passes (`client.colocated`). If that way itself fails, the same
+read goes over HTTP at once; what the node says of the chunk is the same on both ways.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,15 +19,16 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from client.checksum import Xxh3, segment_checks
+from client.checksum import Announced, ReadCheck
 from client.cluster import Cluster
+from client.colocated import Colocated, NotColocated
 from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest, ProtocolMismatch
 from client.manifest import Ref
 from client.retry import Deadline
 from client.transport import Response, Sending, Transport
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, chunk_path, decode_json, encode_json, format_range, widen
 
-__all__ = ["ChunkClient", "ChunkSending", "Stored"]
+__all__ = ["ChunkClient", "ChunkSending", "Reads", "Stored"]
 
 MAX_REFS_PER_CALL = 1024
 
@@ -36,12 +41,55 @@ class Stored:
     failed: dict[str, str]
 
 
-class ChunkClient:
-    """Puts, fetches and verifies chunks on the node that the caller names. Thread-safe."""
+@dataclass(slots=True, kw_only=True)
+class Reads:
+    """What was fetched by which way, sound or not.
 
-    def __init__(self, cluster: Cluster, transport: Transport) -> None:
+    Attributes
+    ----------
+    local, local_bytes : int
+        From nodes on this host, past the network, and the bytes that were read for it.
+    http, http_bytes : int
+        Over HTTP.
+    local_failures : int
+        Of the latter: those that were tried locally before.
+    """
+
+    local: int = 0
+    local_bytes: int = 0
+    http: int = 0
+    http_bytes: int = 0
+    local_failures: int = 0
+
+
+class ChunkClient:
+    """Puts, fetches and verifies chunks on the node that the caller names. Thread-safe.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Where nodes listen, and which of them answer.
+    transport : Transport
+        HTTP.
+    colocated : Colocated, optional
+        The way to nodes on this host.
+
+    Attributes
+    ----------
+    reads : Reads
+        Counters.
+    """
+
+    def __init__(self, cluster: Cluster, transport: Transport, colocated: Colocated | None = None) -> None:
         self._cluster = cluster
         self._transport = transport
+        self._colocated = colocated
+        self._lock = threading.Lock()
+        self.reads = Reads()
+
+    def colocated(self) -> Collection[str]:
+        """The nodes that seem to be on this host."""
+        return () if self._colocated is None else self._colocated.nodes()
 
     def put(
         self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
@@ -90,18 +138,12 @@ class ChunkClient:
             raise InvalidRequest(f"bytes {start} to {end} of a chunk of {ref.size} bytes", key=str(ref))
         if start == end:
             return
-        path = chunk_path(ref.partition, ref.hex)
         wide_start, wide_end = widen(start, end, size_bytes=ref.size)
         exact = (wide_start, wide_end) == (start, end)
         wide = buffer if exact else memoryview(bytearray(wide_end - wide_start))
-        if wide_end - wide_start == ref.size:
-            check = Xxh3()
-            self._call(node_id, "GET", path, into=wide, seen=check.update, deadline=deadline)
-            sound = check.intdigest() == ref.check
-        else:
-            headers = {"range": format_range(wide_start, wide_end)}
-            response = self._call(node_id, "GET", path, headers=headers, into=wide, deadline=deadline)
-            sound = _announced_check(response) == ref.check and _announced_segments(response) == segment_checks(wide)
+        sound = self._read_locally(node_id, ref, wide, start=wide_start, deadline=deadline)
+        if sound is None:
+            sound = self._read_over_http(node_id, ref, wide, start=wide_start, deadline=deadline)
         if not sound:
             raise ChunkCorrupt(
                 f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum", key=str(ref), node_id=node_id
@@ -123,6 +165,43 @@ class ChunkClient:
             response = self._call(node_id, "POST", "/v1/chunks:verify", body=body, timeout_s=timeout_s)
             found.extend(_statuses(decode_json(response.body), count=len(part), node_id=node_id))
         return found
+
+    def _read_locally(
+        self, node_id: str, ref: Ref, buffer: memoryview, *, start: int, deadline: Deadline | None
+    ) -> bool | None:
+        """Whether the right bytes came; None if the node is not on this host."""
+        if self._colocated is None or node_id not in self._colocated.nodes():
+            return None
+        try:
+            sound = self._colocated.read_into(node_id, ref, buffer, start=start, deadline=deadline)
+        except NotColocated:
+            self._count(local_failures=1)
+            return None
+        except DeadlineExceeded:
+            self._cluster.failed(node_id)
+            raise
+        self._cluster.answered(node_id)
+        self._count(local=1, local_bytes=len(buffer))
+        return sound
+
+    def _read_over_http(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int, deadline: Deadline | None) -> bool:
+        """Whether the right bytes came."""
+        whole = len(buffer) == ref.size
+        headers = {} if whole else {"range": format_range(start, start + len(buffer))}
+        path = chunk_path(ref.partition, ref.hex)
+        check = ReadCheck(whole=whole)
+        # Parts of a chunk are checked afterwards: what comes at once is not cut where segments are.
+        seen = check.update if whole else None
+        response = self._call(node_id, "GET", path, headers=headers, into=buffer, seen=seen, deadline=deadline)
+        if not whole:
+            check.update(buffer)
+        self._count(http=1, http_bytes=len(buffer))
+        return check.matches(ref.check, _announced(response))
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, number in more.items():
+                setattr(self.reads, name, getattr(self.reads, name) + number)
 
     def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
         url = self._cluster.endpoint(node_id)
@@ -185,15 +264,10 @@ def _statuses(answer: Any, *, count: int, node_id: str) -> list[str]:
     return list(map(str, found))
 
 
-def _announced_check(response: Response) -> int | None:
+def _announced(response: Response) -> Announced:
     try:
-        return int(response.headers[CHECK_HEADER], 16)
-    except (KeyError, ValueError):
-        return None
-
-
-def _announced_segments(response: Response) -> bytes | None:
-    try:
-        return b"".join(struct.pack("<Q", int(part, 16)) for part in response.headers[SEGMENTS_HEADER].split(","))
+        check = int(response.headers[CHECK_HEADER], 16)
+        words = response.headers.get(SEGMENTS_HEADER, "")
+        return Announced(check=check, segment_checks=b"".join(struct.pack("<Q", int(word, 16)) for word in words.split(",")))
     except (KeyError, ValueError, struct.error):
-        return None
+        return Announced()

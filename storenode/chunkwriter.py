@@ -10,8 +10,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 import blake3
+import xxhash
 
-from client.checksum import SEGMENT_BYTES, Xxh3, segment_checks
+from client.checksum import SEGMENT_BYTES, segment_checks
 from storenode.chunkfile import ChunkPath
 from storenode.filesystem import UnnamedFile, translated
 from storenode.trailer import Trailer
@@ -27,7 +28,7 @@ class ChunkHash:
 
     def __init__(self) -> None:
         self._id = blake3.blake3()
-        self._check = Xxh3()
+        self._check = xxhash.xxh3_64()
         self._segments: list[bytes] = []
         self.size = 0
 

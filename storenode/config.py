@@ -50,6 +50,10 @@ class NodeConfig(BaseSettings):
     # Requests
     stall_timeout_s: float = Field(60.0, gt=0, description="Longest silence of a client in the middle of a body, either way")
 
+    # Chunks passed to processes on this host, as descriptors
+    max_colocated_connections: int = Field(256, ge=1, le=4096, description="Processes' connections; more are refused")
+    colocated_idle_s: float = Field(60.0, gt=0, description="After so long without a request such a connection is closed")
+
     # Chunks on their way in
     max_body_bytes: int = Field(256 * MIB, ge=64 * KIB, description="Chunk bodies held at once, all requests together")
     max_kept_body_bytes: int = Field(64 * MIB, ge=0, description="Buffers of chunk bodies that are kept to be used again")

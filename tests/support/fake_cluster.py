@@ -120,6 +120,7 @@ class FakeCluster:
         self.layout = Layout(version=1, partitions=partitions, nodes=members)
         self.catalog = FakeCatalog()
         self.answers: dict[str, bytes] = {}
+        self.sockets: dict[str, str] = {}
         self.num_views = 0
         self.transport = _FakeTransport(self)
         self.cluster = Cluster(self._load_view, ttl_s=3600.0, suspect_s=suspect_s, clock=self.clock)
@@ -128,7 +129,7 @@ class FakeCluster:
     def view(self) -> ClusterView:
         """Layout and endpoints; a node that is down has lost its lease only if it is not in ``nodes``."""
         endpoints = {name: (node.url,) for name, node in self.nodes.items()}
-        return ClusterView(cluster_id="fake", layout=self.layout, endpoints=endpoints)
+        return ClusterView(cluster_id="fake", layout=self.layout, endpoints=endpoints, sockets=self.sockets)
 
     def store(self, **settings: Any) -> ObjectStore:
         """An `ObjectStore` that asks the catalog directly, as the one in a node does. The caller closes it."""

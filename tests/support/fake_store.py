@@ -6,7 +6,7 @@ and a repair happens when the test says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,6 +173,9 @@ class FakeChunks(ChunkClient):
         if blake3_id(held) != ref.id:
             raise ChunkCorrupt(f"chunk {ref} is corrupt", node_id=node_id)
         buffer[:] = held[start : start + len(buffer)]
+
+    def colocated(self) -> Collection[str]:
+        return ()
 
     def verify(self, node_id: str, refs: Sequence[Ref]) -> list[str]:
         self.before_verify()
