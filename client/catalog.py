@@ -6,7 +6,7 @@ The upload and the verified read are written once, against this protocol.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -106,6 +106,35 @@ class Catalog(Protocol):
 
     def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
         """The current (or the given) version; `ObjectNotFound` for none, a tombstone or a pruned one."""
+
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int,
+        end: int | None,
+        most: int | None,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        """What `lookup` gives, for a read that begins at byte `start`, and perhaps its first bytes.
+
+        Parameters
+        ----------
+        end : int or None
+            Where the read ends; None: with the object.
+        most : int or None
+            No more bytes than this are wanted along.
+        place : callable
+            Makes the buffer of the read once the record is known; may be called again, by a repeat.
+
+        Returns
+        -------
+        ObjectInfo, memoryview, int
+            The record, the buffer, and how many bytes at its beginning are there already, verified.
+        """
 
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """Make `record` the current version. A repeat of its write id returns the first result.

@@ -9,7 +9,6 @@ read goes over HTTP at once; what the node says of the chunk is the same on both
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +18,14 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from client.checksum import Announced, ReadCheck
+from client.checksum import ReadCheck
 from client.cluster import Cluster
 from client.colocated import Colocated, NotColocated
 from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest, ProtocolMismatch
 from client.manifest import Ref
 from client.retry import Deadline
 from client.transport import Response, Sending, Transport
-from client.wire import CHECK_HEADER, SEGMENTS_HEADER, chunk_path, decode_json, encode_json, format_range, widen
+from client.wire import announced_checks, chunk_path, decode_json, encode_json, format_range, widen
 
 __all__ = ["ChunkClient", "ChunkSending", "Reads", "Stored"]
 
@@ -196,7 +195,7 @@ class ChunkClient:
         if not whole:
             check.update(buffer)
         self._count(http=1, http_bytes=len(buffer))
-        return check.matches(ref.check, _announced(response))
+        return check.matches(ref.check, announced_checks(response.headers))
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -262,12 +261,3 @@ def _statuses(answer: Any, *, count: int, node_id: str) -> list[str]:
     if not isinstance(found, list) or len(found) != count:
         raise ProtocolMismatch(f"node {node_id} was asked about {count} chunks: {str(answer)[:200]}", node_id=node_id)
     return list(map(str, found))
-
-
-def _announced(response: Response) -> Announced:
-    try:
-        check = int(response.headers[CHECK_HEADER], 16)
-        words = response.headers.get(SEGMENTS_HEADER, "")
-        return Announced(check=check, segment_checks=b"".join(struct.pack("<Q", int(word, 16)) for word in words.split(",")))
-    except (KeyError, ValueError, struct.error):
-        return Announced()

@@ -17,9 +17,10 @@ from client.cluster import ClusterView
 from client.config import ClientConfig
 from client.errors import EndpointUnreachable, StoreError
 from client.names import check_bucket, check_key, check_prefix
+from client.opening import Opening
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 from client.retry import Backoff, Deadline, retrying
-from client.transport import Response, Transport
+from client.transport import Into, Response, Transport
 from client.wire import WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
 
 __all__ = ["HttpCatalog"]
@@ -75,6 +76,27 @@ class HttpCatalog:
         query = _query(version=version, consistency=None if consistency == "strong" else consistency)
         return ObjectInfo.from_json(self._json("GET", record_path(check_bucket(bucket), check_key(key)) + query))
 
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int,
+        end: int | None,
+        most: int | None,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        """See `Catalog.begin_read`."""
+        level = None if consistency == "strong" else consistency
+        query = _query(start=start, end=end, most=most, version=version, consistency=level)
+        opening = Opening(start=start, place=place)
+        response = self._call("GET", record_path(check_bucket(bucket), check_key(key)) + query, into=opening, seen=opening.seen)
+        if response.body:
+            opening.take_record(response.body)
+        return opening.info, opening.buffer, opening.filled()
+
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """See `Catalog.commit`."""
         path = record_path(check_bucket(bucket), check_key(key))
@@ -117,6 +139,8 @@ class HttpCatalog:
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
+        into: Into | None = None,
+        seen: Callable[[memoryview], object] | None = None,
         timeout_s: float | None = None,
         again: bool = True,
     ) -> Response:
@@ -126,7 +150,9 @@ class HttpCatalog:
         deadline = Deadline(self._config.deadline_s + (timeout_s or 0.0))
 
         def request(url: str) -> Response:
-            return self._transport.request(method, url, path, headers=sent, body=body, timeout_s=timeout_s, deadline=deadline)
+            return self._transport.request(
+                method, url, path, headers=sent, body=body, into=into, seen=seen, timeout_s=timeout_s, deadline=deadline
+            )
 
         said: dict[str, StoreError] = {}
         return retrying(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -24,9 +24,10 @@ from client.process import HomeProcess
 from client.retry import Deadline
 from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol, error_of, parse_endpoint
 
-__all__ = ["Response", "Sending", "Transport"]
+__all__ = ["Into", "Response", "Sending", "Transport"]
 
 T = TypeVar("T")
+Into: TypeAlias = memoryview | Callable[[Mapping[str, str], int], memoryview | None]
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024  # More than the largest chunk, and than any document.
@@ -78,7 +79,7 @@ class Transport:
         *,
         headers: Mapping[str, str] | None = None,
         body: Buffer | None = None,
-        into: memoryview | None = None,
+        into: Into | None = None,
         seen: Callable[[memoryview], object] | None = None,
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
@@ -92,8 +93,9 @@ class Transport:
             Address of a node, ``http://host:port``.
         path : str
             Path and query, already quoted.
-        into : memoryview, optional
-            Of bytes. Receives the body of a successful answer, which must have exactly this length.
+        into : memoryview or callable, optional
+            Of bytes. Receives the body of a successful answer, which must have exactly this length. A function is given the
+            answer's headers and the length of its body, and gives the buffer, or None to have the body as a whole.
         seen : callable, optional
             Is given each part of `into` once, in order, as soon as it has come: a checksum taken meanwhile costs no time.
         timeout_s : float, optional
@@ -242,7 +244,7 @@ class Sending:
         self._parts.append(part)
         self._patiently(self._flush)
 
-    def finish(self, *, into: memoryview | None = None, seen: Callable[[memoryview], object] | None = None) -> Response:
+    def finish(self, *, into: Into | None = None, seen: Callable[[memoryview], object] | None = None) -> Response:
         """Receive the answer; parameters and errors are those of `Transport.request`."""
         answer = self._patiently(self._receive_head)
         with self._named():
@@ -318,17 +320,18 @@ def _early_answer(connection: Connection, *, method: str) -> Answer | None:
     return answer if answer.status >= 400 else None
 
 
-def _receive(answer: Answer, *, into: memoryview | None, seen: Callable[[memoryview], object] | None, node_id: str) -> Response:
+def _receive(answer: Answer, *, into: Into | None, seen: Callable[[memoryview], object] | None, node_id: str) -> Response:
     headers = answer.headers
     if not 200 <= answer.status < 300:
         raise error_of(answer.status, headers, answer.read(limit=_MAX_ERROR_BYTES) or b"", node_id=node_id)
     check_protocol(headers.get(PROTOCOL_HEADER))
-    if into is None:
+    view = into(headers, answer.length or 0) if callable(into) else into
+    if view is None:
         body = answer.read(limit=_MAX_ANSWER_BYTES)
         if body is None:
             raise BodyTooLarge(f"the answer of {node_id} is longer than {_MAX_ANSWER_BYTES} bytes", node_id=node_id)
         return Response(status=answer.status, headers=headers, body=body, size=len(body))
-    if answer.length != len(into):
-        raise TruncatedBody(f"expected {len(into)} bytes from {node_id}, it announced {answer.length}", node_id=node_id)
-    answer.read_into(into, seen=seen)
-    return Response(status=answer.status, headers=headers, body=b"", size=len(into))
+    if answer.length != len(view):
+        raise TruncatedBody(f"expected {len(view)} bytes from {node_id}, it announced {answer.length}", node_id=node_id)
+    answer.read_into(view, seen=seen)
+    return Response(status=answer.status, headers=headers, body=b"", size=len(view))

@@ -1,7 +1,7 @@
 """The node's API as an OpenAPI document: complete, and true where the framework would guess.
 
-FastAPI describes the routes that it serves. Those that it never sees, of chunks and of records, are added by hand; the validation error
-that it claims for every route and this node never sends is taken out.
+FastAPI describes the routes that it serves. Those that it never sees, of chunks and of records, are added by hand; the
+validation error that it claims for every route and this node never sends is taken out.
 """
 
 from __future__ import annotations

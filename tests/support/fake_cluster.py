@@ -39,7 +39,7 @@ from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
-from client.transport import Response, Sending, Transport
+from client.transport import Into, Response, Sending, Transport
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, WRITE_ID_HEADER, encode_json, parse_range
 from tests.support.fake_store import FakeCatalog
 
@@ -192,7 +192,7 @@ class _FakeTransport(Transport):
         *,
         headers: Mapping[str, str] | None = None,
         body: Buffer | None = None,
-        into: memoryview | None = None,
+        into: Into | None = None,
         seen: Callable[[memoryview], object] | None = None,
         node_id: str = "",
         **_: object,
@@ -208,14 +208,15 @@ class _FakeTransport(Transport):
             response = self._answer(node, request)
             if "drops replies" in node.faults:
                 raise EndpointUnreachable(f"{node.id} broke off", node_id=node.id)
-        if into is None:
+        view = into(response.headers, len(response.body)) if callable(into) else into
+        if view is None:
             return response
-        if len(response.body) != len(into):
-            raise TruncatedBody(f"expected {len(into)} bytes, announced {len(response.body)}", node_id=node.id)
-        into[:] = response.body
+        if len(response.body) != len(view):
+            raise TruncatedBody(f"expected {len(view)} bytes, announced {len(response.body)}", node_id=node.id)
+        view[:] = response.body
         if seen is not None:
-            seen(into)
-        return Response(status=response.status, headers=response.headers, body=b"", size=len(into))
+            seen(view)
+        return Response(status=response.status, headers=response.headers, body=b"", size=len(view))
 
     def begin(self, method: str, url: str, path: str, **options: Any) -> Sending:
         return _FakeSending(self, method, url, path, **options)

@@ -78,6 +78,19 @@ class FakeCatalog:
             raise ObjectNotFound(f"no object {bucket}/{key}", key=f"{bucket}/{key}")
         return found[0]
 
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+        **_: object,
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        info = self.lookup(bucket, key, version=version, consistency=consistency)
+        return info, place(info), 0
+
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         self._check(bucket, key, condition)
         self.revision += 1
