@@ -16,6 +16,7 @@ length was announced, so that nothing behind it was read.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -28,6 +29,7 @@ __all__ = ["RECEIVE_INTO", "NodeProtocol"]
 
 RECEIVE_INTO = "forebay.receive_into"
 _SCRATCH_BYTES = 256 * 1024
+_WOKEN_AT_BYTES = 512 * 1024
 
 
 class NodeProtocol(asyncio.BufferedProtocol):
@@ -42,6 +44,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
         self._rest: memoryview | None = None  # What is missing of a body that is being received into a buffer.
         self._progress: Callable[[int], None]
         self._filled: asyncio.Future[None]
+        self._woken_at = 1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -58,6 +61,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
             self._http.data_received(bytes(self._scratch[:nbytes]))
             return
         self._rest = self._rest[nbytes:]
+        self._wake_at(_WOKEN_AT_BYTES if len(self._rest) >= 2 * _WOKEN_AT_BYTES else 1)
         self._progress(nbytes)
         if not self._rest:
             self._rest = None
@@ -98,6 +102,8 @@ class NodeProtocol(asyncio.BufferedProtocol):
         if not cycle.more_body:
             return
         self._rest, self._progress = view[had:], progress
+        if len(self._rest) >= 2 * _WOKEN_AT_BYTES:
+            self._wake_at(_WOKEN_AT_BYTES)
         self._filled = asyncio.get_running_loop().create_future()
         flow.resume_reading()
         try:
@@ -107,6 +113,12 @@ class NodeProtocol(asyncio.BufferedProtocol):
                 # Given up. What the client still sends must not go on into a buffer that others have by now.
                 self._rest = None
                 self._http.give_up()
+
+    def _wake_at(self, size_bytes: int) -> None:
+        """Have the loop woken for so many bytes; for each packet it would spend more on waking up than on receiving."""
+        if size_bytes != self._woken_at:
+            self._woken_at = size_bytes
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
 
 
 class _Http(HttpToolsProtocol):
