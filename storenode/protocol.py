@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import httptools
@@ -86,8 +87,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
         """See `asyncio.BaseProtocol`."""
         self._http.resume_writing()
 
-    async def _receive_into(self, view: memoryview, progress: Callable[[int], None]) -> None:
-        cycle, flow = self._http.cycle, self._http.flow
+    async def _receive_into(self, cycle: RequestResponseCycle, view: memoryview, progress: Callable[[int], None]) -> None:
         if cycle.waiting_for_100_continue:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
@@ -105,7 +105,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
         if len(self._rest) >= 2 * _WOKEN_AT_BYTES:
             self._wake_at(_WOKEN_AT_BYTES)
         self._filled = asyncio.get_running_loop().create_future()
-        flow.resume_reading()
+        self._http.flow.resume_reading()
         try:
             await self._filled
         finally:
@@ -126,12 +126,13 @@ class _Http(HttpToolsProtocol):
 
     def __init__(self, receive_into: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._extensions = {RECEIVE_INTO: receive_into}
+        self._receive_into = receive_into
 
-    def on_message_begin(self) -> None:
+    def on_headers_complete(self) -> None:
         """Begin a request."""
-        super().on_message_begin()
-        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
+        super().on_headers_complete()
+        # Of this very request: by the time the application asks, the parser may be at the next one.
+        self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]
 
     def body_was_taken(self) -> None:
         """Go on behind the body that the parser has not seen."""
