@@ -22,7 +22,7 @@ from client.names import check_bucket, check_key, check_prefix
 from client.opening import Opening
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 from client.retry import Backoff, Deadline, retrying
-from client.transport import Into, Response, Transport
+from client.transport import Response, Transport
 from client.wire import WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
 
 __all__ = ["HttpCatalog"]
@@ -175,27 +175,26 @@ class HttpCatalog:
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
-        into: Into | None = None,
-        seen: Callable[[memoryview], object] | None = None,
-        spread_by: str = "",
         body: bytes | None = None,
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
         again: bool = True,
+        spread_by: str = "",
+        **receiving: Any,
     ) -> Response:
         """Ask until some node answers.
 
-        Each value of `spread_by` has a node that is asked first, instead of the first that is configured. `json` is the body, or `body` if it is encoded already. `timeout_s` is for a call that waits on purpose, `deadline` for
-        one that is a part of another; `again` False makes one round.
+        `json` is the body, or `body` if it is encoded already. `timeout_s` is for a call that waits on purpose, `deadline` for
+        one that is a part of another; `again` False makes one round. Each value of `spread_by` has a node that is asked first,
+        instead of the first that is configured. `receiving` says how the answer is received, as for `Transport.request`.
         """
         body = encode_json(json) if json is not None else body
         sent = {**(headers or {}), **({"content-type": "application/json"} if body is not None else {})}
         deadline = deadline or Deadline(self._config.deadline_s + (timeout_s or 0.0))
+        options = {"headers": sent, "body": body, "timeout_s": timeout_s, "deadline": deadline, **receiving}
 
         def request(url: str) -> Response:
-            return self._transport.request(
-                method, url, path, headers=sent, body=body, into=into, seen=seen, timeout_s=timeout_s, deadline=deadline
-            )
+            return self._transport.request(method, url, path, **options)
 
         said: dict[str, StoreError] = {}
         return retrying(
