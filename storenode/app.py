@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.errors import ProtocolMismatch, StoreError
 from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol
-from storenode import admin, batch, objects, records
+from storenode import admin, batch, objects, record_batch, records
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
 from storenode.chunks import CHUNKS_PATH, ChunkRoutes
@@ -54,7 +54,7 @@ def create_app(node: Node) -> ASGIApp:
     api.state.metrics = metrics
     api.state.num_partitions = num_partitions
     api.state.transfers = Budget("transfers of objects", limit=node.config.max_object_requests)
-    routers = (records.router, objects.router, batch.router, admin.router)
+    routers = (records.router, record_batch.router, objects.router, batch.router, admin.router)
     for router in routers:
         api.include_router(router)
     install_handlers(api, node_id=node.node_id, routers=routers)

@@ -35,8 +35,10 @@ __all__ = [
     "etag_matches",
     "if_match_of",
     "json_body",
+    "json_of_body",
     "metadata_headers",
     "metadata_of",
+    "whole_body",
     "write_id_of",
 ]
 
@@ -170,24 +172,24 @@ def check_headers(metadata: Mapping[str, str], *, content_type: str) -> None:
         raise InvalidRequest(f"content type {content_type[:100]!r}: expected up to 256 printable ASCII characters")
 
 
-async def json_body(request: Request, *, max_bytes: int, default: Any = None) -> Any:
-    """The JSON in a request's body; `default`, if there is one, for an empty body.
-
-    Raises
-    ------
-    BodyTooLarge
-        If it is longer than `max_bytes`.
-    InvalidRequest
-        If it is no JSON.
-    """
+async def whole_body(request: Request, *, max_bytes: int) -> bytes:
+    """A request's body; raises `BodyTooLarge` if it is longer than `max_bytes`."""
     announced = announced_bytes(request.headers)
     if announced is not None and announced > max_bytes:
         raise BodyTooLarge(f"a body of {announced} bytes; this request takes {max_bytes}")
     node: Node = request.app.state.node
     receiver = BodyReceiver(request.receive, stall_timeout_s=node.config.stall_timeout_s)
-    body = await receiver.whole(max_bytes=max_bytes)
-    if not body and default is not None:
-        return default
+    return await receiver.whole(max_bytes=max_bytes)
+
+
+async def json_body(request: Request, *, max_bytes: int, default: Any = None) -> Any:
+    """The JSON in a request's body; `default`, if there is one, for an empty body. Raises `BodyTooLarge`, `InvalidRequest`."""
+    body = await whole_body(request, max_bytes=max_bytes)
+    return default if not body and default is not None else json_of_body(body)
+
+
+def json_of_body(body: bytes) -> Any:
+    """The JSON in `body`; raises `InvalidRequest`."""
     try:
         return decode_json(body)
     except RecursionError as exc:

@@ -25,6 +25,7 @@ from client.errors import (
     Busy,
     ChecksumMismatch,
     ChunkNotFound,
+    Conflict,
     DeadlineExceeded,
     DiskFull,
     EndpointUnreachable,
@@ -32,6 +33,7 @@ from client.errors import (
     MetadataUnavailable,
     StoreError,
     TruncatedBody,
+    to_problem,
 )
 from client.http_catalog import HttpCatalog
 from client.manifest import Ref
@@ -119,6 +121,8 @@ class FakeCluster:
         self.layout = Layout(version=1, partitions=partitions, nodes=members)
         self.catalog = FakeCatalog()
         self.answers: dict[str, bytes] = {}
+        self.conflicts: dict[str, bool] = {}  # Write ids that lose their races once.
+        self.batches: list[list[str]] = []  # The write ids of each request with many records.
         self.num_views = 0
         self.transport = _FakeTransport(self)
         self.cluster = Cluster(self._load_view, ttl_s=3600.0, suspect_s=suspect_s, clock=self.clock)
@@ -230,11 +234,12 @@ class _FakeTransport(Transport):
             case ["v1", "buckets", bucket]:
                 return self._answer_bucket(request, bucket)
             case ["v1", "records", bucket, key] if request.method == "PUT":
-                record = ObjectRecord.from_json(request.json)
-                return self._once(
-                    record.write_id,
-                    lambda: catalog.commit(bucket, key, record, condition=request.condition).to_json(),
-                )
+                return self._commit(bucket, key, request.json, condition=request.condition)
+            case ["v1", "records:batchGet"]:
+                return _each(lambda item: _json(catalog.lookup(**item).to_json()), request.json)
+            case ["v1", "records:batchPut"]:
+                self._cluster.batches.append([item["record"]["write_id"] for item in request.json])
+                return _each(self._commit_item, request.json)
             case ["v1", "records", bucket, key]:
                 version = request.query("version")
                 return _json(catalog.lookup(bucket, key, version=int(version) if version else None).to_json())
@@ -264,6 +269,17 @@ class _FakeTransport(Transport):
         else:
             catalog.create_bucket(bucket, BucketPolicy.from_json(request.json))
         return Response(status=204, headers={}, body=b"", size=0)
+
+    def _commit(self, bucket: str, key: str, value: Any, *, condition: Condition) -> Response:
+        record = ObjectRecord.from_json(value)
+        if self._cluster.conflicts.pop(record.write_id, None):
+            raise Conflict(f"{bucket}/{key} lost its races")
+        commit = self._cluster.catalog.commit
+        return self._once(record.write_id, lambda: commit(bucket, key, record, condition=condition).to_json())
+
+    def _commit_item(self, item: dict[str, Any]) -> Response:
+        condition = Condition(if_match=item.get("if_match"), if_none_match=item.get("if_none_match"))
+        return self._commit(item["bucket"], item["key"], item["record"], condition=condition)
 
     def _once(self, write_id: str, write: Callable[[], Any]) -> Response:
         """A write with the memory that a node has of it: a repeat gets the first answer."""
@@ -322,6 +338,17 @@ def _get_chunk(node: FakeNode, key: tuple[int, bytes], request: _Request) -> Res
 def _verify(node: FakeNode, partition: int, chunk_hex: str) -> str:
     held = node.chunks.get((partition, bytes.fromhex(chunk_hex)))
     return "missing" if held is None else "ok" if blake3_id(held).hex() == chunk_hex else "corrupt"
+
+
+def _each(answer: Callable[[Any], Response], items: list[Any]) -> Response:
+    """What a node answers for many records."""
+    answers = []
+    for item in items:
+        try:
+            answers.append({"info": json.loads(answer(item).body)})
+        except StoreError as error:
+            answers.append({"problem": to_problem(error)})
+    return _json(answers)
 
 
 def _json(value: Any) -> Response:

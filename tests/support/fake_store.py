@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec
 
 from typing_extensions import Buffer
 
-from client.catalog import Consistency, Listing, Watched
+from client.catalog import Commit, Consistency, Listing, Watched
 from client.checksum import blake3_id
 from client.chunks import ChunkClient, Stored
 from client.client import Client
@@ -28,6 +28,7 @@ from client.errors import (
     InvalidRequest,
     ObjectNotFound,
     PreconditionFailed,
+    StoreError,
 )
 from client.manifest import Ref
 from client.objects import ObjectStore
@@ -37,6 +38,7 @@ from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRe
 __all__ = ["FakeCatalog", "FakeChunks", "FakeStore"]
 
 PARTITIONS = 64
+P = ParamSpec("P")
 
 
 class FakeCatalog:
@@ -77,6 +79,12 @@ class FakeCatalog:
         if not found or found[0].record.tombstone:
             raise ObjectNotFound(f"no object {bucket}/{key}", key=f"{bucket}/{key}")
         return found[0]
+
+    def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
+        return [_outcome(self.lookup, *name) for name in names]
+
+    def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
+        return [_outcome(self.commit, write.bucket, write.key, write.record, condition=write.condition) for write in writes]
 
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         self._check(bucket, key, condition)
@@ -123,6 +131,13 @@ class FakeCatalog:
         current = self.history.get((bucket, key), [None])[0]
         if not condition.holds(None if current is None or current.record.tombstone else current.etag):
             raise PreconditionFailed(f"{bucket}/{key} is not what the condition says", key=f"{bucket}/{key}")
+
+
+def _outcome(call: Callable[P, ObjectInfo], *args: P.args, **kwargs: P.kwargs) -> ObjectInfo | StoreError:
+    try:
+        return call(*args, **kwargs)
+    except StoreError as error:
+        return error
 
 
 class FakeChunks(ChunkClient):
