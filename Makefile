@@ -55,5 +55,6 @@ bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader
 	$(BIN)/python -m benchmarks.$(SUITE) $(ARGS)
 
 clean:  ## remove the environment and everything that was generated
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers benchmarks/results build dist *.egg-info
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

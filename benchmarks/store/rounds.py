@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from array import array
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ def measure(cell: Cell, sides: Mapping[Side, Running], *, rounds: int, min_s: fl
     """Load the objects, connect the clients of every side, and let each have `min_s` seconds in each round."""
     with ExitStack() as stack:
         lanes = [_Lane(stack, cell, label, sides[entry.side], entry.operation) for label, entry in cell.entries.items()]
+        os.sync()  # What loading left in memory would be written out during the first rounds.
         for _ in range(rounds):
             for lane in lanes:
                 lane.run(min_s)
