@@ -15,7 +15,9 @@ their sender repeats them, in their order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +44,8 @@ __all__ = ["Commits", "Outcome", "object_not_found"]
 # Answers that end a write for good, so that its later requests must get them as well.
 _REFUSALS = (PreconditionFailed, ObjectNotFound, BucketNotFound)
 _MAX_BUCKETS = 256  # That are kept decoded.
+_NUM_QUEUES = 64
+_COURTESY_S = 1.0
 _UNENDING = Deadline(float("inf"))  # Lost races are counted, not timed.
 Outcome = ObjectInfo | StoreError
 _Found = dict[str, KeyValue | None]
@@ -77,11 +81,17 @@ class Commits:
         self._meta = meta
         self._markers = markers
         self._backoff = backoff
+        self._losers = [threading.Lock() for _ in range(_NUM_QUEUES)]
 
     def run(self, writes: Iterable[Commit]) -> list[Outcome]:
         """The outcome of each write; at most `client.catalog.MAX_BATCH_ITEMS`, with valid names. A tombstone deletes."""
         pending = [_Pending(write=write) for write in writes]
-        left = pending
+        with ExitStack() as stack:
+            self._rounds(pending, stack)
+        return [item.outcome for item in pending if item.outcome is not None]
+
+    def _rounds(self, pending: list[_Pending], stack: ExitStack) -> None:
+        left, queued = pending, False
         while left:
             first: dict[str, _Pending] = {}
             for item in left:
@@ -96,7 +106,13 @@ class Commits:
                 # A pause with jitter: writers that lost together would otherwise meet again together.
                 turn = max(item.num_lost for item in lost) - 1
                 self._backoff.wait(min(turn, 16), error=lost_races(lost[0].write.name), deadline=_UNENDING)
-        return [item.outcome for item in pending if item.outcome is not None]
+            if lost and len(left) == 1 and not queued:
+                # From now on this process's losers of one key come one after another, so that none loses for ever to the
+                # others. Only a courtesy: whoever waits too long goes on all the same.
+                queued = True
+                lock = self._losers[hash(left[0].write.name) % len(self._losers)]
+                if lock.acquire(timeout=_COURTESY_S):
+                    stack.callback(lock.release)
 
     def _round(self, items: Sequence[_Pending]) -> list[_Pending]:
         """Decide and apply writes to different keys; returns those that lost a race."""
