@@ -16,8 +16,8 @@ their sender repeats them, in their order.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -44,7 +44,7 @@ __all__ = ["Commits", "Outcome", "object_not_found"]
 # Answers that end a write for good, so that its later requests must get them as well.
 _REFUSALS = (PreconditionFailed, ObjectNotFound, BucketNotFound)
 _MAX_BUCKETS = 256  # That are kept decoded.
-_NUM_QUEUES = 64
+_NUM_QUEUES = 1024
 _COURTESY_S = 1.0
 _UNENDING = Deadline(float("inf"))  # Lost races are counted, not timed.
 Outcome = ObjectInfo | StoreError
@@ -81,17 +81,34 @@ class Commits:
         self._meta = meta
         self._markers = markers
         self._backoff = backoff
-        self._losers = [threading.Lock() for _ in range(_NUM_QUEUES)]
+        self._queues = [threading.Lock() for _ in range(_NUM_QUEUES)]
 
     def run(self, writes: Iterable[Commit]) -> list[Outcome]:
         """The outcome of each write; at most `client.catalog.MAX_BATCH_ITEMS`, with valid names. A tombstone deletes."""
         pending = [_Pending(write=write) for write in writes]
-        with ExitStack() as stack:
-            self._rounds(pending, stack)
+        if len(pending) != 1:
+            self._rounds(pending)
+        else:
+            with self._queue_up(pending[0].write.name):
+                self._rounds(pending)
         return [item.outcome for item in pending if item.outcome is not None]
 
-    def _rounds(self, pending: list[_Pending], stack: ExitStack) -> None:
-        left, queued = pending, False
+    @contextmanager
+    def _queue_up(self, name: str) -> Iterator[None]:
+        """Let this process's writers of one key come one after another: only one can win at a time, and the others would lose.
+
+        Without this a slow one may lose for ever. It is a courtesy, on which nothing depends: who waits too long goes on.
+        """
+        lock = self._queues[hash(name) % _NUM_QUEUES]
+        mine = lock.acquire(timeout=_COURTESY_S)
+        try:
+            yield
+        finally:
+            if mine:
+                lock.release()
+
+    def _rounds(self, pending: list[_Pending]) -> None:
+        left = pending
         while left:
             first: dict[str, _Pending] = {}
             for item in left:
@@ -106,13 +123,6 @@ class Commits:
                 # A pause with jitter: writers that lost together would otherwise meet again together.
                 turn = max(item.num_lost for item in lost) - 1
                 self._backoff.wait(min(turn, 16), error=lost_races(lost[0].write.name), deadline=_UNENDING)
-            if lost and len(left) == 1 and not queued:
-                # From now on this process's losers of one key come one after another, so that none loses for ever to the
-                # others. Only a courtesy: whoever waits too long goes on all the same.
-                queued = True
-                lock = self._losers[hash(left[0].write.name) % len(self._losers)]
-                if lock.acquire(timeout=_COURTESY_S):
-                    stack.callback(lock.release)
 
     def _round(self, items: Sequence[_Pending]) -> list[_Pending]:
         """Decide and apply writes to different keys; returns those that lost a race."""
