@@ -81,7 +81,7 @@ class Commits:
         self._meta = meta
         self._markers = markers
         self._backoff = backoff
-        self._queues = [threading.Lock() for _ in range(_NUM_QUEUES)]
+        self._queues = [threading.RLock() for _ in range(_NUM_QUEUES)]
 
     def run(self, writes: Iterable[Commit]) -> list[Outcome]:
         """The outcome of each write; at most `client.catalog.MAX_BATCH_ITEMS`, with valid names. A tombstone deletes."""
