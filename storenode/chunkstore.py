@@ -28,7 +28,7 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -45,9 +45,12 @@ from client.errors import (
     DiskFailed,
     DiskFull,
     Misconfigured,
+    StoreError,
 )
 from storenode.chunkfile import ChunkPath, OpenChunk, parse_name, read_trailer, rehash
+from storenode.chunkgroup import ChunkGroup, Member, require_reporting_sync
 from storenode.filesystem import FileSystem, disk_error, opened, write_new
+from storenode.smallchunks import SmallChunks
 from storenode.trailer import MAX_PAYLOAD_BYTES, Trailer
 
 __all__ = ["ChunkStore", "DiskUsage"]
@@ -97,7 +100,7 @@ class ChunkStore:
     Raises
     ------
     Misconfigured
-        If the file system has no ``O_TMPFILE``.
+        If the file system has no ``O_TMPFILE``, or the kernel is too old.
     DiskFailed, DiskFull
         If the directories can't be made or synced.
     """
@@ -116,6 +119,7 @@ class ChunkStore:
         with _translated(root):
             self._make_directories()
             self._require_unnamed_files()
+        require_reporting_sync(self._fs)
 
     def put(self, partition: int, chunk_id: bytes, payload: Buffer) -> bool:
         """Store a chunk durably.
@@ -147,6 +151,42 @@ class ChunkStore:
             created = self._write_unless_present(at, view, directory=directory)
             self._sync_directory(at, directory=directory)
         return created
+
+    def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]]) -> list[StoreError | None]:
+        """Store small chunks, given as (partition, id, payload), as one durable group; see `storenode.chunkgroup`.
+
+        Each holds a descriptor meanwhile, so the caller bounds their number.
+
+        Returns
+        -------
+        list of StoreError or None
+            For each chunk None if it is durable, else what `put` would have raised.
+        """
+        members = [Member(at=self._at(partition, chunk_id), payload=payload) for partition, chunk_id, payload in chunks]
+        group = ChunkGroup(
+            fs=self._fs,
+            root=self._chunks,
+            is_sound=self._is_sound,
+            require_room=lambda size_bytes: self._require_room(size_bytes, at=members[0].at),
+            require_synced=self._require_synced,
+            sync_failed=lambda places: self._unsynced.update(at.path.parent for at in places),
+        )
+        with _translated(self._chunks):
+            group.store([member for member in members if _has_its_id(member)])
+        for member in members:
+            if member.taken:
+                # Another writer of the same bytes was faster, perhaps in this very group.
+                try:
+                    self.put(member.at.partition, member.at.id, member.payload)
+                except StoreError as error:
+                    member.error = error
+        return [member.error for member in members]
+
+    @contextmanager
+    def small_chunks(self) -> Iterator[SmallChunks]:
+        """To read many small chunks whole; raises `DiskFailed`."""
+        with _translated(self._chunks), opened(self._fs.open_directory(self._chunks)) as directory:
+            yield SmallChunks(self._fs, directory)
 
     def open_chunk(self, partition: int, chunk_id: bytes) -> OpenChunk:
         """Open a chunk for reading, hashing none of its payload.
@@ -318,6 +358,10 @@ class ChunkStore:
             message = f"{at.path.parent}: an fsync failed before, so this one means nothing; check the disk, restart the node"
             raise DiskFailed(message, key=at.name)
 
+    def _is_sound(self, at: ChunkPath) -> bool:
+        with self._directory(at) as directory:
+            return self._screen(at, directory=directory) is _Copy.SOUND
+
     def _screen(self, at: ChunkPath, *, directory: int) -> _Copy:
         """Re-hash the copy under a name, and move it away if it is corrupt."""
         try:
@@ -381,6 +425,14 @@ class ChunkStore:
 
     def _at(self, partition: int, chunk_id: bytes) -> ChunkPath:
         return ChunkPath.under(self._chunks, partition=partition, chunk_id=chunk_id)
+
+
+def _has_its_id(member: Member) -> bool:
+    if (found := blake3_id(memoryview(member.payload).cast("B"))) == member.at.id:
+        return True
+    message = f"the bytes sent for chunk {member.at.id.hex()} hash to {found.hex()}"
+    member.error = ChecksumMismatch(message, key=member.at.name)
+    return False
 
 
 @contextmanager
