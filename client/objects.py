@@ -33,7 +33,7 @@ from client.retry import Backoff
 from client.upload import ChunkUploader, Upload
 from client.write_id import new_write_id
 
-__all__ = ["ObjectStore", "ObjectUpload"]
+__all__ = ["ObjectStore", "ObjectUpload", "clamp"]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -251,8 +251,11 @@ class ObjectStore:
             For a negative start, a start past the end of the object, or an end before the start.
         ObjectNotFound, AllReplicasFailed
         """
-        info = self.stat(bucket, key, version=version, consistency=consistency)
-        data = bytearray(_clamp(info, start, end))
+        return self.read(self.stat(bucket, key, version=version, consistency=consistency), start=start, end=end)
+
+    def read(self, info: ObjectInfo, *, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes ``[start, end)`` of one version of an object; see `get`."""
+        data = bytearray(clamp(info.bucket, info.key, info.size, start=start, end=end) - start)
         self.reader(info).read_into(data, start=start)
         return bytes(data)
 
@@ -268,7 +271,7 @@ class ObjectStore:
     ) -> int:
         """Fill `buffer` with an object's bytes from `start` on; returns how many, fewer only at its end."""
         info = self.stat(bucket, key, version=version, consistency=consistency)
-        count = min(memoryview(buffer).nbytes, _clamp(info, start, None))
+        count = min(memoryview(buffer).nbytes, clamp(bucket, key, info.size, start=start, end=None) - start)
         return self.reader(info).read_into(memoryview(buffer).cast("B")[:count] if count else b"", start=start)
 
     def open(
@@ -364,8 +367,9 @@ def _cut_file(file: BinaryIO, chunk_size_bytes: int) -> Iterator[Buffer]:
             return
 
 
-def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
-    end = info.size if end is None else min(end, info.size)
-    if not 0 <= start <= info.size or end < start:
-        raise InvalidRange(f"bytes {start} to {end} of {info.bucket}/{info.key}, which has {info.size} bytes")
-    return end - start
+def clamp(bucket: str, key: str, size: int, *, start: int, end: int | None) -> int:
+    """Where bytes ``[start, end)`` of an object of `size` bytes end; raises `InvalidRange`."""
+    end = size if end is None else min(end, size)
+    if not 0 <= start <= size or end < start:
+        raise InvalidRange(f"bytes {start} to {end} of {bucket}/{key}, which has {size} bytes")
+    return end

@@ -18,10 +18,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.errors import ProtocolMismatch, StoreError
-from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol
+from client.wire import BATCH_PUT_PATH, PROTOCOL, PROTOCOL_HEADER, check_protocol
 from storenode import admin, batch, objects, records
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
+from storenode.chunk_batch import ChunkBatchRoute
 from storenode.chunks import CHUNKS_PATH, ChunkRoutes
 from storenode.metrics import Metrics
 from storenode.node import Node
@@ -59,16 +60,19 @@ def create_app(node: Node) -> ASGIApp:
         api.include_router(router)
     install_handlers(api, node_id=node.node_id, routers=routers)
     install_schema(api)
-    return _Entry(node.node_id, api, ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics), metrics)
+    chunks = ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics)
+    batches = ChunkBatchRoute(node, num_partitions=num_partitions, bodies=chunks.bodies, metrics=metrics)
+    return _Entry(node.node_id, api, chunks, batches, metrics)
 
 
 class _Entry:
     """The outermost application."""
 
-    def __init__(self, node_id: str, api: ASGIApp, chunks: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, node_id: str, api: ASGIApp, chunks: ASGIApp, batches: ASGIApp, metrics: Metrics) -> None:
         self._node_id = node_id
         self._api = api
         self._chunks = chunks
+        self._batches = batches
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,18 +82,24 @@ class _Entry:
         # Routed by the path as it was sent: decoded once, by whoever knows which of its slashes are data.
         scope = {**scope, "path": (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")}
         exchange = _Exchange(scope, receive, send)
-        is_chunk = scope["path"].startswith(CHUNKS_PATH)
+        app, template = self._route(scope["path"])
         try:
-            await self._answer(exchange, self._chunks if is_chunk else self._api)
+            await self._answer(exchange, app)
         finally:
             self._metrics.answered(
-                _CHUNK_ROUTE if is_chunk else _template(scope),
+                template or _template(scope),
                 method=scope["method"],
                 status=exchange.status,
                 seconds=time.monotonic() - exchange.began_s,
                 received_bytes=exchange.received_bytes,
                 sent_bytes=exchange.sent_bytes,
             )
+
+    def _route(self, path: str) -> tuple[ASGIApp, str]:
+        """Who answers, and what that is counted as; empty where the framework knows."""
+        if path.startswith(CHUNKS_PATH):
+            return self._chunks, _CHUNK_ROUTE
+        return (self._batches, BATCH_PUT_PATH) if path == BATCH_PUT_PATH else (self._api, "")
 
     async def _answer(self, exchange: _Exchange, app: ASGIApp) -> None:
         scope = exchange.scope

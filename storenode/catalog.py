@@ -107,6 +107,16 @@ class MetaCatalog:
             raise ObjectNotFound(f"{bucket}/{key} has no version {version}, or no longer", key=f"{bucket}/{key}")
         raise _not_found(bucket, key)
 
+    def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
+        """The current version of each (bucket, key), or why there is none."""
+        found: list[ObjectInfo | StoreError] = []
+        for bucket, key in names:
+            try:
+                found.append(self.lookup(bucket, key))
+            except StoreError as error:
+                found.append(error)
+        return found
+
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """See `Catalog.commit`."""
         if record.tombstone:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from client.catalog import Catalog
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.objects import ObjectStore
+from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.config import NodeConfig
 from storenode.job import Job
@@ -64,7 +64,7 @@ class Node:
         This node's chunks.
     meta : MetaStore
         The metadata engine; asked only whether it answers.
-    catalog : Catalog
+    catalog : MetaCatalog
         Names to records.
     cluster : Cluster
         The layout, and who lives.
@@ -84,7 +84,7 @@ class Node:
     config: NodeConfig
     store: ChunkStore
     meta: MetaStore
-    catalog: Catalog
+    catalog: MetaCatalog
     cluster: Cluster
     chunks: ChunkClient
     objects: ObjectStore
