@@ -6,16 +6,32 @@ The upload and the verified read are written once, against this protocol.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
-from client.errors import MetadataCorrupt
+from client.errors import MetadataCorrupt, StoreError
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 
-__all__ = ["CONSISTENCY_LEVELS", "MAX_LIST_LIMIT", "Catalog", "Consistency", "Listing", "Watched"]
+__all__ = [
+    "CONSISTENCY_LEVELS",
+    "MAX_BATCH_BYTES",
+    "MAX_BATCH_ITEMS",
+    "MAX_LIST_LIMIT",
+    "Catalog",
+    "Commit",
+    "Consistency",
+    "Listing",
+    "Watched",
+    "parts",
+]
 
 MAX_LIST_LIMIT = 1000
+# Of one request for many records; who has more sends several.
+MAX_BATCH_ITEMS = 1024
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+T = TypeVar("T")
+_NONE_ASKED = Condition()
 Consistency = Literal["strong", "session", "eventual"]
 CONSISTENCY_LEVELS: tuple[Consistency, ...] = ("strong", "session", "eventual")
 
@@ -86,6 +102,40 @@ class Watched:
             raise MetadataCorrupt(f"a list of changes can't be read: {exc!r}") from exc
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One logical write, the same in all its requests.
+
+    Attributes
+    ----------
+    record : ObjectRecord
+        What is to be the current version. Its write id makes repeats this same write.
+    condition : Condition
+        What must hold for that.
+    """
+
+    bucket: str
+    key: str
+    record: ObjectRecord
+    condition: Condition = _NONE_ASKED
+
+    @property
+    def name(self) -> str:
+        """What it writes to, for messages."""
+        return f"{self.bucket}/{self.key}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The write as a JSON object; a condition that asks for nothing is left out."""
+        asked = {"if_match": self.condition.if_match, "if_none_match": self.condition.if_none_match}
+        value = {"bucket": self.bucket, "key": self.key, "record": self.record.to_json()}
+        return {**value, **{name: tag for name, tag in asked.items() if tag is not None}}
+
+
+def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`items` in order, at most `size` of them at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
 class Catalog(Protocol):
     """What the metadata does for the data path. All calls block and are linearizable."""
 
@@ -107,10 +157,49 @@ class Catalog(Protocol):
     def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
         """The current (or the given) version; `ObjectNotFound` for none, a tombstone or a pruned one."""
 
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int,
+        end: int | None,
+        most: int | None,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        """What `lookup` gives, for a read that begins at byte `start`, and perhaps its first bytes.
+
+        Parameters
+        ----------
+        end : int or None
+            Where the read ends; None: with the object.
+        most : int or None
+            No more bytes than this are wanted along.
+        place : callable
+            Makes the buffer of the read once the record is known; may be called again, by a repeat.
+
+        Returns
+        -------
+        ObjectInfo, memoryview, int
+            The record, the buffer, and how many bytes at its beginning are there already, verified.
+        """
+
+    def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
+        """What `lookup` gives or raises for the current version of each name, in order."""
+
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """Make `record` the current version. A repeat of its write id returns the first result.
 
         Raises `PreconditionFailed`, `BucketNotFound`, `Conflict`.
+        """
+
+    def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
+        """What `commit` gives or raises for each write, in order: each is by itself, and many cost little more than one.
+
+        Writes to one key happen in the order of the sequence. An error that is raised instead of returned (the engine does not
+        answer) says nothing of any of them: call again with the same writes, and those that happened give their first results.
         """
 
     def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:

@@ -11,12 +11,23 @@ Buffers here are of bytes; whoever has others casts them.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import blake3
 import xxhash
 from typing_extensions import Buffer
 
-__all__ = ["ID_BYTES", "SEGMENT_BYTES", "blake3_id", "content_digest", "num_segments", "segment_checks", "xxh3"]
+__all__ = [
+    "ID_BYTES",
+    "SEGMENT_BYTES",
+    "Announced",
+    "ReadCheck",
+    "blake3_id",
+    "content_digest",
+    "num_segments",
+    "segment_checks",
+    "xxh3",
+]
 
 SEGMENT_BYTES = 64 * 1024
 ID_BYTES = 32
@@ -43,6 +54,52 @@ def segment_checks(data: Buffer) -> bytes:
     return b"".join(
         struct.pack("<Q", xxh3(view[start : start + SEGMENT_BYTES])) for start in range(0, len(view), SEGMENT_BYTES)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """What a node says of a chunk beside a part of its bytes.
+
+    Attributes
+    ----------
+    check : int, optional
+        xxh3_64 of the whole chunk; None if it said nothing that could be read.
+    segment_checks : bytes
+        Of the segments that were asked for.
+    """
+
+    check: int | None = None
+    segment_checks: bytes = b""
+
+
+class ReadCheck:
+    """Whether bytes that are read from a chunk are the right ones; they may come in pieces, while they are in the CPU's cache.
+
+    The whole chunk is checked against its reference. A part is checked against the segment checks that the node announces,
+    and the node's idea of the whole chunk against the reference.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether it is the whole chunk that is read. Otherwise it is whole segments.
+    """
+
+    def __init__(self, *, whole: bool) -> None:
+        self._whole = xxhash.xxh3_64() if whole else None
+        self._segments: list[bytes] = []
+
+    def update(self, piece: Buffer) -> None:
+        """Take the next bytes: all that are left, or a number of whole segments."""
+        if self._whole is not None:
+            self._whole.update(piece)
+        else:
+            self._segments.append(segment_checks(piece))
+
+    def matches(self, check: int, announced: Announced) -> bool:
+        """Whether all that was taken belongs to the chunk whose reference has `check`."""
+        if self._whole is not None:
+            return self._whole.intdigest() == check
+        return announced.check == check and announced.segment_checks == b"".join(self._segments)
 
 
 def content_digest(chunk_ids: list[bytes]) -> str:

@@ -2,19 +2,25 @@
 
 Every byte that arrives here is checked before it is handed on: a whole chunk against its reference, a range against the
 segment checksums that the node stored with the chunk, beside the checksum of the whole that the reference has, too.
+
+A node on this host is read through the descriptors that it passes (`client.colocated`). If that way itself fails, the same
+read goes over HTTP at once; what the node says of the chunk is the same on both ways.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from typing_extensions import Buffer
 
-from client.checksum import segment_checks, xxh3
+from client.checksum import ReadCheck
 from client.cluster import Cluster
+from client.colocated import Colocated, NotColocated
 from client.errors import (
     ChunkCorrupt,
     DeadlineExceeded,
@@ -27,12 +33,11 @@ from client.errors import (
 from client.frames import encode_chunks
 from client.manifest import Ref
 from client.retry import Deadline
-from client.transport import Response, Transport
+from client.transport import Response, Sending, Transport
 from client.wire import (
     BATCH_GET_PATH,
     BATCH_PUT_PATH,
-    CHECK_HEADER,
-    SEGMENTS_HEADER,
+    announced_checks,
     chunk_path,
     decode_json,
     encode_json,
@@ -40,7 +45,7 @@ from client.wire import (
     widen,
 )
 
-__all__ = ["ChunkClient", "Stored"]
+__all__ = ["ChunkClient", "ChunkSending", "Reads", "Stored"]
 
 MAX_REFS_PER_CALL = 1024
 
@@ -53,12 +58,55 @@ class Stored:
     failed: dict[str, str]
 
 
-class ChunkClient:
-    """Puts, fetches and verifies chunks on the node that the caller names. Thread-safe."""
+@dataclass(slots=True, kw_only=True)
+class Reads:
+    """What was fetched by which way, sound or not.
 
-    def __init__(self, cluster: Cluster, transport: Transport) -> None:
+    Attributes
+    ----------
+    local, local_bytes : int
+        From nodes on this host, past the network, and the bytes that were read for it.
+    http, http_bytes : int
+        Over HTTP.
+    local_failures : int
+        Of the latter: those that were tried locally before.
+    """
+
+    local: int = 0
+    local_bytes: int = 0
+    http: int = 0
+    http_bytes: int = 0
+    local_failures: int = 0
+
+
+class ChunkClient:
+    """Puts, fetches and verifies chunks on the node that the caller names. Thread-safe.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Where nodes listen, and which of them answer.
+    transport : Transport
+        HTTP.
+    colocated : Colocated, optional
+        The way to nodes on this host.
+
+    Attributes
+    ----------
+    reads : Reads
+        Counters.
+    """
+
+    def __init__(self, cluster: Cluster, transport: Transport, colocated: Colocated | None = None) -> None:
         self._cluster = cluster
         self._transport = transport
+        self._colocated = colocated
+        self._lock = threading.Lock()
+        self.reads = Reads()
+
+    def colocated(self) -> Collection[str]:
+        """The nodes that seem to be on this host."""
+        return () if self._colocated is None else self._colocated.nodes()
 
     def put(
         self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
@@ -70,12 +118,25 @@ class ChunkClient:
         StoreError
             What the node answered, or that it did not. It may hold the chunk all the same.
         """
-        query = f"?tee={','.join(tee)}" if tee else ""
-        response = self._call(node_id, "PUT", chunk_path(ref.partition, ref.hex) + query, body=payload, timeout_s=timeout_s)
-        stored = _stored(decode_json(response.body), node_id=node_id)
-        for peer in stored.failed:
-            self._cluster.failed(peer)
-        return stored
+        with self.sending(node_id, ref.partition, ref.hex, size_bytes=ref.size, tee=tee, timeout_s=timeout_s) as sending:
+            sending.send(memoryview(payload).cast("B"))
+            return sending.finish()
+
+    def sending(
+        self,
+        node_id: str,
+        partition: int,
+        chunk_hex: str,
+        *,
+        size_bytes: int,
+        tee: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> ChunkSending:
+        """A `put` whose payload is sent part by part; left before its end, the node stores nothing."""
+        path = chunk_path(partition, chunk_hex) + (f"?tee={','.join(tee)}" if tee else "")
+        url = self._cluster.endpoint(node_id)
+        sending = self._transport.begin("PUT", url, path, size_bytes=size_bytes, timeout_s=timeout_s, node_id=node_id)
+        return ChunkSending(self._cluster, sending, node_id=node_id)
 
     def put_many(
         self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, timeout_s: float | None = None
@@ -122,17 +183,12 @@ class ChunkClient:
             raise InvalidRequest(f"bytes {start} to {end} of a chunk of {ref.size} bytes", key=str(ref))
         if start == end:
             return
-        path = chunk_path(ref.partition, ref.hex)
         wide_start, wide_end = widen(start, end, size_bytes=ref.size)
         exact = (wide_start, wide_end) == (start, end)
         wide = buffer if exact else memoryview(bytearray(wide_end - wide_start))
-        if wide_end - wide_start == ref.size:
-            self._call(node_id, "GET", path, into=wide, deadline=deadline)
-            sound = xxh3(wide) == ref.check
-        else:
-            headers = {"range": format_range(wide_start, wide_end)}
-            response = self._call(node_id, "GET", path, headers=headers, into=wide, deadline=deadline)
-            sound = _announced_check(response) == ref.check and _announced_segments(response) == segment_checks(wide)
+        sound = self._read_locally(node_id, ref, wide, start=wide_start, deadline=deadline)
+        if sound is None:
+            sound = self._read_over_http(node_id, ref, wide, start=wide_start, deadline=deadline)
         if not sound:
             raise ChunkCorrupt(
                 f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum", key=str(ref), node_id=node_id
@@ -155,15 +211,87 @@ class ChunkClient:
             found.extend(_statuses(decode_json(response.body), count=len(part), node_id=node_id))
         return found
 
-    def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
-        url = self._cluster.endpoint(node_id)
+    def _read_locally(
+        self, node_id: str, ref: Ref, buffer: memoryview, *, start: int, deadline: Deadline | None
+    ) -> bool | None:
+        """Whether the right bytes came; None if the node is not on this host."""
+        if self._colocated is None or node_id not in self._colocated.nodes():
+            return None
         try:
-            response = self._transport.request(method, url, path, node_id=node_id, **options)
-        except (EndpointUnreachable, DeadlineExceeded):
+            sound = self._colocated.read_into(node_id, ref, buffer, start=start, deadline=deadline)
+        except NotColocated:
+            self._count(local_failures=1)
+            return None
+        except DeadlineExceeded:
             self._cluster.failed(node_id)
             raise
         self._cluster.answered(node_id)
-        return response
+        self._count(local=1, local_bytes=len(buffer))
+        return sound
+
+    def _read_over_http(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int, deadline: Deadline | None) -> bool:
+        """Whether the right bytes came."""
+        whole = len(buffer) == ref.size
+        headers = {} if whole else {"range": format_range(start, start + len(buffer))}
+        path = chunk_path(ref.partition, ref.hex)
+        check = ReadCheck(whole=whole)
+        # Parts of a chunk are checked afterwards: what comes at once is not cut where segments are.
+        seen = check.update if whole else None
+        response = self._call(node_id, "GET", path, headers=headers, into=buffer, seen=seen, deadline=deadline)
+        if not whole:
+            check.update(buffer)
+        self._count(http=1, http_bytes=len(buffer))
+        return check.matches(ref.check, announced_checks(response.headers))
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, number in more.items():
+                setattr(self.reads, name, getattr(self.reads, name) + number)
+
+    def _call(self, node_id: str, method: str, path: str, **options: Any) -> Response:
+        url = self._cluster.endpoint(node_id)
+        with _noting(self._cluster, node_id):
+            return self._transport.request(method, url, path, node_id=node_id, **options)
+
+
+class ChunkSending:
+    """A chunk on its way to a node. For one thread at a time; a context manager, see `client.transport.Sending`."""
+
+    def __init__(self, cluster: Cluster, sending: Sending, *, node_id: str) -> None:
+        self._cluster = cluster
+        self._sending = sending
+        self._node_id = node_id
+
+    def send(self, part: memoryview) -> None:
+        """Send the next bytes of the payload."""
+        with _noting(self._cluster, self._node_id):
+            self._sending.send(part)
+
+    def finish(self) -> Stored:
+        """Wait until the node has answered, after all bytes were sent."""
+        with _noting(self._cluster, self._node_id):
+            response = self._sending.finish()
+        stored = _stored(decode_json(response.body), node_id=self._node_id)
+        for peer in stored.failed:
+            self._cluster.failed(peer)
+        return stored
+
+    def __enter__(self) -> ChunkSending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sending.__exit__(kind, error, trace)
+
+
+@contextmanager
+def _noting(cluster: Cluster, node_id: str) -> Iterator[None]:
+    """Tell the cluster whether the node answers."""
+    try:
+        yield
+    except (EndpointUnreachable, DeadlineExceeded):
+        cluster.failed(node_id)
+        raise
+    cluster.answered(node_id)
 
 
 def _stored(answer: Any, *, node_id: str) -> Stored:
@@ -185,17 +313,3 @@ def _statuses(answer: Any, *, count: int, node_id: str) -> list[str]:
     if not isinstance(found, list) or len(found) != count:
         raise ProtocolMismatch(f"node {node_id} was asked about {count} chunks: {str(answer)[:200]}", node_id=node_id)
     return list(map(str, found))
-
-
-def _announced_check(response: Response) -> int | None:
-    try:
-        return int(response.headers[CHECK_HEADER], 16)
-    except (KeyError, ValueError):
-        return None
-
-
-def _announced_segments(response: Response) -> bytes | None:
-    try:
-        return b"".join(struct.pack("<Q", int(part, 16)) for part in response.headers[SEGMENTS_HEADER].split(","))
-    except (KeyError, ValueError, struct.error):
-        return None

@@ -9,6 +9,7 @@ from typing import Any
 from client.batch import BatchReader
 from client.chunks import ChunkClient
 from client.cluster import Cluster
+from client.colocated import Colocated
 from client.config import load_config
 from client.http_catalog import HttpCatalog
 from client.objects import ObjectStore
@@ -44,7 +45,8 @@ class Client(ObjectStore):
         self._transport = Transport(config)
         catalog = HttpCatalog(self._transport, config, origin=origin)
         cluster = Cluster(catalog.cluster_view, ttl_s=config.view_ttl_s, suspect_s=config.suspect_s)
-        super().__init__(catalog, cluster, ChunkClient(cluster, self._transport), config)
+        self._colocated = Colocated(cluster, config)
+        super().__init__(catalog, cluster, ChunkClient(cluster, self._transport, self._colocated), config)
         self._http = catalog
         self._batches = BatchReader(self, self._call_pool)
 
@@ -72,6 +74,7 @@ class Client(ObjectStore):
     def close(self) -> None:
         """Stop the threads and close the connections."""
         super().close()
+        self._colocated.close()
         self._transport.close()
 
     def __enter__(self) -> Client:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError
@@ -35,15 +35,20 @@ class ClusterView:
         Who holds what.
     endpoints : mapping of str to tuple of str
         For each node that holds a lease: its URLs, the preferred one first. A node that is down is missing.
+    sockets : mapping of str to str
+        For those that have one: the path, on their host, of the Unix socket that passes chunks (`client.colocated`).
     """
 
     cluster_id: str
     layout: Layout
     endpoints: Mapping[str, tuple[str, ...]]
+    sockets: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The view as a JSON object."""
-        nodes = {node_id: {"endpoints": list(urls)} for node_id, urls in self.endpoints.items()}
+        nodes: dict[str, dict[str, Any]] = {node_id: {"endpoints": list(urls)} for node_id, urls in self.endpoints.items()}
+        for node_id, path in self.sockets.items():
+            nodes[node_id]["socket"] = path
         return {"cluster_id": self.cluster_id, "layout": self.layout.to_json(), "nodes": nodes}
 
     @classmethod
@@ -52,7 +57,9 @@ class ClusterView:
         try:
             layout = Layout.from_json(value["layout"])
             endpoints = {str(k): tuple(map(str, v["endpoints"])) for k, v in value["nodes"].items()}
-            return cls(cluster_id=str(value["cluster_id"]), layout=layout, endpoints=endpoints)
+            # A node of an earlier release names none.
+            sockets = {str(k): str(v["socket"]) for k, v in value["nodes"].items() if "socket" in v}
+            return cls(cluster_id=str(value["cluster_id"]), layout=layout, endpoints=endpoints, sockets=sockets)
         except (KeyError, TypeError, AttributeError) as exc:
             raise MetadataCorrupt(f"the view of the cluster can't be read: {exc!r}") from exc
 
@@ -149,14 +156,14 @@ class Cluster:
         with self._lock:
             return self._is_suspected(view, node_id, self._clock())
 
-    def ranked(self, node_ids: Collection[str]) -> tuple[str, ...]:
-        """`node_ids` in the order in which to ask them: trusted before suspected, else as given.
+    def ranked(self, node_ids: Collection[str], *, near: Collection[str] = ()) -> tuple[str, ...]:
+        """`node_ids` in the order in which to ask them: trusted before suspected, then `near` before far, else as given.
 
         The order of placement differs from partition to partition, so that readers are spread over the nodes.
         """
         view, now_s = self.view(), self._clock()
         with self._lock:
-            return tuple(sorted(node_ids, key=lambda node_id: self._is_suspected(view, node_id, now_s)))
+            return tuple(sorted(node_ids, key=lambda node: (self._is_suspected(view, node, now_s), node not in near)))
 
     def failed(self, node_id: str) -> None:
         """Note that a node did not answer; the view is fetched again soon."""

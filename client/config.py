@@ -40,6 +40,7 @@ class ClientConfig(BaseSettings):
     retry_base_s: float = Field(0.05, gt=0, description="First backoff; doubles, with full jitter")
     retry_max_s: float = Field(2.0, gt=0, description="Longest backoff")
     suspect_s: float = Field(5.0, gt=0, description="How long a node that failed is asked last")
+    colocated: bool = Field(True, description="Read the files of nodes on this host directly, still checked")
     view_ttl_s: float = Field(30.0, gt=0, description="How long the list of nodes is taken for fresh")
 
     @field_validator("endpoint")

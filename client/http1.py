@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 __all__ = ["Answer", "Connection"]
 
@@ -19,6 +19,7 @@ _HEAD_BYTES = 32 * 1024  # Bound on the head of an answer.
 _BUFFER_BYTES = 64 * 1024  # What is received at once while looking for its end.
 _JOINED_BYTES = 32 * 1024  # A body up to this is copied behind the head, which is cheaper than a second segment.
 _MAX_CHUNK_LINE_BYTES = 1024
+_WOKEN_AT_BYTES = 512 * 1024  # Of a long body; docs/adr/0009 has the figures.
 _NO_BODY = (204, 304)
 _EXPECT_BODY = ("PUT", "POST")
 
@@ -76,26 +77,34 @@ class Connection:
         if sock is not None:
             sock.close()
 
-    def send(self, method: str, path: str, *, headers: Mapping[str, str], body: memoryview | None) -> None:
-        """Send a request; the length of the body is added to `headers`."""
+    def head(self, method: str, path: str, *, headers: Mapping[str, str], size_bytes: int | None) -> bytes:
+        """The head of a request; None as the size is for a request without a body."""
         lines = [f"{method} {path} HTTP/1.1", f"host: {self._authority}", *(f"{k}: {v}" for k, v in headers.items())]
-        if body is not None or method in _EXPECT_BODY:
-            lines.append(f"content-length: {0 if body is None else body.nbytes}")
+        if size_bytes is not None or method in _EXPECT_BODY:
+            lines.append(f"content-length: {size_bytes or 0}")
         text = "\r\n".join(lines)
         if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:
             raise ValueError(f"a line break in the head of {method} {path!r}")
-        head = f"{text}\r\n\r\n".encode("latin-1")
+        return f"{text}\r\n\r\n".encode("latin-1")
+
+    def send(self, head: bytes, part: memoryview | None = None) -> None:
+        """Send the head of a request and the first part of its body."""
         assert self.sock is not None
-        if body is None or not body.nbytes:
+        if part is None or not part.nbytes:
             self.sock.sendall(head)
-        elif body.nbytes <= _JOINED_BYTES:
-            self.sock.sendall(head + body)
+        elif part.nbytes <= _JOINED_BYTES:
+            self.sock.sendall(head + part)
         else:
-            sent = self.sock.sendmsg([head, body])
+            sent = self.sock.sendmsg([head, part])
             if sent < len(head):
                 self.sock.sendall(head[sent:])
                 sent = len(head)
-            self.sock.sendall(body[sent - len(head) :])
+            self.sock.sendall(part[sent - len(head) :])
+
+    def send_more(self, part: memoryview) -> None:
+        """Send the next part of the body."""
+        assert self.sock is not None
+        self.sock.sendall(part)
 
     def receive(self, *, method: str) -> Answer:
         """Receive the head of the answer to a request that was sent with `method`."""
@@ -136,14 +145,32 @@ class Connection:
             raise ConnectionError("the connection was closed in the middle of an answer")
         return count
 
-    def take_into(self, view: memoryview) -> None:
-        """Fill `view` with the next bytes: what is buffered, then straight from the socket."""
-        buffered = min(len(view), self._end - self._start)
-        if buffered:
-            view[:buffered] = self._buffer[self._start : self._start + buffered]
-            self._start += buffered
-        while buffered < len(view):
-            buffered += self._receive_into(view[buffered:])
+    def take_into(self, view: memoryview, *, seen: Callable[[memoryview], object] | None = None) -> None:
+        """Fill `view` with the next bytes: what is buffered, then straight from the socket.
+
+        `seen` is given every part once, in order, while the kernel receives the next one.
+        """
+        taken = min(len(view), self._end - self._start)
+        if taken:
+            view[:taken] = self._buffer[self._start : self._start + taken]
+            self._start += taken
+            if seen is not None:
+                seen(view[:taken])
+        woken_at = 1
+        while taken < len(view):
+            # Woken for each packet, a reader spends more time on waking up than on copying, and the sender on waking it.
+            wanted = _WOKEN_AT_BYTES if len(view) - taken >= 2 * _WOKEN_AT_BYTES else 1
+            if wanted != woken_at:
+                self._wake_at(wanted)
+                woken_at = wanted
+            count = self._receive_into(view[taken:])
+            if seen is not None:
+                seen(view[taken : taken + count])
+            taken += count
+
+    def _wake_at(self, size_bytes: int) -> None:
+        assert self.sock is not None
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
 
     def take_line(self) -> bytes:
         """The next line, without its end."""
@@ -178,10 +205,10 @@ class Answer:
             raise ConnectionError(f"an answer of status {status} does not say how long it is")
         self.is_complete = self.length == 0
 
-    def read_into(self, view: memoryview) -> None:
-        """Take the whole body, which must be as long as `view`."""
+    def read_into(self, view: memoryview, *, seen: Callable[[memoryview], object] | None = None) -> None:
+        """Take the whole body, which must be as long as `view`; see `Connection.take_into`."""
         assert self.length == len(view)
-        self._connection.take_into(view)
+        self._connection.take_into(view, seen=seen)
         self.is_complete = True
 
     def read(self, *, limit: int) -> bytes | None:

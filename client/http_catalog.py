@@ -8,18 +8,20 @@ delete) carries a write id: a commit whose reply was lost returns its first resu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from client.catalog import Consistency, Listing, Watched
+from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit, Consistency, Listing, Watched
 from client.cluster import ClusterView
 from client.config import ClientConfig
-from client.errors import EndpointUnreachable, StoreError
+from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError, from_problem
 from client.names import check_bucket, check_key, check_prefix
+from client.opening import Opening
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 from client.retry import Backoff, Deadline, retrying
-from client.transport import Response, Transport
+from client.transport import Into, Response, Transport
 from client.wire import WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
 
 __all__ = ["HttpCatalog"]
@@ -75,16 +77,69 @@ class HttpCatalog:
         query = _query(version=version, consistency=None if consistency == "strong" else consistency)
         return ObjectInfo.from_json(self._json("GET", record_path(check_bucket(bucket), check_key(key)) + query))
 
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int,
+        end: int | None,
+        most: int | None,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        """See `Catalog.begin_read`."""
+        level = None if consistency == "strong" else consistency
+        query = _query(start=start, end=end, most=most, version=version, consistency=level)
+        opening = Opening(start=start, place=place)
+        response = self._call("GET", record_path(check_bucket(bucket), check_key(key)) + query, into=opening, seen=opening.seen)
+        if response.body:
+            opening.take_record(response.body)
+        return opening.info, opening.buffer, opening.filled()
+
+    def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
+        """See `Catalog.lookup_many`."""
+        items = [encode_json({"bucket": bucket, "key": key}) for bucket, key in names]
+        return self._batch("/v1/records:batchGet", items)
+
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """See `Catalog.commit`."""
         path = record_path(check_bucket(bucket), check_key(key))
         response = self._call("PUT", path, headers=_conditions(condition), json=record.to_json())
         return ObjectInfo.from_json(decode_json(response.body))
 
+    def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
+        """See `Catalog.commit_many`."""
+        return self._batch("/v1/records:batchPut", [encode_json(write.to_json()) for write in writes])
+
     def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
         """See `Catalog.delete`."""
         headers = {**_conditions(condition), WRITE_ID_HEADER: write_id}
         self._call("DELETE", object_path(check_bucket(bucket), check_key(key)), headers=headers)
+
+    def _batch(self, path: str, items: Sequence[bytes]) -> list[ObjectInfo | StoreError]:
+        """The outcome of each item, from as many requests as it takes, one after the other: order counts for some."""
+        outcomes: list[ObjectInfo | StoreError] = []
+        while len(outcomes) < len(items):
+            start = len(outcomes)
+            outcomes += self._part(path, items[start : start + _num_fitting(items[start:])])
+        return outcomes
+
+    def _part(self, path: str, items: Sequence[bytes]) -> list[ObjectInfo | StoreError]:
+        """The outcomes of one request; items whose error may pass are sent again until the deadline."""
+        outcomes: dict[int, ObjectInfo | StoreError] = {}
+        left, attempt, deadline = list(range(len(items))), 0, Deadline(self._config.deadline_s)
+        while True:
+            body = b"[" + b",".join(items[index] for index in left) + b"]"
+            answers = decode_json(self._call("POST", path, body=body, deadline=deadline).body)
+            if not isinstance(answers, list) or len(answers) != len(left):
+                raise MetadataCorrupt(f"{path}: {len(left)} items were asked, and the answer is {answers!r:.100}")
+            outcomes.update(zip(left, map(_outcome, answers), strict=True))
+            failed = {index: error for index in left if isinstance(error := outcomes[index], StoreError) and error.retryable}
+            if not failed or not self._backoff.wait(attempt, error=failed[min(failed)], deadline=deadline):
+                return [outcomes[index] for index in range(len(items))]
+            left, attempt = list(failed), attempt + 1
 
     def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
         """See `Catalog.list`."""
@@ -117,16 +172,26 @@ class HttpCatalog:
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
+        into: Into | None = None,
+        seen: Callable[[memoryview], object] | None = None,
+        body: bytes | None = None,
         timeout_s: float | None = None,
+        deadline: Deadline | None = None,
         again: bool = True,
     ) -> Response:
-        """Ask until some node answers. `timeout_s` is for a call that waits on purpose, `again` False makes one round."""
-        body = None if json is None else encode_json(json)
+        """Ask until some node answers.
+
+        `json` is the body, or `body` if it is encoded already. `timeout_s` is for a call that waits on purpose, `deadline` for
+        one that is a part of another; `again` False makes one round.
+        """
+        body = encode_json(json) if json is not None else body
         sent = {**(headers or {}), **({"content-type": "application/json"} if body is not None else {})}
-        deadline = Deadline(self._config.deadline_s + (timeout_s or 0.0))
+        deadline = deadline or Deadline(self._config.deadline_s + (timeout_s or 0.0))
 
         def request(url: str) -> Response:
-            return self._transport.request(method, url, path, headers=sent, body=body, timeout_s=timeout_s, deadline=deadline)
+            return self._transport.request(
+                method, url, path, headers=sent, body=body, into=into, seen=seen, timeout_s=timeout_s, deadline=deadline
+            )
 
         said: dict[str, StoreError] = {}
         return retrying(
@@ -166,6 +231,19 @@ class HttpCatalog:
             f"no node answers at {', '.join(urls)} (from {self._origin}). Is the cluster up? "
             "`forebay up` starts one on this machine; FOREBAY_ENDPOINT names another"
         ) from next(iter(said.values()))
+
+
+def _num_fitting(items: Sequence[bytes]) -> int:
+    """How many of the first items one request takes; at least one, which the node may then refuse."""
+    ends = accumulate(len(item) + 1 for item in items[:MAX_BATCH_ITEMS])
+    return max(1, sum(1 + end <= MAX_BATCH_BYTES for end in ends))
+
+
+def _outcome(answer: Mapping[str, Any]) -> ObjectInfo | StoreError:
+    """What a node answers for one item of many."""
+    if "info" in answer:
+        return ObjectInfo.from_json(answer["info"])
+    return from_problem(answer["problem"], node_id="")
 
 
 def _conditions(condition: Condition) -> dict[str, str]:

@@ -71,9 +71,10 @@ class Ref:
     @classmethod
     def unpack(cls, data: Buffer) -> Ref:
         """The inverse of `pack`; raises `MetadataCorrupt` on another length."""
-        if memoryview(data).nbytes != REF_BYTES:
-            raise MetadataCorrupt(f"a chunk reference has {REF_BYTES} bytes, found {memoryview(data).nbytes}")
-        partition, size, chunk_id, check = _REF.unpack(data)
+        try:
+            partition, size, chunk_id, check = _REF.unpack(data)
+        except struct.error as exc:
+            raise MetadataCorrupt(f"a chunk reference has {REF_BYTES} bytes, found {memoryview(data).nbytes}") from exc
         return cls(partition=partition, id=chunk_id, size=size, check=check)
 
 

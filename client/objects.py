@@ -20,6 +20,7 @@ from typing_extensions import Buffer
 
 from client.buckets import Buckets
 from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
+from client.checksum import SEGMENT_BYTES
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
@@ -251,11 +252,21 @@ class ObjectStore:
             For a negative start, a start past the end of the object, or an end before the start.
         ObjectNotFound, AllReplicasFailed
         """
-        return self.read(self.stat(bucket, key, version=version, consistency=consistency), start=start, end=end)
+        return bytes(
+            self._read(
+                bucket,
+                key,
+                lambda info: memoryview(bytearray(_clamp(info, start, end))),
+                start=start,
+                end=end,
+                version=version,
+                consistency=consistency,
+            )
+        )
 
     def read(self, info: ObjectInfo, *, start: int = 0, end: int | None = None) -> bytes:
         """Bytes ``[start, end)`` of one version of an object; see `get`."""
-        data = bytearray(clamp(info.bucket, info.key, info.size, start=start, end=end) - start)
+        data = bytearray(_clamp(info, start, end))
         self.reader(info).read_into(data, start=start)
         return bytes(data)
 
@@ -270,9 +281,47 @@ class ObjectStore:
         consistency: Consistency = "strong",
     ) -> int:
         """Fill `buffer` with an object's bytes from `start` on; returns how many, fewer only at its end."""
-        info = self.stat(bucket, key, version=version, consistency=consistency)
-        count = min(memoryview(buffer).nbytes, clamp(bucket, key, info.size, start=start, end=None) - start)
-        return self.reader(info).read_into(memoryview(buffer).cast("B")[:count] if count else b"", start=start)
+        size_bytes = memoryview(buffer).nbytes
+        view = memoryview(buffer).cast("B") if size_bytes else memoryview(b"")  # Of no dimensions, it can't be cast.
+        read = self._read(
+            bucket,
+            key,
+            lambda info: view[: _clamp(info, start, None)],
+            start=start,
+            end=start + size_bytes,
+            version=version,
+            consistency=consistency,
+        )
+        return len(read)
+
+    def _read(
+        self,
+        bucket: str,
+        key: str,
+        place: Callable[[ObjectInfo], memoryview],
+        *,
+        start: int,
+        end: int | None,
+        version: int | None,
+        consistency: Consistency,
+    ) -> memoryview:
+        """Look an object up and fill the buffer that `place` makes for it with bytes from `start` on."""
+        if start < 0 or (end is not None and end <= start):
+            return place(self.stat(bucket, key, version=version, consistency=consistency))  # Nothing, or an error.
+        info, buffer, filled = self.catalog.begin_read(
+            check_bucket(bucket),
+            check_key(key),
+            start=start,
+            end=end,
+            # A node on this host passes large chunks past the network.
+            most=SEGMENT_BYTES if self.chunks.colocated() else None,
+            version=version,
+            consistency=consistency,
+            place=place,
+        )
+        if filled < len(buffer):
+            self.reader(info).read_into(buffer[filled:], start=start + filled)
+        return buffer
 
     def open(
         self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong"
@@ -365,6 +414,11 @@ def _cut_file(file: BinaryIO, chunk_size_bytes: int) -> Iterator[Buffer]:
             yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if missing:
             return
+
+
+def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
+    """How many bytes of an object ``[start, end)`` are."""
+    return clamp(info.bucket, info.key, info.size, start=start, end=end) - start
 
 
 def clamp(bucket: str, key: str, size: int, *, start: int, end: int | None) -> int:

@@ -105,6 +105,15 @@ class Content:
     refs: tuple[Ref, ...] = ()
     manifest: Ref | None = None
 
+    def chunk_at(self, position: int) -> tuple[Ref, int] | None:
+        """The chunk that holds byte `position`, and the position of its first byte; None if only manifests can tell."""
+        offset = 0
+        for ref in self.refs:
+            if position < offset + ref.size:
+                return ref, offset
+            offset += ref.size
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The content as a JSON object; references as the hex of their packed bytes."""
         value: dict[str, Any] = {"size": self.size, "digest": self.digest}
@@ -116,19 +125,15 @@ class Content:
     def from_json(cls, value: Mapping[str, Any]) -> Content:
         """The inverse of `to_json`; raises `MetadataCorrupt`."""
         try:
-            manifest = value.get("manifest")
-            refs = tuple(Ref.unpack(bytes.fromhex(ref)) for ref in value.get("refs", ()))
-            content = cls(
-                size=int(value["size"]),
-                digest=str(value["digest"]),
-                refs=refs,
-                manifest=Ref.unpack(bytes.fromhex(manifest)) if manifest is not None else None,
-            )
+            size, digest, packed = int(value["size"]), str(value["digest"]), value.get("manifest")
+            # Lists, because most contents have one reference, for which a generator costs more than what it yields.
+            refs = tuple([Ref.unpack(bytes.fromhex(ref)) for ref in value.get("refs", ())])
+            manifest = Ref.unpack(bytes.fromhex(packed)) if packed is not None else None
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as exc:
             raise MetadataCorrupt(f"the content of a record can't be read: {exc!r}") from exc
-        if content.manifest is None and sum(ref.size for ref in refs) != content.size:
-            raise MetadataCorrupt(f"a record of {content.size} bytes refers to {sum(ref.size for ref in refs)}")
-        return content
+        if manifest is None and (found := sum([ref.size for ref in refs])) != size:
+            raise MetadataCorrupt(f"a record of {size} bytes refers to {found}")
+        return cls(size=size, digest=digest, refs=refs, manifest=manifest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +150,8 @@ class ObjectRecord:
     tombstone: bool = False
 
     def __post_init__(self) -> None:
+        if self.metadata == {}:
+            return
         try:
             size = sum(len(k.encode()) + len(v.encode()) for k, v in self.metadata.items())
         except (AttributeError, UnicodeEncodeError) as exc:

@@ -1,8 +1,8 @@
 """The verified read: bytes of a chunk from whichever replica gives the right ones.
 
 One path serves applications, the node's own object routes, repair and the loader. It asks the replicas that placement
-names, trusted and quick ones first. A copy that is corrupt is reported to its node, which sets it aside and repairs it, but
-only after the reader has its bytes from the next one.
+names: trusted ones first, and of those the ones on this host. A copy that is corrupt is reported to its node, which sets it
+aside and repairs it, but only after the reader has its bytes from the next one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class ReplicaReader:
         options = {} if deadline is None else {"deadline": deadline}
         holders = self._cluster.layout.replicas(ref.partition, count=replicas)
         failed: dict[str, StoreError] = {}
-        for node_id in self._cluster.ranked([node for node in holders if node not in exclude]):
+        asked = [node for node in holders if node not in exclude]
+        for node_id in self._cluster.ranked(asked, near=self._chunks.colocated()):
             if failed and deadline is not None and not deadline.remaining_s():
                 failed[node_id] = DeadlineExceeded("there was no time left to ask it", node_id=node_id)
                 continue

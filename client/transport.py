@@ -9,8 +9,11 @@ A connection is kept only after an exchange that both sides have completed: the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -21,7 +24,10 @@ from client.process import HomeProcess
 from client.retry import Deadline
 from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol, error_of, parse_endpoint
 
-__all__ = ["Response", "Transport"]
+__all__ = ["Into", "Response", "Sending", "Transport"]
+
+T = TypeVar("T")
+Into: TypeAlias = memoryview | Callable[[Mapping[str, str], int], memoryview | None]
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024  # More than the largest chunk, and than any document.
@@ -73,7 +79,8 @@ class Transport:
         *,
         headers: Mapping[str, str] | None = None,
         body: Buffer | None = None,
-        into: memoryview | None = None,
+        into: Into | None = None,
+        seen: Callable[[memoryview], object] | None = None,
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
         node_id: str = "",
@@ -86,8 +93,11 @@ class Transport:
             Address of a node, ``http://host:port``.
         path : str
             Path and query, already quoted.
-        into : memoryview, optional
-            Of bytes. Receives the body of a successful answer, which must have exactly this length.
+        into : memoryview or callable, optional
+            Of bytes. Receives the body of a successful answer, which must have exactly this length. A function is given the
+            answer's headers and the length of its body, and gives the buffer, or None to have the body as a whole.
+        seen : callable, optional
+            Is given each part of `into` once, in order, as soon as it has come: a checksum taken meanwhile costs no time.
         timeout_s : float, optional
             Longest silence of the node; the configured ``read_timeout_s`` if not given.
         deadline : Deadline, optional
@@ -106,34 +116,42 @@ class Transport:
         StoreError
             What the node's problem document says.
         """
+        view = None if body is None else memoryview(body).cast("B")
+        size_bytes = None if view is None else len(view)
+        patience_s = self._patience_s(timeout_s, deadline)
+        with self.begin(
+            method, url, path, headers=headers, size_bytes=size_bytes, timeout_s=patience_s, node_id=node_id
+        ) as sending:
+            if view is not None:
+                sending.send(view)
+            return sending.finish(into=into, seen=seen)
+
+    def begin(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        size_bytes: int | None,
+        timeout_s: float | None = None,
+        node_id: str = "",
+    ) -> Sending:
+        """A request whose body, of `size_bytes`, is sent part by part; the other parameters are those of `request`."""
         self._home.check()
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
         if self._config.token:
             sent["authorization"] = f"Bearer {self._config.token}"
-        timeout_s = self._patience_s(timeout_s, deadline)
-        node_id = node_id or url
-        view = None if body is None else memoryview(body).cast("B")
-        answer = None
-        connection, reused = self._borrow(url)
-        try:
-            try:
-                answer = self._exchange(connection, method, path, headers=sent, body=view, timeout_s=timeout_s)
-            except OSError as exc:
-                # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
-                # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
-                if not reused or isinstance(exc, TimeoutError):
-                    raise
-                connection.close()
-                connection = self._connect(url)
-                answer = self._exchange(connection, method, path, headers=sent, body=view, timeout_s=timeout_s)
-            return _receive(answer, into=into, node_id=node_id)
-        except TimeoutError as exc:
-            message = f"{method} {path}: {url} was silent for {timeout_s:.3g} s"
-            raise DeadlineExceeded(message, node_id=node_id) from exc
-        except OSError as exc:
-            raise EndpointUnreachable(f"{method} {path}: no answer from {url}: {exc!r}", node_id=node_id) from exc
-        finally:
-            self._give_back(url, connection, answer)
+        return Sending(
+            self,
+            method,
+            url,
+            path,
+            headers=sent,
+            size_bytes=size_bytes,
+            timeout_s=self._patience_s(timeout_s, None),
+            node_id=node_id,
+        )
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -149,51 +167,35 @@ class Transport:
         longest_s = self._config.read_timeout_s if timeout_s is None else timeout_s
         return max(_SHORTEST_TIMEOUT_S, longest_s if deadline is None else min(longest_s, deadline.remaining_s()))
 
-    def _exchange(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: memoryview | None,
-        timeout_s: float,
-    ) -> Answer:
-        if connection.sock is None:
-            connect_timeout_s = min(self._config.connect_timeout_s, timeout_s)
-            try:
-                connection.connect(timeout_s=connect_timeout_s)
-            except TimeoutError as exc:
-                # Nothing was asked yet, so nobody was silent: there is no such endpoint, or no way to it.
-                raise ConnectionError(f"no connection within {connect_timeout_s:.3g} s") from exc
-            except UnicodeError as exc:
-                raise ConnectionError(f"{connection.host!r} is no name of a host") from exc
-        connection.set_timeout(timeout_s)
+    def open(self, connection: Connection, *, timeout_s: float) -> None:
+        """Open a connection; raises `ConnectionError`."""
+        connect_timeout_s = min(self._config.connect_timeout_s, timeout_s)
         try:
-            connection.send(method, path, headers=headers, body=body)
-        except OSError:
-            answer = _early_answer(connection, method=method)
-            if answer is None:
-                raise
-            return answer
-        return connection.receive(method=method)
+            connection.connect(timeout_s=connect_timeout_s)
+        except TimeoutError as exc:
+            # Nothing was asked yet, so nobody was silent: there is no such endpoint, or no way to it.
+            raise ConnectionError(f"no connection within {connect_timeout_s:.3g} s") from exc
+        except UnicodeError as exc:
+            raise ConnectionError(f"{connection.host!r} is no name of a host") from exc
 
-    def _borrow(self, url: str) -> tuple[Connection, bool]:
+    def borrow(self, url: str) -> tuple[Connection, bool]:
+        """A connection to `url`, and whether it was used before."""
         while True:
             with self._lock:
                 idle = self._idle.get(url)
                 connection = idle.pop() if idle else None
             if connection is None:
-                return self._connect(url), False
+                return self.connect(url), False
             if not connection.can_be_read():
                 return connection, True
             connection.close()
 
-    def _connect(self, url: str) -> Connection:
+    def connect(self, url: str) -> Connection:
+        """A connection that is not open yet."""
         host, port = parse_endpoint(url)
         return Connection(host, port)
 
-    def _give_back(self, url: str, connection: Connection, answer: Answer | None) -> None:
+    def give_back(self, url: str, connection: Connection, answer: Answer | None) -> None:
         """Keep a connection whose exchange is complete; otherwise the rest of a body would be read as the next answer."""
         if answer is not None and answer.is_complete and not answer.closes:
             with self._lock:
@@ -202,6 +204,109 @@ class Transport:
                     pool.append(connection)
                     return
         connection.close()
+
+
+class Sending:
+    """One request: its body is sent part by part, then its answer is received. For one thread at a time.
+
+    A context manager. Left before `finish`, it closes the connection, so that the node sees a body cut short.
+    """
+
+    __slots__ = (
+        "_answer", "_connection", "_head", "_method", "_node_id", "_num_sent", "_parts", "_path", "_reused", "_timeout_s",
+        "_transport", "_url",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        transport: Transport,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        size_bytes: int | None,
+        timeout_s: float,
+        node_id: str,
+    ) -> None:
+        self._transport = transport
+        self._method, self._url, self._path = method, url, path
+        self._timeout_s = timeout_s
+        self._node_id = node_id or url
+        self._connection, self._reused = transport.borrow(url)
+        self._head = self._connection.head(method, path, headers=headers, size_bytes=size_bytes)
+        self._parts: list[memoryview] = []
+        self._num_sent = -1  # Not even the head.
+        self._answer: Answer | None = None
+
+    def send(self, part: memoryview) -> None:
+        """Send the next bytes of the body, which must not change before the end. Raises what `Transport.request` does."""
+        self._parts.append(part)
+        self._patiently(self._flush)
+
+    def finish(self, *, into: Into | None = None, seen: Callable[[memoryview], object] | None = None) -> Response:
+        """Receive the answer; parameters and errors are those of `Transport.request`."""
+        answer = self._patiently(self._receive_head)
+        with self._named():
+            return _receive(answer, into=into, seen=seen, node_id=self._node_id)
+
+    def __enter__(self) -> Sending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._transport.give_back(self._url, self._connection, self._answer)
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Take a step, on a fresh connection if the kept one turns out to be dead."""
+        with self._named():
+            try:
+                return step()
+            except OSError as exc:
+                # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
+                # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
+                if not self._reused or isinstance(exc, TimeoutError):
+                    raise
+            self._connection.close()
+            self._connection, self._reused, self._num_sent = self._transport.connect(self._url), False, -1
+            return step()
+
+    def _flush(self) -> None:
+        if self._answer is not None:
+            return  # It came early, so that nobody wants the rest of the body.
+        connection = self._connection
+        if self._num_sent < 0:
+            if connection.sock is None:
+                self._transport.open(connection, timeout_s=self._timeout_s)
+            connection.set_timeout(self._timeout_s)
+        try:
+            if self._num_sent < 0:
+                connection.send(self._head, self._parts[0] if self._parts else None)
+                self._num_sent = min(1, len(self._parts))
+            while self._num_sent < len(self._parts):
+                connection.send_more(self._parts[self._num_sent])
+                self._num_sent += 1
+        except OSError:
+            self._answer = _early_answer(connection, method=self._method)
+            if self._answer is None:
+                raise
+
+    def _receive_head(self) -> Answer:
+        if self._num_sent < len(self._parts) or self._num_sent < 0:
+            self._flush()
+        if self._answer is None:
+            self._answer = self._connection.receive(method=self._method)
+        return self._answer
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as exc:
+            message = f"{self._method} {self._path}: {self._url} was silent for {self._timeout_s:.3g} s"
+            raise DeadlineExceeded(message, node_id=self._node_id) from exc
+        except OSError as exc:
+            message = f"{self._method} {self._path}: no answer from {self._url}: {exc!r}"
+            raise EndpointUnreachable(message, node_id=self._node_id) from exc
 
 
 def _early_answer(connection: Connection, *, method: str) -> Answer | None:
@@ -215,17 +320,18 @@ def _early_answer(connection: Connection, *, method: str) -> Answer | None:
     return answer if answer.status >= 400 else None
 
 
-def _receive(answer: Answer, *, into: memoryview | None, node_id: str) -> Response:
+def _receive(answer: Answer, *, into: Into | None, seen: Callable[[memoryview], object] | None, node_id: str) -> Response:
     headers = answer.headers
     if not 200 <= answer.status < 300:
         raise error_of(answer.status, headers, answer.read(limit=_MAX_ERROR_BYTES) or b"", node_id=node_id)
     check_protocol(headers.get(PROTOCOL_HEADER))
-    if into is None:
+    view = into(headers, answer.length or 0) if callable(into) else into
+    if view is None:
         body = answer.read(limit=_MAX_ANSWER_BYTES)
         if body is None:
             raise BodyTooLarge(f"the answer of {node_id} is longer than {_MAX_ANSWER_BYTES} bytes", node_id=node_id)
         return Response(status=answer.status, headers=headers, body=body, size=len(body))
-    if answer.length != len(into):
-        raise TruncatedBody(f"expected {len(into)} bytes from {node_id}, it announced {answer.length}", node_id=node_id)
-    answer.read_into(into)
-    return Response(status=answer.status, headers=headers, body=b"", size=len(into))
+    if answer.length != len(view):
+        raise TruncatedBody(f"expected {len(view)} bytes from {node_id}, it announced {answer.length}", node_id=node_id)
+    answer.read_into(view, seen=seen)
+    return Response(status=answer.status, headers=headers, body=b"", size=len(view))

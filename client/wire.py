@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from client.checksum import SEGMENT_BYTES
+from client.checksum import SEGMENT_BYTES, Announced
 from client.errors import (
     Busy,
     InvalidRange,
@@ -32,11 +33,14 @@ __all__ = [
     "PROBLEM_TYPE",
     "PROTOCOL",
     "PROTOCOL_HEADER",
+    "RECORD_HEADER",
     "SEGMENTS_HEADER",
     "WRITE_ID_HEADER",
+    "announced_checks",
     "check_protocol",
     "chunk_path",
     "decode_json",
+    "encode_header",
     "encode_json",
     "error_of",
     "format_range",
@@ -51,6 +55,7 @@ PROTOCOL = 1
 PROTOCOL_HEADER = "x-forebay-protocol"
 CHECK_HEADER = "x-forebay-check"
 SEGMENTS_HEADER = "x-forebay-segment-checks"
+RECORD_HEADER = "x-forebay-record"
 WRITE_ID_HEADER = "x-forebay-write-id"
 BATCH_GET_PATH = "/v1/objects:batchGet"
 BATCH_PUT_PATH = "/v1/chunks:batchPut"
@@ -99,7 +104,12 @@ def encode_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def decode_json(body: bytes) -> Any:
+def encode_header(value: Any) -> bytes:
+    """`value` as compact JSON in ASCII, which a header can hold."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode_json(body: bytes | str) -> Any:
     """The JSON value in `body`; raises `InvalidRequest`."""
     try:
         return json.loads(body)
@@ -126,6 +136,16 @@ def _unnamed_problem(status: int, body: bytes) -> dict[str, Any]:
     if status in (429, 502, 503, 504):
         return to_problem(Busy(said))
     return to_problem(InvalidRequest(said) if 400 <= status < 500 else StoreError(said))
+
+
+def announced_checks(headers: Mapping[str, str]) -> Announced:
+    """What a node says of the chunk of which it sends bytes."""
+    try:
+        check = int(headers[CHECK_HEADER], 16)
+        words = headers.get(SEGMENTS_HEADER, "")
+        return Announced(check=check, segment_checks=b"".join(struct.pack("<Q", int(word, 16)) for word in words.split(",")))
+    except (KeyError, ValueError, struct.error):
+        return Announced()
 
 
 def parse_range(header: str | None, *, size_bytes: int) -> tuple[int, int] | None:

@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, MetadataUnavailable, StoreError
 from client.wire import PROTOCOL, encode_json
-from storenode.chunks import set_aside
 from storenode.chunkstore import ChunkStore, DiskUsage
 from storenode.metrics import CONTENT_TYPE, Metrics
 from storenode.node import Node
+from storenode.outgoing import set_aside
 from storenode.requests import NodeOf, json_body
 from storenode.schemas import json_body_of, json_of, problems
 

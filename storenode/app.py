@@ -1,9 +1,9 @@
 """The node's ASGI application: where every request enters, and where it leaves.
 
-Chunks go straight to `storenode.chunks`, everything else to FastAPI. Around both lies one layer of plain ASGI (a framework's
-middleware would put every body through a queue) that checks and states the protocol version, counts, and catches what
-nobody caught: a defect costs one request, is logged with its traceback, and reaches the client as a problem document or as
-a connection that was closed in the middle of a response.
+Chunks go straight to `storenode.chunks`, reads of records to `storenode.reads`, everything else to FastAPI. Around all of them
+lies one layer of plain ASGI (a framework's middleware would put every body through a queue) that checks and states the
+protocol version, counts, and catches what nobody caught: a defect costs one request, is logged with its traceback, and
+reaches the client as a problem document or as a connection that was closed in the middle of a response.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.errors import ProtocolMismatch, StoreError
 from client.wire import BATCH_PUT_PATH, PROTOCOL, PROTOCOL_HEADER, check_protocol
-from storenode import admin, batch, objects, records
+from storenode import admin, batch, objects, record_batch, records
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
 from storenode.chunk_batch import ChunkBatchRoute
@@ -28,12 +28,14 @@ from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.openapi import install_schema
 from storenode.problems import install_handlers, internal_error, problem_response
+from storenode.reads import RECORDS_PATH, RecordReads
 
 __all__ = ["Node", "create_app"]
 
 log = logging.getLogger(__name__)
 
 _CHUNK_ROUTE = CHUNKS_PATH + "{partition}/{id}"
+_RECORD_ROUTE = RECORDS_PATH + "{bucket}/{key:path}"
 # The rest of a body that was refused is received and dropped up to this length, because a client that sends all before it
 # reads would otherwise never see the answer.
 _DROPPED_BYTES = 256 * 1024 * 1024
@@ -55,24 +57,27 @@ def create_app(node: Node) -> ASGIApp:
     api.state.metrics = metrics
     api.state.num_partitions = num_partitions
     api.state.transfers = Budget("transfers of objects", limit=node.config.max_object_requests)
-    routers = (records.router, objects.router, batch.router, admin.router)
+    routers = (records.router, record_batch.router, objects.router, batch.router, admin.router)
     for router in routers:
         api.include_router(router)
     install_handlers(api, node_id=node.node_id, routers=routers)
     install_schema(api)
     chunks = ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics)
     batches = ChunkBatchRoute(node, num_partitions=num_partitions, bodies=chunks.bodies, metrics=metrics)
-    return _Entry(node.node_id, api, chunks, batches, metrics)
+    return _Entry(node.node_id, api, chunks=chunks, batches=batches, reads=RecordReads(node), metrics=metrics)
 
 
 class _Entry:
     """The outermost application."""
 
-    def __init__(self, node_id: str, api: ASGIApp, chunks: ASGIApp, batches: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, node_id: str, api: ASGIApp, *, chunks: ASGIApp, batches: ASGIApp, reads: ASGIApp, metrics: Metrics
+    ) -> None:
         self._node_id = node_id
         self._api = api
         self._chunks = chunks
         self._batches = batches
+        self._reads = reads
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,12 +87,12 @@ class _Entry:
         # Routed by the path as it was sent: decoded once, by whoever knows which of its slashes are data.
         scope = {**scope, "path": (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")}
         exchange = _Exchange(scope, receive, send)
-        app, template = self._route(scope["path"])
+        app, route = self._route(scope["method"], scope["path"])
         try:
             await self._answer(exchange, app)
         finally:
             self._metrics.answered(
-                template or _template(scope),
+                route or _template(scope),
                 method=scope["method"],
                 status=exchange.status,
                 seconds=time.monotonic() - exchange.began_s,
@@ -95,10 +100,12 @@ class _Entry:
                 sent_bytes=exchange.sent_bytes,
             )
 
-    def _route(self, path: str) -> tuple[ASGIApp, str]:
+    def _route(self, method: str, path: str) -> tuple[ASGIApp, str]:
         """Who answers, and what that is counted as; empty where the framework knows."""
         if path.startswith(CHUNKS_PATH):
             return self._chunks, _CHUNK_ROUTE
+        if method == "GET" and path.startswith(RECORDS_PATH):
+            return self._reads, _RECORD_ROUTE
         return (self._batches, BATCH_PUT_PATH) if path == BATCH_PUT_PATH else (self._api, "")
 
     async def _answer(self, exchange: _Exchange, app: ASGIApp) -> None:

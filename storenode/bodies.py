@@ -77,23 +77,6 @@ class BodyReceiver:
             gathered += piece
         return gathered or None
 
-    async def exactly(self, size_bytes: int) -> bytearray:
-        """All of a body of `size_bytes`, in one buffer that is allocated once.
-
-        Raises
-        ------
-        TruncatedBody, BodyTooLarge
-            If fewer or more bytes come.
-        """
-        body = bytearray(size_bytes)
-        while (piece := await self.piece()) is not None:
-            if self.received_bytes > size_bytes:
-                raise BodyTooLarge(f"the body is longer than the {size_bytes} bytes that were announced")
-            body[self.received_bytes - len(piece) : self.received_bytes] = piece
-        if self.received_bytes < size_bytes:
-            raise TruncatedBody(f"{size_bytes} bytes were announced, {self.received_bytes} came; nothing was stored")
-        return body
-
     async def whole(self, *, max_bytes: int) -> bytes:
         """All of a body of at most `max_bytes`. Raises `BodyTooLarge`, `TruncatedBody`."""
         body = bytearray()

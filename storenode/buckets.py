@@ -25,7 +25,7 @@ from storenode.history import MAX_PRUNED, Head
 from storenode.keyspace import BUCKETS, after, bucket_key, objects_of, versions_of
 from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, prefix_end
 
-__all__ = ["MAX_TURNS", "Bucket", "Buckets", "lost_races", "scan"]
+__all__ = ["MAX_TURNS", "Bucket", "Buckets", "bucket_not_found", "lost_races", "scan"]
 
 # How often a change is decided anew before it gives up. Each turn means that another change to the same key succeeded.
 MAX_TURNS = 64
@@ -81,7 +81,7 @@ class Buckets:
         """The bucket called `name`. Raises `InvalidName`, `BucketNotFound`."""
         item = self._meta.get(bucket_key(check_bucket(name)))
         if item is None:
-            raise BucketNotFound(f"there is no bucket {name}; `forebay bucket create {name}` creates it", key=name)
+            raise bucket_not_found(name)
         return Bucket.decode(item)
 
     def all(self) -> dict[str, BucketPolicy]:
@@ -174,6 +174,11 @@ def scan(meta: MetaStore, prefix: str) -> Iterator[KeyValue]:
         revision, more = page.revision, page.more
         if page.items:
             start = after(page.items[-1].key)
+
+
+def bucket_not_found(name: str) -> BucketNotFound:
+    """The error that says how to create it."""
+    return BucketNotFound(f"there is no bucket {name}; `forebay bucket create {name}` creates it", key=name)
 
 
 def lost_races(name: str) -> Conflict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from client.errors import Busy
@@ -39,6 +39,10 @@ class Budget:
         return Held(self, amount)
 
 
+def _nothing() -> None:
+    pass
+
+
 class Held:
     """A part of a budget, given back at the end of its ``with`` block, or later where `keep_until` says so."""
 
@@ -46,9 +50,11 @@ class Held:
         self._budget = budget
         self._amount = amount
         self._holders = 1  # The block itself.
+        self._then: Callable[[], None] = _nothing
 
-    def keep_until(self, tasks: Iterable[asyncio.Future[object]]) -> None:
-        """Hold it until all of `tasks` are done, too."""
+    def keep_until(self, tasks: Iterable[asyncio.Future[object]], *, then: Callable[[], None] = _nothing) -> None:
+        """Hold it until all of `tasks` are done, too; `then` is called when it is given back."""
+        self._then = then
         for task in tasks:
             self._holders += 1
             task.add_done_callback(self._let_go)
@@ -57,6 +63,7 @@ class Held:
         self._holders -= 1
         if not self._holders:
             self._budget.taken -= self._amount
+            self._then()
 
     def __enter__(self) -> Held:
         return self

@@ -1,11 +1,8 @@
 """Names to records on a `MetaStore`: what a node answers for buckets and objects. Blocking; it knows nothing of HTTP.
 
-Theory of operation
--------------------
-Every write is one transaction that compares the revisions of all it was decided on: the bucket's record, the key's newest
-version, and that the write has no marker yet. If any of them changed meanwhile, nothing happens and the write is decided
-anew. An object's version is the revision of the transaction that wrote it. `storenode.history` says what happens to older
-versions, `storenode.markers` how a repeat learns its first answer, `storenode.buckets` how a bucket goes away.
+An object's version is the revision of the transaction that wrote it. `storenode.commits` says how writes happen,
+`storenode.history` what becomes of older versions, `storenode.markers` how a repeat learns its first answer, and
+`storenode.buckets` how a bucket goes away.
 """
 
 from __future__ import annotations
@@ -13,30 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from client.catalog import Consistency, Listing, Watched
-from client.errors import (
-    BucketNotFound,
-    Conflict,
-    InvalidRequest,
-    ObjectNotFound,
-    PreconditionFailed,
-    StoreError,
-)
+from client.catalog import MAX_BATCH_ITEMS, Commit, Consistency, Listing, Watched, parts
+from client.errors import BucketNotFound, InvalidName, InvalidRequest, MetadataCorrupt, ObjectNotFound, StoreError
 from client.names import check_bucket, check_key, check_prefix
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
-from client.retry import Backoff, Deadline
-from client.wire import encode_json
-from storenode.buckets import MAX_TURNS, Bucket, Buckets, lost_races
-from storenode.history import Head, decode_older, next_step
-from storenode.keyspace import object_key, objects_of, version_key, versions_of, write_key
+from client.retry import Backoff
+from storenode.buckets import Buckets
+from storenode.commits import Commits, object_not_found
+from storenode.history import Head, decode_older
+from storenode.keyspace import object_key, objects_of, version_key
 from storenode.listing import ListQuery, list_page
-from storenode.markers import Markers, Write
-from storenode.metastore import Change, Compare, Delete, Event, KeyValue, MetaStore, Put, prefix_end
+from storenode.markers import Markers
+from storenode.metastore import MAX_GET_KEYS, Event, KeyValue, MetaStore, WouldWait, prefix_end
 
 __all__ = ["MetaCatalog"]
 
-# Answers that end a write for good, so that its later requests must get them as well.
-_REFUSALS = (PreconditionFailed, ObjectNotFound, BucketNotFound)
 _RACE_BACKOFF = Backoff(base_s=0.001, max_s=0.05)
 
 
@@ -68,9 +56,8 @@ class MetaCatalog:
     ) -> None:
         self._meta = meta
         self._buckets = Buckets(meta)
-        self._markers = Markers(meta, ttl_s=marker_ttl_s, clock=monotonic)
+        self._commits = Commits(meta, Markers(meta, ttl_s=marker_ttl_s, clock=monotonic), backoff=backoff)
         self._clock = clock
-        self._backoff = backoff
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
         """See `Catalog.create_bucket`."""
@@ -105,29 +92,74 @@ class MetaCatalog:
         self._buckets.get(bucket)
         if version is not None:
             raise ObjectNotFound(f"{bucket}/{key} has no version {version}, or no longer", key=f"{bucket}/{key}")
-        raise _not_found(bucket, key)
+        raise object_not_found(bucket, key)
+
+    def lookup_now(self, bucket: str, key: str) -> ObjectInfo:
+        """What `lookup` gives for the newest version, if it can be told at once.
+
+        Raises
+        ------
+        WouldWait
+            If not; for an object that does not exist, always. `lookup` then has the answer.
+        """
+        item = self._meta.get_now(object_key(check_bucket(bucket), check_key(key)))
+        info = Head.decode(item).info(bucket, key) if item is not None else None
+        if info is None or info.record.tombstone:
+            raise WouldWait
+        return info
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
-        """The current version of each (bucket, key), or why there is none."""
-        found: list[ObjectInfo | StoreError] = []
-        for bucket, key in names:
-            try:
-                found.append(self.lookup(bucket, key))
-            except StoreError as error:
-                found.append(error)
-        return found
+        """See `Catalog.lookup_many`. Up to `MAX_GET_KEYS` names are looked up at one moment."""
+        return [outcome for part in parts(names, MAX_GET_KEYS) for outcome in self._lookup_part(part)]
+
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int,
+        end: int | None,
+        most: int | None,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        """See `Catalog.begin_read`. No bytes lie here."""
+        info = self.lookup(bucket, key, version=version, consistency=consistency)
+        return info, place(info), 0
 
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """See `Catalog.commit`."""
-        if record.tombstone:
-            raise InvalidRequest("a record to commit can't be a tombstone; delete the object instead", key=f"{bucket}/{key}")
-        return self._write(Write(bucket=check_bucket(bucket), key=check_key(key), record=record), condition)
+        (outcome,) = self.commit_many([Commit(bucket=bucket, key=key, record=record, condition=condition)])
+        return _made(outcome)
+
+    def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
+        """See `Catalog.commit_many`."""
+        refused = [_refusal(write) for write in writes]
+        valid = [write for write, error in zip(writes, refused, strict=True) if error is None]
+        outcomes = iter([outcome for part in parts(valid, MAX_BATCH_ITEMS) for outcome in self._commits.run(part)])
+        return [next(outcomes) if error is None else error for error in refused]
 
     def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
         """See `Catalog.delete`."""
         content = Content(size=0, digest="")
         tombstone = ObjectRecord(write_id=write_id, content=content, created_s=self._clock(), tombstone=True)
-        self._write(Write(bucket=check_bucket(bucket), key=check_key(key), record=tombstone), condition)
+        write = Commit(bucket=check_bucket(bucket), key=check_key(key), record=tombstone, condition=condition)
+        (outcome,) = self._commits.run([write])
+        _made(outcome)
+
+    def _lookup_part(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
+        refused = [_name_error(bucket, key) for bucket, key in names]
+        keys = [object_key(*name) for name, error in zip(names, refused, strict=True) if error is None]
+        items = iter(self._meta.get_many(keys))
+        found = [_found(name, next(items)) if error is None else error for name, error in zip(names, refused, strict=True)]
+        # Whether it is the bucket that is missing is asked once for each, and only where something is missing.
+        buckets = {bucket for (bucket, _), info in zip(names, found, strict=True) if info is None}
+        missing = {bucket: error for bucket in buckets if (error := self._bucket_error(bucket)) is not None}
+        return [
+            info if info is not None else missing.get(bucket) or object_not_found(bucket, key)
+            for (bucket, key), info in zip(names, found, strict=True)
+        ]
 
     def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
         """See `Catalog.list`."""
@@ -148,66 +180,43 @@ class MetaCatalog:
         changes = tuple(_change(bucket, event) for event in watched.events)
         return Watched(changes=changes, revision=watched.revision)
 
-    def _write(self, write: Write, condition: Condition) -> ObjectInfo:
-        unending = Deadline(float("inf"))  # The turns are counted, not timed.
-        for turn in range(MAX_TURNS):
-            # These reads may be of different moments, with this very write's first request between them. No harm: whatever is
-            # decided on them, a refusal too, takes effect only if there is still no marker then.
-            item = self._meta.get(object_key(write.bucket, write.key))
-            marker = self._meta.get(write_key(write.record.write_id))
-            if marker is not None:
-                version, record = self._markers.answer(marker, write)
-                return ObjectInfo(bucket=write.bucket, key=write.key, version=version, record=record)
-            refusal: StoreError | None = None
-            try:
-                compares, changes = self._decide(write, condition, Head.decode(item) if item is not None else None)
-            except _REFUSALS as error:
-                compares, changes, refusal = [], [], error
-            revision = self._apply(write, compares, changes, refusal=refusal)
-            if revision is not None and refusal is not None:
-                raise refusal
-            if revision is not None:
-                return ObjectInfo(bucket=write.bucket, key=write.key, version=revision, record=write.record)
-            # A pause with jitter: writers that lost together would otherwise meet again together.
-            self._backoff.wait(min(turn, 16), error=lost_races(write.name), deadline=unending)
-        raise lost_races(write.name)
-
-    def _decide(self, write: Write, condition: Condition, head: Head | None) -> tuple[Sequence[Compare], Sequence[Change]]:
-        """What has to hold for `write` to happen after `head`, and what it then changes."""
-        bucket = self._buckets.get(write.bucket)
-        etag = head.record.write_id if head is not None and not head.record.tombstone else None
-        if not condition.holds(etag):
-            raise _precondition_failed(write, condition, etag)
-        if write.record.tombstone and etag is None:
-            raise _not_found(write.bucket, write.key)
-        key = object_key(write.bucket, write.key)
-        compares = [Compare(key=key, mod_revision=head.version if head is not None else 0), bucket.unchanged]
-        step = next_step(head, record=write.record, keep=bucket.policy.versions)
-        changes: Sequence[Change] = [Delete(key=key) if step.head is None else Put(key=key, value=step.head.encode())]
-        if step.aside and head is not None:
-            moved = version_key(write.bucket, write.key, head.version)
-            changes = [*changes, Put(key=moved, value=encode_json(head.record.to_json()))]
-        if step.num_pruned:
-            oldest = self._meta.range(*versions_of(write.bucket, write.key), limit=step.num_pruned)
-            changes = [*changes, *(Delete(key=version.key) for version in oldest.items)]
-        if bucket.closing:
-            # Somebody found the bucket empty and is about to delete it. This write puts an end to that.
-            changes = [*changes, Bucket(name=bucket.name, revision=0, policy=bucket.policy).put()]
-        return compares, changes
-
-    def _apply(
-        self, write: Write, compares: Sequence[Compare], changes: Sequence[Change], *, refusal: StoreError | None
-    ) -> int | None:
-        """Make the changes and leave the marker; the revision, or None if the write has to be decided anew."""
-        unmarked = Compare(key=write_key(write.record.write_id), mod_revision=0)
+    def _bucket_error(self, bucket: str) -> StoreError | None:
         try:
-            marker = self._markers.put(write, refusal=refusal)
-            result = self._meta.txn([*compares, unmarked], [*changes, marker])
-        except Conflict:
-            # The markers' lease is gone, because this process or its host was suspended for as long as it lives.
-            self._markers.renew()
-            return None
-        return result.revision if result.ok else None
+            self._buckets.get(bucket)
+        except (BucketNotFound, MetadataCorrupt) as error:
+            return error
+        return None
+
+
+def _found(name: tuple[str, str], item: KeyValue | None) -> ObjectInfo | StoreError | None:
+    """The object in a metadata item, None for none or a tombstone."""
+    try:
+        info = Head.decode(item).info(*name) if item is not None else None
+    except MetadataCorrupt as error:
+        return error
+    return None if info is None or info.record.tombstone else info
+
+
+def _name_error(bucket: str, key: str) -> InvalidName | None:
+    try:
+        check_bucket(bucket)
+        check_key(key)
+    except InvalidName as error:
+        return error
+    return None
+
+
+def _refusal(write: Commit) -> StoreError | None:
+    """Why a write can't be tried."""
+    if write.record.tombstone:
+        return InvalidRequest("a record to commit can't be a tombstone; delete the object instead", key=write.name)
+    return _name_error(write.bucket, write.key)
+
+
+def _made(outcome: ObjectInfo | StoreError) -> ObjectInfo:
+    if isinstance(outcome, StoreError):
+        raise outcome
+    return outcome
 
 
 def _change(bucket: str, event: Event) -> tuple[str, ObjectInfo | None]:
@@ -217,18 +226,3 @@ def _change(bucket: str, event: Event) -> tuple[str, ObjectInfo | None]:
     item = KeyValue(key=event.key, value=event.value, create_revision=event.revision, mod_revision=event.revision, lease=None)
     info = Head.decode(item).info(bucket, key)
     return key, None if info.record.tombstone else info
-
-
-def _not_found(bucket: str, key: str) -> ObjectNotFound:
-    name = f"{bucket}/{key}"
-    return ObjectNotFound(f"there is no object {name}; `forebay ls {bucket}` lists those that exist", key=name)
-
-
-def _precondition_failed(write: Write, condition: Condition, etag: str | None) -> PreconditionFailed:
-    asked = " and ".join(
-        f"{name} {value!r}"
-        for name, value in (("If-Match", condition.if_match), ("If-None-Match", condition.if_none_match))
-        if value is not None
-    )
-    found = f"it has ETag {etag!r}" if etag is not None else "there is no such object"
-    return PreconditionFailed(f"{write.name}: {asked} was asked for, but {found}", key=write.name)

@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 from client.errors import BodyTooLarge, InvalidRequest, StoreError, to_problem
 from client.frames import MAX_BATCH_BYTES, MAX_ITEMS, decode_chunks, table_bytes
 from client.wire import BATCH_PUT_PATH, encode_json
-from storenode.bodies import BodyReceiver
+from storenode.arriving import Arriving, receive
 from storenode.budget import Budget
 from storenode.chunkstore import ChunkStore
 from storenode.metrics import Metrics
@@ -56,13 +56,13 @@ class ChunkBatchRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            response = await self._answer(scope, receive)
+            response = await self._answer(scope)
         except StoreError as error:
             self._metrics.chunk_failed(error.code)
             response = problem_response(error, node_id=self._node.node_id)
         await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+    async def _answer(self, scope: Scope) -> Response:
         node = self._node
         if scope["method"] != "POST":
             error = InvalidRequest(f"{scope['method']} {BATCH_PUT_PATH}: use POST")
@@ -76,7 +76,8 @@ class ChunkBatchRoute:
             raise BodyTooLarge(f"a batch of {size_bytes} bytes; this node takes {limit}")
         # The thread is waited for, even by a request that is cancelled: so long it holds the body.
         with self._bodies.take(size_bytes):
-            body = await BodyReceiver(receive, stall_timeout_s=node.config.stall_timeout_s).exactly(size_bytes)
+            body = memoryview(bytearray(size_bytes))
+            await receive(scope, Arriving(body), stall_timeout_s=node.config.stall_timeout_s)
             chunks = decode_chunks(body)
             for partition, _, _ in chunks:
                 if partition >= self._num_partitions:

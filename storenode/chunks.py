@@ -1,12 +1,9 @@
 """Chunks over HTTP, the data plane: raw ASGI, files mapped to the socket, no copies in Python.
 
-A chunk on its way out is a map of its file, handed to the server in slices. This process never looks at the bytes: the
-client checks them, against its reference or against the checksums in the reply's head. (Looking would also be
-dangerous: the kernel answers a send from behind the end of a file that was cut short with an error, but kills a process
-that touches such a page itself.) So the server must not copy them either, which means uvloop without TLS.
+A chunk on its way out is a map of its file, handed to the server in slices (`storenode.outgoing`).
 
-A chunk on its way in is received whole into one buffer. Then this node's disk and the other nodes that the client named
-take it at the same time, and the reply says who holds it durably. Nothing here counts acknowledgements: the client does.
+A chunk on its way in is received into one buffer. While it comes, this node's disk and the other nodes that the client named
+take it from there, and the reply says who holds it durably. Nothing here counts acknowledgements: the client does.
 
 It knows nothing of objects, and of placement only how many partitions there are.
 """
@@ -15,12 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
-import os
 import re
-import struct
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -29,19 +22,21 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from client.checksum import SEGMENT_BYTES, num_segments, xxh3
-from client.errors import BodyTooLarge, ChunkCorrupt, DeadlineExceeded, InvalidRange, InvalidRequest, StoreError
-from client.manifest import Ref
-from client.wire import CHECK_HEADER, SEGMENTS_HEADER, encode_json, parse_range
-from storenode.bodies import BodyReceiver, BodySender
+from client.checksum import SEGMENT_BYTES
+from client.errors import BodyTooLarge, DeadlineExceeded, InvalidRange, InvalidRequest, StoreError
+from client.wire import CHECK_HEADER, encode_json, parse_range
+from storenode.arriving import Arriving, receive
+from storenode.bodies import BodySender
 from storenode.budget import Budget
-from storenode.chunkstore import ChunkStore
+from storenode.buffers import Buffers
+from storenode.chunkwriter import ChunkWriter
 from storenode.metrics import Metrics
 from storenode.node import Node
+from storenode.outgoing import open_outgoing
 from storenode.problems import internal_error, problem_response
 from storenode.tee import Tee
 
-__all__ = ["CHUNKS_PATH", "SIZE_HEADER", "ChunkRoutes", "set_aside"]
+__all__ = ["CHUNKS_PATH", "SIZE_HEADER", "ChunkRoutes"]
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +45,6 @@ SIZE_HEADER = "x-forebay-size"
 MAX_TEES = 15  # Of the most replicas that a bucket may ask for, all but this node.
 _NAME = re.compile(r"([0-9]{1,10})/([0-9a-f]{64})")
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outgoing:
-    """A chunk file that is about to be sent: what its trailer says, and its pages."""
-
-    size: int
-    check: int
-    segment_checks: bytes
-    pages: mmap.mmap
 
 
 class ChunkRoutes:
@@ -85,6 +70,7 @@ class ChunkRoutes:
         # wait for nothing but this node's disk, so that two nodes never fill each other up.
         self._forwarded = Budget("bytes of chunk bodies to forward", limit=config.max_body_bytes // 2)
         self._tee = Tee(node.chunks, node.pools.tee, max_per_node=config.max_tees_per_node, timeout_s=config.tee_timeout_s)
+        self._buffers = Buffers(max_kept_bytes=config.max_kept_body_bytes)
         self._late: set[asyncio.Task[object]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +91,7 @@ class ChunkRoutes:
             return None
         if scope["method"] == "PUT":
             tees = self._parse_tees(scope["query_string"])
-            return await self._put(receive, partition, chunk_id, announced=headers.get("content-length"), tees=tees)
+            return await self._put(scope, partition, chunk_id, announced=headers.get("content-length"), tees=tees)
         error = InvalidRequest(f"{scope['method']} of a chunk: use GET, HEAD or PUT")
         return problem_response(error, node_id=self._node.node_id, status=405, headers={"allow": "GET, HEAD, PUT"})
 
@@ -131,11 +117,7 @@ class ChunkRoutes:
 
     async def _get(self, send: Send, partition: int, chunk_id: bytes, *, wanted: str | None, head: bool) -> None:
         key = f"{partition}/{chunk_id.hex()}"
-        try:
-            chunk = await self._node.pools.disk.run(_open, self._node.store, partition, chunk_id)
-        except ChunkCorrupt:
-            await set_aside(self._node, partition, chunk_id)
-            raise
+        chunk = await open_outgoing(self._node, partition, chunk_id)
         bounds = parse_range(wanted, size_bytes=chunk.size)
         start, end = bounds or (0, chunk.size)
         if start % SEGMENT_BYTES or (end % SEGMENT_BYTES and end != chunk.size):
@@ -153,20 +135,18 @@ class ChunkRoutes:
         }
         if bounds is not None:
             headers["content-range"] = f"bytes {start}-{end - 1}/{chunk.size}"
-            headers[SEGMENTS_HEADER] = _format_checks(chunk.segment_checks, start=start, end=end)
+            headers |= chunk.checks(start, end)
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200 if bounds is None else 206, "headers": encoded})
         sender = BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
         if not head:
-            # The map is not closed here: the server may still hold slices of it, and the last of them unmaps it.
-            with memoryview(chunk.pages) as pages, pages[start:end] as wanted_pages:
-                await sender.piece(wanted_pages)
+            await chunk.send(sender, start, end)
         await sender.end()
 
     # In
 
     async def _put(
-        self, receive: Receive, partition: int, chunk_id: bytes, *, announced: str | None, tees: tuple[str, ...]
+        self, scope: Scope, partition: int, chunk_id: bytes, *, announced: str | None, tees: tuple[str, ...]
     ) -> Response:
         if announced is None or not announced.isdecimal():
             error = InvalidRequest(f"PUT of a chunk needs its Content-Length in bytes, found {announced!r}")
@@ -176,23 +156,44 @@ class ChunkRoutes:
             kind = BodyTooLarge if size_bytes else InvalidRequest
             raise kind(f"a chunk of {size_bytes} bytes: this node takes 1 to {self._node.config.max_chunk_bytes}")
         with self.bodies.take(size_bytes) as body_room, self._forwarded.take(size_bytes if tees else 0) as tee_room:
-            receiver = BodyReceiver(receive, stall_timeout_s=self._node.config.stall_timeout_s)
-            body = await receiver.exactly(size_bytes)
-            ref = Ref(partition=partition, id=chunk_id, size=size_bytes, check=xxh3(body))
-            copies = self._start_copies(ref, body, tees)
+            arriving = Arriving(self._buffers.take(size_bytes))
+            copies = self._start_copies(partition, chunk_id, arriving, tees)
             # A thread that outlives this request still holds the body, so the room is given back when the last one is done.
-            body_room.keep_until(copies.values())
+            body_room.keep_until(copies.values(), then=partial(self._buffers.give_back, arriving.buffer))
             tee_room.keep_until(copies.values())
+            try:
+                await receive(scope, arriving, stall_timeout_s=self._node.config.stall_timeout_s)
+            except BaseException:
+                for node_id, copy in copies.items():
+                    self._expect_late(node_id, copy)
+                raise
             return await self._outcome(copies)
 
-    def _start_copies(self, ref: Ref, body: bytearray, tees: tuple[str, ...]) -> dict[str, asyncio.Task[object]]:
+    def _start_copies(
+        self, partition: int, chunk_id: bytes, arriving: Arriving, tees: tuple[str, ...]
+    ) -> dict[str, asyncio.Task[object]]:
         """Begin to store the chunk here and on the nodes in `tees`, all at once."""
-        node = self._node
-        copying: dict[str, Coroutine[Any, Any, object]] = {
-            node.node_id: node.pools.disk.run_to_end(node.store.put, ref.partition, ref.id, body)
-        }
-        copying |= {node_id: self._tee.forward(node_id, ref, body) for node_id in tees}
+        copying: dict[str, Coroutine[Any, Any, object]] = {self._node.node_id: self._store(partition, chunk_id, arriving)}
+        copying |= {node_id: self._tee.forward(node_id, partition, chunk_id, arriving) for node_id in tees}
         return {node_id: asyncio.create_task(copy) for node_id, copy in copying.items()}
+
+    async def _store(self, partition: int, chunk_id: bytes, arriving: Arriving) -> None:
+        """Write this node's copy as its bytes come; returns once it is durable."""
+        run, store = self._node.pools.disk.run_to_end, self._node.store
+        part = await arriving.part(0)
+        if len(part) == len(arriving):
+            await run(store.put, partition, chunk_id, part)
+            return
+        writer = await run(store.writer, partition, chunk_id, size_bytes=len(arriving))
+        try:
+            written = 0
+            while written + len(part) < len(arriving):
+                await run(writer.write, part)
+                written += len(part)
+                part = await arriving.part(written)
+            await run(_write_last, writer, part, arriving.buffer)
+        finally:
+            writer.close()
 
     async def _outcome(self, copies: dict[str, asyncio.Task[object]]) -> Response:
         """Wait for this node's copy, for the others no longer than is allowed, and say which are durable."""
@@ -206,13 +207,16 @@ class ChunkRoutes:
                 log.warning("a copy of a chunk failed on node %s: %s: %s", node_id, error.title, error.message)
         for node_id, copy in copies.items():
             if not copy.done():
-                self._late.add(copy)
-                copy.add_done_callback(partial(self._note_late, node_id))
+                self._expect_late(node_id, copy)
         durable = [node_id for node_id in copies if node_id not in failed]
         if not durable:
             raise failed[self._node.node_id]
         said = {node_id: f"{error.title}: {error.message}" for node_id, error in failed.items()}
         return Response(encode_json({"durable": durable, "failed": said}), media_type="application/json")
+
+    def _expect_late(self, node_id: str, copy: asyncio.Task[object]) -> None:
+        self._late.add(copy)
+        copy.add_done_callback(partial(self._note_late, node_id))
 
     def _note_late(self, node_id: str, copy: asyncio.Task[object]) -> None:
         """A copy that was counted as failed has ended after all; nobody waits for how, but it must be looked at."""
@@ -230,23 +234,6 @@ class ChunkRoutes:
         return internal_error()
 
 
-async def set_aside(node: Node, partition: int, chunk_id: bytes) -> None:
-    """Quarantine a copy that was found corrupt, and have it replaced."""
-    try:
-        await node.pools.disk.run(node.store.quarantine, partition, chunk_id)
-    except StoreError as error:
-        log.warning("chunk %d/%s can't be quarantined: %s", partition, chunk_id.hex(), error.message)
-    # In any case: repair looks at the copy itself.
-    node.follower.repair(partition, chunk_id)
-
-
-def _open(store: ChunkStore, partition: int, chunk_id: bytes) -> _Outgoing:
-    with store.open_chunk(partition, chunk_id) as chunk:
-        # Reading begins here, in the disk's thread: a page that is still missing when it is sent stops the event loop.
-        os.posix_fadvise(chunk.fd, 0, chunk.size, os.POSIX_FADV_WILLNEED)
-        return _Outgoing(size=chunk.size, check=chunk.check, segment_checks=chunk.segment_checks(), pages=chunk.map())
-
-
-def _format_checks(segment_checks: bytes, *, start: int, end: int) -> str:
-    first, last = start // SEGMENT_BYTES, num_segments(end)
-    return ",".join(f"{check:016x}" for check in struct.unpack(f"<{last - first}Q", segment_checks[8 * first : 8 * last]))
+def _write_last(writer: ChunkWriter, part: memoryview, payload: memoryview) -> None:
+    writer.write(part)
+    writer.commit(payload)

@@ -32,6 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from typing_extensions import Buffer
@@ -49,9 +50,10 @@ from client.errors import (
 )
 from storenode.chunkfile import ChunkPath, OpenChunk, parse_name, read_trailer, rehash
 from storenode.chunkgroup import ChunkGroup, Member, require_reporting_sync
-from storenode.filesystem import FileSystem, disk_error, opened, write_new
+from storenode.chunkwriter import ChunkWriter
+from storenode.filesystem import FileSystem, UnnamedFile, opened, translated
 from storenode.smallchunks import SmallChunks
-from storenode.trailer import MAX_PAYLOAD_BYTES, Trailer
+from storenode.trailer import MAX_PAYLOAD_BYTES, trailer_bytes
 
 __all__ = ["ChunkStore", "DiskUsage"]
 
@@ -115,8 +117,9 @@ class ChunkStore:
         self._fs = fs or FileSystem()
         self._unsynced: set[Path] = set()
         self._moving = threading.Lock()
+        self.num_withdrawn = 0  # Copies that left their places; whoever keeps files open looks at it.
         self._buffers: deque[bytearray] = deque(maxlen=_NUM_KEPT_BUFFERS)
-        with _translated(root):
+        with translated(root):
             self._make_directories()
             self._require_unnamed_files()
         require_reporting_sync(self._fs)
@@ -140,17 +143,21 @@ class ChunkStore:
         DiskFailed
             If a call of the operating system failed. The copy must not be counted.
         """
-        at = self._at(partition, chunk_id)
         view = memoryview(payload).cast("B")
-        if len(view) > self._max_chunk_bytes:
-            raise BodyTooLarge(f"{len(view)} bytes for one chunk; this node takes {self._max_chunk_bytes}", key=at.name)
-        if (found := blake3_id(view)) != chunk_id:
-            raise ChecksumMismatch(f"the bytes sent for chunk {chunk_id.hex()} hash to {found.hex()}", key=at.name)
+        with self.writer(partition, chunk_id, size_bytes=len(view)) as writer:
+            writer.write(view)
+            return writer.commit(view)
+
+    def writer(self, partition: int, chunk_id: bytes, *, size_bytes: int) -> ChunkWriter:
+        """Begin to store a chunk that comes in parts; raises what `put` does."""
+        at = self._at(partition, chunk_id)
+        if size_bytes > self._max_chunk_bytes:
+            raise BodyTooLarge(f"{size_bytes} bytes for one chunk; this node takes {self._max_chunk_bytes}", key=at.name)
         with self._directory(at) as directory:
             self._require_synced(at)
-            created = self._write_unless_present(at, view, directory=directory)
-            self._sync_directory(at, directory=directory)
-        return created
+            present = self._is_present(at, directory=directory)
+            draft = None if present else self._draft(at, size_bytes=size_bytes, directory=directory)
+        return ChunkWriter(at, draft, commit=partial(self._commit, at))
 
     def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]]) -> list[StoreError | None]:
         """Store small chunks, given as (partition, id, payload), as one durable group; see `storenode.chunkgroup`.
@@ -171,7 +178,7 @@ class ChunkStore:
             require_synced=self._require_synced,
             sync_failed=lambda places: self._unsynced.update(at.path.parent for at in places),
         )
-        with _translated(self._chunks):
+        with translated(self._chunks):
             group.store([member for member in members if _has_its_id(member)])
         for member in members:
             if member.taken:
@@ -185,7 +192,7 @@ class ChunkStore:
     @contextmanager
     def small_chunks(self) -> Iterator[SmallChunks]:
         """To read many small chunks whole; raises `DiskFailed`."""
-        with _translated(self._chunks), opened(self._fs.open_directory(self._chunks)) as directory:
+        with translated(self._chunks), opened(self._fs.open_directory(self._chunks)) as directory:
             yield SmallChunks(self._fs, directory)
 
     def open_chunk(self, partition: int, chunk_id: bytes) -> OpenChunk:
@@ -232,11 +239,7 @@ class ChunkStore:
         """Whether a file of that name is here: a hint, which promises nothing about its bytes."""
         at = self._at(partition, chunk_id)
         with self._directory(at) as directory:
-            try:
-                self._fs.stat_name(at.name, directory=directory)
-            except FileNotFoundError:
-                return False
-        return True
+            return self._is_present(at, directory=directory)
 
     def make_durable(self, chunk_ids: Iterable[bytes]) -> None:
         """Make durable the names of copies that `contains` saw, for who is about to rely on them; raises `DiskFailed`.
@@ -257,6 +260,7 @@ class ChunkStore:
                 self._fs.unlink(at.name, directory=directory)
             except FileNotFoundError:
                 return False
+            self.num_withdrawn += 1
         return True
 
     def scan(self, *, after: tuple[int, bytes] | None = None) -> Iterator[tuple[int, bytes]]:
@@ -273,7 +277,7 @@ class ChunkStore:
         for parent in self._parents():
             if last and parent < last.parent:
                 continue
-            with _translated(parent):
+            with translated(parent):
                 names = self._fs.list_names(parent)
             for name in sorted(names):
                 if (named := parse_name(name)) and not (last and parent == last.parent and name <= last.name):
@@ -281,7 +285,7 @@ class ChunkStore:
 
     def usage(self) -> DiskUsage:
         """How full the disk is."""
-        with _translated(self._chunks):
+        with translated(self._chunks):
             space = self._fs.stat_space(self._chunks)
         return DiskUsage(
             total_bytes=space.f_blocks * space.f_frsize,
@@ -316,19 +320,44 @@ class ChunkStore:
                     "them no chunk can be written durably; put the data on ext4, xfs, btrfs or tmpfs"
                 ) from exc
 
-    def _write_unless_present(self, at: ChunkPath, payload: memoryview, *, directory: int) -> bool:
+    def _is_present(self, at: ChunkPath, *, directory: int) -> bool:
+        try:
+            self._fs.stat_name(at.name, directory=directory)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _draft(self, at: ChunkPath, *, size_bytes: int, directory: int) -> UnnamedFile:
+        self._require_room(size_bytes + trailer_bytes(size_bytes), at=at)
+        return UnnamedFile(self._fs, directory=directory)
+
+    def _commit(self, at: ChunkPath, writer: ChunkWriter, payload: memoryview) -> bool:
+        assert writer.hash.size == len(payload), (writer.hash.size, len(payload))
+        if (found := writer.hash.id) != at.id:
+            raise ChecksumMismatch(f"the bytes sent for chunk {at.id.hex()} hash to {found.hex()}", key=at.name)
+        with self._directory(at) as directory:
+            self._require_synced(at)
+            created = self._link_unless_present(at, writer, payload, directory=directory)
+            self._sync_directory(at, directory=directory)
+        return created
+
+    def _link_unless_present(self, at: ChunkPath, writer: ChunkWriter, payload: memoryview, *, directory: int) -> bool:
+        trailer = writer.hash.trailer(partition=at.partition).encode()
         for _ in range(_NUM_PUT_TURNS):
-            # Found is not stored: a copy counts only after its bytes were read back and hashed. A bad one makes room first.
-            if self._screen(at, directory=directory) is _Copy.SOUND:
-                return False
-            trailer = Trailer.of(payload, partition=at.partition, chunk_id=at.id).encode()
-            self._require_room(len(payload) + len(trailer), at=at)
+            if writer.draft is None:
+                # Found is not stored: a copy counts only after its bytes were read back and hashed. A bad one makes room
+                # first.
+                if self._screen(at, directory=directory) is _Copy.SOUND:
+                    return False
+                writer.draft = self._draft(at, size_bytes=len(payload), directory=directory)
+                writer.draft.write(payload)
             try:
-                write_new(self._fs, at.name, directory=directory, parts=(payload, trailer))
+                writer.draft.write(trailer)
+                writer.draft.link_as(at.name, directory=directory)
+                return True
             except FileExistsError:
                 # Another writer of the same bytes was faster. Its copy is treated like any that was here before.
-                continue
-            return True
+                writer.close()
         raise DiskFailed(f"{at.path}: the copy changed {_NUM_PUT_TURNS} times while it was being written", key=at.name)
 
     def _require_room(self, size_bytes: int, *, at: ChunkPath) -> None:
@@ -389,6 +418,7 @@ class ChunkStore:
             # Not synced: if a crash undoes it, the bad copy is found again.
             to_name = f"{at.name}.{uuid.uuid4().hex}"
             self._fs.rename(at.name, directory=directory, to_name=to_name, to_directory=to_directory)
+            self.num_withdrawn += 1
         return True
 
     def _open_file(self, at: ChunkPath, *, directory: int) -> int:
@@ -417,7 +447,7 @@ class ChunkStore:
 
     @contextmanager
     def _directory(self, at: ChunkPath) -> Iterator[int]:
-        with _translated(at.path, key=at.name), opened(self._fs.open_directory(at.path.parent)) as directory:
+        with translated(at.path, key=at.name), opened(self._fs.open_directory(at.path.parent)) as directory:
             yield directory
 
     def _parents(self) -> list[Path]:
@@ -433,11 +463,3 @@ def _has_its_id(member: Member) -> bool:
     message = f"the bytes sent for chunk {member.at.id.hex()} hash to {found.hex()}"
     member.error = ChecksumMismatch(message, key=member.at.name)
     return False
-
-
-@contextmanager
-def _translated(path: Path, *, key: str | None = None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise disk_error(exc, path, key=key) from exc

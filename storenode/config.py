@@ -44,6 +44,7 @@ class NodeConfig(BaseSettings):
     reserve_bytes: int = Field(1 * GIB, ge=0, description="Free space below which the node is read-only")
     max_chunk_bytes: int = Field(64 * MIB, ge=64 * KIB, le=1 * GIB, description="Largest chunk that is accepted")
     max_disk_threads: int = Field(8, ge=1, le=256, description="Threads that read and write chunk files")
+    max_open_chunks: int = Field(1024, ge=1, le=65_536, description="Small chunks that are kept open after they were read")
     max_disk_queue: int = Field(256, ge=1, le=65_536, description="Disk calls under way or waiting; more are refused")
     max_batch_threads: int = Field(2, ge=1, le=64, description="Groups of small chunks written at once; 256 files each")
     max_batch_queue: int = Field(64, ge=1, le=65_536, description="Batches of chunks under way or waiting; more are refused")
@@ -51,8 +52,13 @@ class NodeConfig(BaseSettings):
     # Requests
     stall_timeout_s: float = Field(60.0, gt=0, description="Longest silence of a client in the middle of a body, either way")
 
+    # Chunks passed to processes on this host, as descriptors
+    max_colocated_connections: int = Field(256, ge=1, le=4096, description="Processes' connections; more are refused")
+    colocated_idle_s: float = Field(60.0, gt=0, description="After so long without a request such a connection is closed")
+
     # Chunks on their way in
     max_body_bytes: int = Field(256 * MIB, ge=64 * KIB, description="Chunk bodies held at once, all requests together")
+    max_kept_body_bytes: int = Field(64 * MIB, ge=0, description="Buffers of chunk bodies that are kept to be used again")
     max_tee_threads: int = Field(16, ge=1, le=256, description="Threads that forward chunks to other nodes")
     max_tees_per_node: int = Field(8, ge=1, le=256, description="Of them at one other node, which may be hanging")
     max_tee_queue: int = Field(256, ge=1, le=65_536, description="Forwards under way or waiting; more are refused")

@@ -1,6 +1,6 @@
 """The few calls of the operating system that the store's disk code makes, as a port that tests substitute.
 
-Names are relative to an open directory, so no path is resolved twice. `write_new` is the one way in which a file comes to
+Names are relative to an open directory, so no path is resolved twice. `UnnamedFile` is the one way in which a file comes to
 be: complete under its name, or not there at all. The port knows nothing of chunks, and production code has no hooks: a test
 passes a subclass that counts, fails or stops at a call. Closing and mapping are left out, because no promise depends on them.
 
@@ -15,12 +15,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from typing_extensions import Buffer
 
 from client.errors import DiskFailed, DiskFull, StoreError
 
-__all__ = ["FileSystem", "disk_error", "opened", "write_new"]
+__all__ = ["FileSystem", "UnnamedFile", "disk_error", "opened", "translated", "write_new"]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)  # Python has no name for syncfs. A call lets other threads run.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -99,10 +100,54 @@ def opened(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def write_new(fs: FileSystem, name: str, *, directory: int, parts: Sequence[Buffer]) -> None:
-    """Make a new file appear under `name` with all of its bytes on the disk. The name itself is not durable yet.
+class UnnamedFile:
+    """A file without a name, to be written and then linked. When it is closed without that it is gone.
 
-    The caller fsyncs `directory` before it tells anyone, and never acts on the name before.
+    Use it as a context manager, or `close` it.
+    """
+
+    def __init__(self, fs: FileSystem, *, directory: int) -> None:
+        self._fs = fs
+        self._fd = fs.create_unnamed(directory=directory)
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[self._fs.write(self._fd, rest) :]
+
+    def link_as(self, name: str, *, directory: int) -> None:
+        """Make the bytes durable, then let them appear under `name`. The name itself is not durable yet.
+
+        The caller fsyncs `directory` before it tells anyone, and never acts on the name before.
+
+        Raises
+        ------
+        FileExistsError
+            If the name is taken. Nothing changed.
+        """
+        # Before the name, so that the name never leads to bytes that a power cut can take back. If it fails, the kernel may
+        # have dropped the dirty pages and marked them clean: a second call would succeed and mean nothing. So the file is
+        # given up here, never synced again.
+        self._fs.sync_data(self._fd)
+        # The commit: link is atomic and refuses a taken name, where a rename would silently replace another's file.
+        self._fs.link(self._fd, name, directory=directory)
+
+    def close(self) -> None:
+        """Let go of the file; may be repeated."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> UnnamedFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def write_new(fs: FileSystem, name: str, *, directory: int, parts: Sequence[Buffer]) -> None:
+    """Make a new file appear under `name` with all of its bytes on the disk; see `UnnamedFile.link_as`.
 
     Raises
     ------
@@ -111,17 +156,10 @@ def write_new(fs: FileSystem, name: str, *, directory: int, parts: Sequence[Buff
     OSError
         If a call failed. Nothing is left behind: a file without a name vanishes with its descriptor.
     """
-    with opened(fs.create_unnamed(directory=directory)) as fd:
+    with UnnamedFile(fs, directory=directory) as file:
         for part in parts:
-            rest = memoryview(part).cast("B")
-            while rest:
-                rest = rest[fs.write(fd, rest) :]
-        # Before the name, so that the name never leads to bytes that a power cut can take back. If it fails, the kernel may
-        # have dropped the dirty pages and marked them clean: a second call would succeed and mean nothing. So the file is
-        # given up here, never synced again.
-        fs.sync_data(fd)
-        # The commit: link is atomic and refuses a taken name, where a rename would silently replace another's file.
-        fs.link(fd, name, directory=directory)
+            file.write(part)
+        file.link_as(name, directory=directory)
 
 
 def disk_error(exc: OSError, path: Path, *, key: str | None = None) -> StoreError:
@@ -129,3 +167,12 @@ def disk_error(exc: OSError, path: Path, *, key: str | None = None) -> StoreErro
     if exc.errno in _FULL:
         return DiskFull(f"{path}: {exc.strerror} (errno {exc.errno}); free space or add a node", key=key)
     return DiskFailed(f"{path}: {exc.strerror} (errno {exc.errno})", key=key)
+
+
+@contextmanager
+def translated(path: Path, *, key: str | None = None) -> Iterator[None]:
+    """Turn every `OSError` of the block into what the store calls it."""
+    try:
+        yield
+    except OSError as exc:
+        raise disk_error(exc, path, key=key) from exc

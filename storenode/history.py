@@ -26,6 +26,7 @@ from storenode.metastore import KeyValue
 __all__ = ["MAX_PRUNED", "Head", "Step", "decode_json_object", "decode_older", "next_step"]
 
 MAX_PRUNED = 64
+_JSON = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,11 @@ def decode_older(item: KeyValue, *, bucket: str, key: str) -> ObjectInfo:
 def decode_json_object(item: KeyValue) -> dict[str, Any]:
     """The JSON object that is the value of a key; raises `MetadataCorrupt`, naming the key."""
     try:
-        value = json.loads(item.value)
+        # What `json.loads` does in the end, without its guesses at the encoding: every lookup comes by here.
+        text = item.value.decode()
+        value, end = _JSON.raw_decode(text)
+        if end != len(text):
+            raise ValueError(f"it goes on after {end} characters")
     except ValueError as exc:
         raise MetadataCorrupt(f"the record at {item.key!r} is no JSON: {exc}", key=item.key) from exc
     if not isinstance(value, dict):

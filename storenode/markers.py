@@ -20,36 +20,16 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from client.catalog import Commit
 from client.errors import InvalidRequest, MetadataCorrupt, StoreError, from_problem, to_problem
-from client.record import ObjectRecord
+from client.record import ObjectInfo, ObjectRecord
 from client.wire import encode_json
 from storenode.keyspace import write_key
 from storenode.metastore import KeyValue, MetaStore, Put
 
-__all__ = ["Markers", "Write"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
-    """One logical write, the same in all its requests.
-
-    Attributes
-    ----------
-    record : ObjectRecord
-        What is to be the newest version; a tombstone to delete.
-    """
-
-    bucket: str
-    key: str
-    record: ObjectRecord
-
-    @property
-    def name(self) -> str:
-        """What it writes to, for messages."""
-        return f"{self.bucket}/{self.key}"
+__all__ = ["Markers"]
 
 
 class Markers:
@@ -74,40 +54,35 @@ class Markers:
         self._lease = 0
         self._window_ends_s = float("-inf")
 
-    def put(self, write: Write, *, refusal: StoreError | None = None) -> Put:
+    def put(self, write: Commit, *, refusal: StoreError | None = None) -> Put:
         """The change that marks `write` as done, or as refused."""
         value: dict[str, Any] = {"bucket": write.bucket, "key": write.key, "record": write.record.to_json()}
         if refusal is not None:
             value["refusal"] = to_problem(refusal)
         return Put(key=write_key(write.record.write_id), value=encode_json(value), lease=self._current_lease())
 
-    def answer(self, marker: KeyValue, write: Write) -> tuple[int, ObjectRecord]:
-        """The version and record that the first request of `write` made, read from its marker.
+    def answer(self, marker: KeyValue, write: Commit) -> ObjectInfo | StoreError:
+        """What the first request of `write` made, read from its marker, or the error that it was refused with.
 
-        Raises
-        ------
-        StoreError
-            What the first request was refused with.
-        InvalidRequest
-            If the write id was used for another write.
+        An `InvalidRequest` if the write id was used for another write, and `MetadataCorrupt` if the marker does not decode.
         """
         try:
             value = json.loads(marker.value)
-            first = Write(bucket=value["bucket"], key=value["key"], record=ObjectRecord.from_json(value["record"]))
+            first = Commit(bucket=value["bucket"], key=value["key"], record=ObjectRecord.from_json(value["record"]))
             refusal = value.get("refusal")
         except (ValueError, KeyError, TypeError, MetadataCorrupt) as exc:
-            raise MetadataCorrupt(f"the marker at {marker.key!r} can't be read: {exc!r}", key=marker.key) from exc
+            return MetadataCorrupt(f"the marker at {marker.key!r} can't be read: {exc!r}", key=marker.key)
         if (first.name, first.record.tombstone) != (write.name, write.record.tombstone):
             was, now = ("delete" if w.record.tombstone else "put" for w in (first, write))
-            raise InvalidRequest(
+            return InvalidRequest(
                 f"write id {write.record.write_id} asks to {now} {write.name}, but was used to {was} {first.name}; "
                 "take a new id for each write",
                 key=write.name,
             )
         if refusal is not None:
-            raise from_problem(refusal, node_id="")
+            return from_problem(refusal, node_id="")
         # The marker was put by the transaction that put the record, so its revision is the object's version.
-        return marker.mod_revision, first.record
+        return ObjectInfo(bucket=write.bucket, key=write.key, version=marker.mod_revision, record=first.record)
 
     def renew(self) -> None:
         """Take a new lease for the next marker, because the engine has lost the one in use."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from client.cluster import Cluster, ClusterView
 from client.errors import Conflict, CursorExpired, MetadataCorrupt, MetadataUnavailable, Misconfigured, StoreError
+from client.local_wire import SOCKET_NAME
 from client.placement import Layout
 from client.wire import encode_json
 from storenode.history import decode_json_object
@@ -67,6 +68,11 @@ class NodeRecord:
     zone: str
     host: str
     data_dir: str
+
+    @property
+    def socket(self) -> str:
+        """Path, on its host, of the Unix socket that passes chunks, if it has one."""
+        return f"{self.data_dir}/{SOCKET_NAME}"
 
     def encode(self) -> bytes:
         """The record as it stands in the metadata."""
@@ -171,8 +177,13 @@ class ViewLoader:
         layout = read_layout(self._store)
         if layout is None:
             raise MetadataCorrupt(f"the metadata of cluster {self._cluster_id} has lost its layout", key=_LAYOUT)
-        endpoints = {node_id: record.endpoints for node_id, record in read_nodes(self._store).items()}
-        return ClusterView(cluster_id=self._cluster_id, layout=layout, endpoints=endpoints)
+        nodes = read_nodes(self._store)
+        return ClusterView(
+            cluster_id=self._cluster_id,
+            layout=layout,
+            endpoints={node_id: record.endpoints for node_id, record in nodes.items()},
+            sockets={node_id: record.socket for node_id, record in nodes.items()},
+        )
 
 
 class ViewWatcher:

@@ -25,7 +25,7 @@ It knows nothing of buckets, records or nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +33,10 @@ from client.errors import BodyTooLarge, InvalidRequest
 
 __all__ = [
     "MAX_ANSWER_BYTES",
+    "MAX_GET_KEYS",
     "MAX_KEY_BYTES",
+    "MAX_TXNS",
+    "MAX_TXNS_BYTES",
     "MAX_TXN_BYTES",
     "MAX_TXN_OPERATIONS",
     "Change",
@@ -44,11 +47,15 @@ __all__ = [
     "MetaStore",
     "Put",
     "Range",
+    "Txn",
     "TxnResult",
     "Watch",
-    "check_txn",
+    "WouldWait",
+    "check_txns",
     "encode_key",
+    "num_fitting",
     "prefix_end",
+    "txn_bytes",
 ]
 
 # etcd's default bounds: operations a transaction, and bytes of the request that carries it.
@@ -57,6 +64,10 @@ MAX_TXN_BYTES = 1536 * 1024
 # What one operation is counted on top of its key and value, so that the encoded request stays below the bound too.
 OPERATION_BYTES = 64
 MAX_KEY_BYTES = 4096
+# What one call may carry: enough to decide and to commit a thousand records, and little enough to hold in memory.
+MAX_GET_KEYS = 4096
+MAX_TXNS = 1024
+MAX_TXNS_BYTES = 16 * 1024 * 1024
 # A range or watch ends early, at this many bytes of keys and values, so that large values can't fill the memory.
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 
@@ -124,6 +135,14 @@ Change = Put | Delete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Txn:
+    """All of `changes`, if all of `compares` hold."""
+
+    compares: Sequence[Compare] = ()
+    changes: Sequence[Change] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TxnResult:
     """Whether all compares held, and the store's revision afterwards: with `ok`, that of the changes if there were any."""
 
@@ -148,11 +167,27 @@ class Watch:
     revision: int
 
 
+class WouldWait(Exception):
+    """`MetaStore.get_now` can't answer at once; `MetaStore.get` will. It never leaves the node."""
+
+
 class MetaStore(Protocol):
     """An ordered, transactional, watchable map. See the module for the model and the errors that every call may raise."""
 
     def get(self, key: str) -> KeyValue | None:
         """The key as it is now, None if it does not exist."""
+
+    def get_now(self, key: str) -> KeyValue | None:
+        """What `get` answers, if no thread, process or network has to be waited for; for callers that must not block.
+
+        Raises
+        ------
+        WouldWait
+            If somebody is in the way, or there is something to be done first. An engine elsewhere always raises it.
+        """
+
+    def get_many(self, keys: Sequence[str]) -> list[KeyValue | None]:
+        """What `get` answers for each of up to `MAX_GET_KEYS` keys, all at one moment."""
 
     def range(self, start: str, end: str, *, limit: int, revision: int | None = None) -> Range:
         """Keys from `start` to `end` (exclusive), in order.
@@ -182,6 +217,25 @@ class MetaStore(Protocol):
         ------
         Conflict
             If a lease has expired or was revoked. Nothing was changed; grant another and try again.
+        """
+
+    def txn_many(self, txns: Sequence[Txn]) -> list[TxnResult]:
+        """Each transaction by itself, in order, as `txn` would do it: a later one sees what an earlier one changed.
+
+        Each is atomic; together they are not, and others may come between them. They become durable together, so many cost
+        little more than one. Those that touch different keys may share a revision; it never decreases from one to the next.
+
+        Parameters
+        ----------
+        txns : sequence of Txn
+            At most `MAX_TXNS`, and `MAX_TXNS_BYTES` in all; see `num_fitting`.
+
+        Raises
+        ------
+        Conflict
+            If a lease of any of them has expired or was revoked. That one changed nothing; each other one may have been done.
+        MetadataUnavailable
+            The outcome of each is unknown.
         """
 
     def watch(self, start: str, end: str, *, after_revision: int, timeout_s: float, limit: int = 1000) -> Watch:
@@ -223,30 +277,55 @@ def encode_key(key: str) -> bytes:
     return encoded
 
 
-def check_txn(compares: Sequence[Compare], changes: Sequence[Change]) -> None:
-    """Hold a transaction to the bounds that every backend has.
+def check_txns(txns: Sequence[Txn]) -> int:
+    """Hold transactions to the bounds that every backend has; returns their `txn_bytes`, summed.
 
     Raises
     ------
     InvalidRequest
-        Too many operations, an empty key, or one key changed twice.
+        Too many of them, or in one too many operations, an empty key, or one key changed twice.
     BodyTooLarge
         Too many bytes.
     """
-    for what, operations in (("compares", compares), ("changes", changes)):
+    if len(txns) > MAX_TXNS:
+        raise InvalidRequest(f"{len(txns)} transactions in one call; at most {MAX_TXNS} are allowed")
+    size_bytes = sum(map(_checked_bytes, txns))
+    if size_bytes > MAX_TXNS_BYTES and len(txns) > 1:
+        raise BodyTooLarge(f"{len(txns)} transactions of {size_bytes} bytes; at most {MAX_TXNS_BYTES} are allowed in one call")
+    return size_bytes
+
+
+def _checked_bytes(txn: Txn) -> int:
+    for what, operations in (("compares", txn.compares), ("changes", txn.changes)):
         if len(operations) > MAX_TXN_OPERATIONS:
             raise InvalidRequest(f"a transaction with {len(operations)} {what}; at most {MAX_TXN_OPERATIONS} are allowed")
-    keys = [encode_key(operation.key) for operation in (*compares, *changes)]
-    if b"" in keys:
+    size_bytes = txn_bytes(txn)
+    if not all(operation.key for operation in (*txn.compares, *txn.changes)):
         raise InvalidRequest("a transaction names the empty key")
-    if len(set(keys[len(compares) :])) < len(changes):
+    if len({change.key for change in txn.changes}) < len(txn.changes):
         raise InvalidRequest("a transaction changes one key twice; which change is the last would depend on the engine")
-    size_bytes = sum(OPERATION_BYTES + len(key) for key in keys)
-    size_bytes += sum(len(change.value) for change in changes if isinstance(change, Put))
     if size_bytes > MAX_TXN_BYTES:
         raise BodyTooLarge(
             f"a transaction of {size_bytes} bytes, counting {OPERATION_BYTES} an operation; at most {MAX_TXN_BYTES} are allowed"
         )
+    return size_bytes
+
+
+def txn_bytes(txn: Txn) -> int:
+    """What a transaction counts towards the bounds on bytes; raises `InvalidRequest` as `encode_key` does."""
+    size_bytes = sum(OPERATION_BYTES + len(encode_key(operation.key)) for operation in (*txn.compares, *txn.changes))
+    return size_bytes + sum(len(change.value) for change in txn.changes if isinstance(change, Put))
+
+
+def num_fitting(sizes: Iterable[tuple[int, int]]) -> int:
+    """How many of the first items, given by their numbers of transactions and bytes, fit one call; at least the first does."""
+    num_items = num_txns = num_bytes = 0
+    for txns, size_bytes in sizes:
+        num_txns, num_bytes = num_txns + txns, num_bytes + size_bytes
+        if num_items and (num_txns > MAX_TXNS or num_bytes > MAX_TXNS_BYTES):
+            break
+        num_items += 1
+    return num_items
 
 
 def prefix_end(prefix: str) -> str:

@@ -1,7 +1,7 @@
 """The node's API as an OpenAPI document: complete, and true where the framework would guess.
 
-FastAPI describes the routes that it serves. The chunk routes, which it never sees, are added by hand; the validation error
-that it claims for every route and this node never sends is taken out.
+FastAPI describes the routes that it serves. Those that it never sees, of chunks and of records, are added by hand; the
+validation error that it claims for every route and this node never sends is taken out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from client.wire import BATCH_PUT_PATH, CHECK_HEADER, PROTOCOL, PROTOCOL_HEADER, SEGMENTS_HEADER
+from client.catalog import CONSISTENCY_LEVELS
+from client.names import MAX_KEY_BYTES
+from client.wire import BATCH_PUT_PATH, CHECK_HEADER, PROTOCOL, PROTOCOL_HEADER, RECORD_HEADER, SEGMENTS_HEADER
 from storenode.schemas import BYTES, SCHEMAS, json_of, problems
 
 __all__ = ["install_schema"]
@@ -20,6 +22,16 @@ _CHUNK_NAME = [
     {"name": "partition", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}},
     {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
 ]
+_OBJECT_NAME = [
+    {
+        "name": "bucket",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"},
+    },
+    {"name": "key", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES}},
+]
+_WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _RANGE = {
     "name": "range",
     "in": "header",
@@ -60,6 +72,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     )
     schema["paths"]["/v1/chunks/{partition}/{id}"] = _chunk_operations()
     schema["paths"][BATCH_PUT_PATH] = {"post": _batch_operation()}
+    schema["paths"]["/v1/records/{bucket}/{key}"]["get"] = _record_read()
     for operations in schema["paths"].values():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
@@ -112,6 +125,35 @@ def _batch_operation() -> dict[str, Any]:
                 200: json_of("StoredBatch", description="For each chunk, that it is durable, or why not"),
                 **problems(400, 411, 413, 503),
             }.items()
+        },
+    }
+
+
+def _record_read() -> dict[str, Any]:
+    along = {
+        RECORD_HEADER: {"schema": {"type": "string"}, "description": "The ObjectInfo, in JSON; the body holds bytes"},
+        CHECK_HEADER: {"schema": {"type": "string"}, "description": "xxh3_64 of the whole chunk, in hex"},
+        SEGMENTS_HEADER: {"schema": {"type": "string"}, "description": "xxh3_64 of each segment that is sent, in hex"},
+    }
+    answer = json_of("ObjectInfo", description="The record and its version; or, if asked for, the first bytes of the read")
+    numbers = {
+        "version": "An older version, by its number",
+        "start": "First byte that will be read, to have the bytes of its chunk sent along",
+        "end": "Where the read ends (exclusive)",
+        "most": "Most bytes to be sent along",
+    }
+    return {
+        "operationId": "getRecord",
+        "summary": "What is known of an object: references to its chunks",
+        "tags": ["names"],
+        "parameters": [
+            *_OBJECT_NAME,
+            *({"name": name, "in": "query", "schema": _WHOLE, "description": text} for name, text in numbers.items()),
+            {"name": "consistency", "in": "query", "schema": {"enum": list(CONSISTENCY_LEVELS)}},
+        ],
+        "responses": {
+            "200": {**answer, "headers": along, "content": {**answer["content"], **BYTES}},
+            **{str(status): problem for status, problem in problems(400, 404, 503).items()},
         },
     }
 

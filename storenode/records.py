@@ -1,32 +1,22 @@
-"""Names over HTTP: buckets, records, listings and watches. What the client's catalog asks; no bytes of objects pass here.
-
-A record comes from a client that has stored the chunks itself, so it is checked as far as that can be done without looking
-at chunks: that it is well-formed, and that its references can exist in this cluster. Everything that a later reader, repair
-or reply would stumble over is refused here.
-"""
+"""Names over HTTP: buckets, records, listings and watches. What the client's catalog asks; no bytes of objects pass here."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from client.catalog import MAX_LIST_LIMIT
-from client.errors import InvalidRequest, MetadataCorrupt
-from client.manifest import Ref
-from client.record import ACK_LEVELS, BucketPolicy, ObjectRecord
+from client.errors import InvalidRequest
+from client.record import BucketPolicy
 from client.wire import encode_json
-from storenode.node import Node
-from storenode.objects import Level, Version
+from storenode.admission import checked_record
 from storenode.requests import (
     BucketName,
     NodeOf,
     ObjectName,
-    check_headers,
-    check_write_id,
     condition_of,
     json_body,
 )
@@ -39,7 +29,6 @@ _RECORD_PATH = "/v1/records/{bucket}/{key:path}"
 # A thread waits no longer than this at a time, because it can't be told that the client has gone or the node stops.
 WATCH_SLICE_S = 1.0
 _MAX_POLICY_BYTES = 4096
-_MAX_REPLICAS = 16
 
 router = APIRouter(tags=["names"])
 
@@ -175,18 +164,6 @@ async def watch_objects(
     return _json(watched.to_json())
 
 
-@router.get(
-    _RECORD_PATH,
-    operation_id="getRecord",
-    response_class=Response,
-    responses={200: json_of("ObjectInfo", description="The record and its version"), **problems(400, 404, 503)},
-)
-async def get_record(node: NodeOf, name: ObjectName, version: Version = None, consistency: Level = "strong") -> Response:
-    """What is known of an object: references to its chunks, not its bytes."""
-    info = await node.pools.meta.run(node.catalog.lookup, *name, version=version, consistency=consistency)
-    return _json(info.to_json())
-
-
 @router.put(
     _RECORD_PATH,
     operation_id="putRecord",
@@ -202,47 +179,9 @@ async def put_record(request: Request, node: NodeOf, name: ObjectName) -> Respon
     """Give chunks that are stored already a name, all at once."""
     condition = condition_of(request.headers)
     value = await json_body(request, max_bytes=node.config.max_record_bytes)
-    record = _checked_record(value, node, num_partitions=request.app.state.num_partitions, key="/".join(name))
+    record = checked_record(value, node, num_partitions=request.app.state.num_partitions, key="/".join(name))
     info = await node.pools.meta.run(node.catalog.commit, *name, record, condition=condition)
     return _json(info.to_json(), status=201)
-
-
-def _checked_record(value: Any, node: Node, *, num_partitions: int, key: str) -> ObjectRecord:
-    """The record in `value`; raises `InvalidRequest` for one that could not have come from a right upload."""
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"expected a record as a JSON object, found {value!r:.100}", key=key)
-    try:
-        record = ObjectRecord.from_json(value)
-    except (MetadataCorrupt, OverflowError) as exc:
-        raise InvalidRequest(f"the record in the body is malformed: {exc}", key=key) from exc
-    check_write_id(record.write_id)
-    check_headers(record.metadata, content_type=record.content_type)
-    content = record.content
-    refs = content.refs if content.manifest is None else (content.manifest,)
-    wrong = next((ref for ref in refs if not _may_exist(ref, node, num_partitions=num_partitions)), None)
-    if wrong is not None:
-        raise InvalidRequest(
-            f"reference {wrong} of {wrong.size} bytes: chunks here have 1 to {node.config.max_chunk_bytes} bytes and lie in "
-            f"partitions 0 to {num_partitions - 1}",
-            key=key,
-        )
-    faults = {
-        "tombstone": record.tombstone,
-        "ack": record.ack not in ACK_LEVELS,
-        "replicas": not 1 <= record.replicas <= _MAX_REPLICAS,
-        "created_s": not math.isfinite(record.created_s),
-        "size": content.size < 0 or (content.manifest is not None and content.size == 0),
-        "digest": len(content.digest) != 64 or not set(content.digest) <= set("0123456789abcdef"),
-        "refs and manifest": content.manifest is not None and bool(value["content"].get("refs")),
-    }
-    named = [name for name, is_wrong in faults.items() if is_wrong]
-    if named:
-        raise InvalidRequest(f"the record in the body is malformed: {', '.join(named)}", key=key)
-    return record
-
-
-def _may_exist(ref: Ref, node: Node, *, num_partitions: int) -> bool:
-    return ref.partition < num_partitions and 0 < ref.size <= node.config.max_chunk_bytes
 
 
 def _json(value: Any, *, status: int = 200) -> Response:

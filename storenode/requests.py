@@ -35,8 +35,11 @@ __all__ = [
     "etag_matches",
     "if_match_of",
     "json_body",
+    "json_of_body",
     "metadata_headers",
     "metadata_of",
+    "object_name",
+    "whole_body",
     "write_id_of",
 ]
 
@@ -72,11 +75,11 @@ _Key = Annotated[
 
 
 async def _bucket_name(request: Request, bucket: _Bucket) -> str:
-    return check_bucket(_segment(request, 3))
+    return check_bucket(_segment(request.scope["path"], 3))
 
 
 async def _object_name(request: Request, bucket: _Bucket, key: _Key) -> tuple[str, str]:
-    return check_bucket(_segment(request, 3)), check_key(_segment(request, 4))
+    return object_name(request.scope["path"])
 
 
 NodeOf = Annotated[Node, Depends(_node_of)]
@@ -85,9 +88,14 @@ BucketName = Annotated[str, Depends(_bucket_name)]
 ObjectName = Annotated[tuple[str, str], Depends(_object_name)]
 
 
-def _segment(request: Request, index: int) -> str:
-    """Part `index` of ``/v1/.../{bucket}/{key}``, decoded by itself; the key keeps its slashes."""
-    segment: str = request.scope["path"].split("/", 4)[index]
+def object_name(path: str) -> tuple[str, str]:
+    """Bucket and key in the path ``/v1/.../{bucket}/{key}`` as it was sent. Raises `InvalidName`."""
+    return check_bucket(_segment(path, 3)), check_key(_segment(path, 4))
+
+
+def _segment(path: str, index: int) -> str:
+    """Part `index` of the path, decoded by itself; the key keeps its slashes."""
+    segment = "".join(path.split("/", 4)[index : index + 1])
     try:
         return unquote_to_bytes(segment).decode()
     except UnicodeDecodeError as exc:
@@ -170,24 +178,24 @@ def check_headers(metadata: Mapping[str, str], *, content_type: str) -> None:
         raise InvalidRequest(f"content type {content_type[:100]!r}: expected up to 256 printable ASCII characters")
 
 
-async def json_body(request: Request, *, max_bytes: int, default: Any = None) -> Any:
-    """The JSON in a request's body; `default`, if there is one, for an empty body.
-
-    Raises
-    ------
-    BodyTooLarge
-        If it is longer than `max_bytes`.
-    InvalidRequest
-        If it is no JSON.
-    """
+async def whole_body(request: Request, *, max_bytes: int) -> bytes:
+    """A request's body; raises `BodyTooLarge` if it is longer than `max_bytes`."""
     announced = announced_bytes(request.headers)
     if announced is not None and announced > max_bytes:
         raise BodyTooLarge(f"a body of {announced} bytes; this request takes {max_bytes}")
     node: Node = request.app.state.node
     receiver = BodyReceiver(request.receive, stall_timeout_s=node.config.stall_timeout_s)
-    body = await receiver.whole(max_bytes=max_bytes)
-    if not body and default is not None:
-        return default
+    return await receiver.whole(max_bytes=max_bytes)
+
+
+async def json_body(request: Request, *, max_bytes: int, default: Any = None) -> Any:
+    """The JSON in a request's body; `default`, if there is one, for an empty body. Raises `BodyTooLarge`, `InvalidRequest`."""
+    body = await whole_body(request, max_bytes=max_bytes)
+    return default if not body and default is not None else json_of_body(body)
+
+
+def json_of_body(body: bytes) -> Any:
+    """The JSON in `body`; raises `InvalidRequest`."""
     try:
         return decode_json(body)
     except RecursionError as exc:

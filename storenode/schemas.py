@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from client.catalog import MAX_BATCH_ITEMS
 from client.wire import PROBLEM_TYPE
 
 __all__ = ["BYTES", "SCHEMAS", "json_body_of", "json_of", "nullable", "problems"]
@@ -45,6 +46,7 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_ETAG = {"type": "string", "pattern": r"^(\*|[A-Za-z0-9_-]{1,64})$", "description": "* or an ETag, without quotes"}
 _PACKED_REF = {"type": "string", "pattern": "^[0-9a-f]{96}$", "description": "{partition, size, id, xxh3_64} packed, in hex"}
 
 SCHEMAS: dict[str, Any] = {
@@ -85,6 +87,22 @@ SCHEMAS: dict[str, Any] = {
         }
     ),
     "ObjectInfo": _object({"bucket": _STRING, "key": _STRING, "version": _INTEGER, "record": _ref("ObjectRecord")}),
+    "RecordWrites": {
+        "type": "array",
+        "maxItems": MAX_BATCH_ITEMS,
+        "items": _object(
+            {"bucket": _STRING, "key": _STRING, "record": _ref("ObjectRecord"), "if_match": _ETAG, "if_none_match": _ETAG},
+            optional=("if_match", "if_none_match"),
+        ),
+    },
+    "RecordNames": {
+        "type": "array",
+        "maxItems": MAX_BATCH_ITEMS,
+        "items": _object({"bucket": _STRING, "key": _STRING}),
+    },
+    "RecordOutcomes": _array(
+        {"oneOf": [_object({"info": _ref("ObjectInfo")}), _object({"problem": _ref("Problem")})]},
+    ),
     "Listing": _object(
         {
             "objects": _array(_ref("ObjectInfo")),

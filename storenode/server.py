@@ -26,6 +26,7 @@ import uvicorn
 
 from client.chunks import ChunkClient
 from client.cluster import Cluster
+from client.colocated import Colocated
 from client.config import load_config
 from client.errors import Misconfigured
 from client.objects import ObjectStore
@@ -33,6 +34,7 @@ from client.transport import Transport
 from storenode.app import create_app
 from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
+from storenode.colocated import ChunkDoor
 from storenode.config import NodeConfig
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
@@ -43,6 +45,7 @@ from storenode.jobs import Jobs
 from storenode.listener import BACKLOG, listen, url_of
 from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
 from storenode.node import Node
+from storenode.protocol import NodeProtocol
 from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from storenode.scrub import Scrub
@@ -100,7 +103,7 @@ def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
         options = uvicorn.Config(
             create_app(node),
             loop="uvloop",
-            http="httptools",
+            http=NodeProtocol,  # type: ignore[arg-type]  # uvicorn takes any factory of protocols.
             ws="none",
             log_config=None,
             access_log=False,
@@ -161,7 +164,9 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         stack.callback(transport.close)
         load_view = ViewLoader(meta, cluster_id=cluster_id)
         cluster = Cluster(load_view, ttl_s=client_config.view_ttl_s, suspect_s=client_config.suspect_s)
-        chunks = ChunkClient(cluster, transport)
+        colocated = Colocated(cluster, client_config)
+        stack.callback(colocated.close)
+        chunks = ChunkClient(cluster, transport, colocated)
         catalog = MetaCatalog(meta, marker_ttl_s=config.write_marker_ttl_s)
         objects = ObjectStore(catalog, cluster, chunks, client_config)
         stack.callback(objects.close)
@@ -193,6 +198,17 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         follower = _make_follower(config, copies, desired=desired, meta=meta, cluster_id=cluster_id)
         follower.start()
         stack.callback(follower.stop)
+        door = ChunkDoor(
+            config.data_dir,
+            node_id=directory.node_id,
+            cluster_id=cluster_id,
+            store=store,
+            repair=follower.repair,
+            max_connections=config.max_colocated_connections,
+            idle_s=config.colocated_idle_s,
+        )
+        door.start()
+        stack.callback(door.stop)
         scrub = Scrub(
             chunks=store, store=meta, desired=desired, follower=follower, rate_bytes_per_s=config.scrub_rate_bytes_per_s
         )

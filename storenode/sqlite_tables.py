@@ -9,13 +9,24 @@ by a bounded number of revisions more where it lags, so no call ever pays for a 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import closing
 
 from client.errors import Conflict, CursorExpired
-from storenode.metastore import MAX_ANSWER_BYTES, MAX_TXN_OPERATIONS, Change, Event, KeyValue, Put, Range, Watch
+from storenode.metastore import (
+    MAX_ANSWER_BYTES,
+    MAX_TXN_OPERATIONS,
+    Change,
+    Event,
+    KeyValue,
+    Put,
+    Range,
+    Txn,
+    TxnResult,
+    Watch,
+)
 
-__all__ = ["APPLICATION_ID", "SCHEMA", "SCHEMA_VERSION", "Tables"]
+__all__ = ["APPLICATION_ID", "GET", "SCHEMA", "SCHEMA_VERSION", "STATE", "Tables"]
 
 APPLICATION_ID = 0x46424D53  # "FBMS"
 SCHEMA_VERSION = 1
@@ -47,7 +58,13 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-_NEWEST = "SELECT key, value, create_revision, revision, lease FROM changes WHERE key = ? ORDER BY revision DESC LIMIT 1"
+STATE = "SELECT revision, compacted FROM state"
+# All that a read of one key asks, so that it needs no transaction around it: the key, and when its lease expires.
+GET = """
+    SELECT value, create_revision, revision, lease, (SELECT expires_s FROM leases WHERE id = changes.lease)
+    FROM changes WHERE key = ? ORDER BY revision DESC LIMIT 1
+"""
+_REVISIONS = "SELECT value IS NULL, create_revision, revision FROM changes WHERE key = ? ORDER BY revision DESC LIMIT 1"
 # A loose index scan: each step jumps to the next key, whatever history lies between, and stops when enough rows were read.
 _RANGE = """
     WITH RECURSIVE keys (key) AS (
@@ -89,16 +106,12 @@ _PAST_S = -1.0
 class Tables:
     """The metadata inside one open transaction; `save` ends a writing one."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, *, revision: int, compacted: int) -> None:
         self._db = db
-        self.revision: int
-        self._compacted: int
-        self.revision, self._compacted = db.execute("SELECT revision, compacted FROM state").fetchone()
-        self._saved_revision = self.revision
-
-    def get(self, key: bytes) -> KeyValue | None:
-        row = self._db.execute(_NEWEST, (key,)).fetchone()
-        return None if row is None or row[1] is None else _key_value(row)
+        self.revision = self._saved_revision = revision
+        self._compacted = compacted
+        # What a writing transaction knows of keys: one is often compared, changed, and compared again by the next.
+        self._known: dict[bytes, tuple[int, int]] = {}
 
     def range(self, start: bytes, end: bytes, *, limit: int, revision: int | None) -> Range:
         if revision is None:
@@ -129,20 +142,25 @@ class Tables:
                 size_bytes += len(key) + len(value or b"")
         return Watch(events=tuple(events), revision=self.revision)
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """All changes at the next revision, which is taken only if one of them changes something."""
+    def txn(self, txn: Txn) -> TxnResult:
+        """If the compares hold: all changes at the next revision, which is taken only if one of them changes something."""
+        if any(self._revisions(compare.key.encode())[1] != compare.mod_revision for compare in txn.compares):
+            return TxnResult(ok=False, revision=self.revision)
         revision = self.revision + 1
-        for change in changes:
+        for change in txn.changes:
             key = change.key.encode()
-            found = self.get(key)
+            created, _ = self._revisions(key)
             if isinstance(change, Put):
-                self._require_lease(change.lease)
-                created = found.create_revision if found else revision
-                self._insert(key, revision, created, change.value, change.lease)
-                self.revision = revision
-            elif found:
+                self._insert(key, revision, created or revision, change.value, change.lease)
+            elif created:
                 self._insert(key, revision, 0, None, None)
-                self.revision = revision
+        return TxnResult(ok=True, revision=self.revision)
+
+    def require_leases(self, changes: Iterable[Change]) -> None:
+        """Raise `Conflict` unless all leases that `changes` name are there; they then are until this transaction ends."""
+        for lease in {change.lease for change in changes if isinstance(change, Put) and change.lease is not None}:
+            if self._db.execute("SELECT 1 FROM leases WHERE id = ?", (lease,)).fetchone() is None:
+                raise Conflict(f"lease {lease} has expired or was revoked; grant another and try again")
 
     def grant(self, ttl_s: float, *, now_s: float) -> int:
         lease = self._db.execute("INSERT INTO leases (ttl_s, expires_s) VALUES (?, ?)", (ttl_s, now_s + ttl_s)).lastrowid
@@ -170,9 +188,9 @@ class Tables:
                 if rest < len(keys):
                     self._db.execute("UPDATE leases SET dropped_to = ? WHERE id = ?", (dropped_to, lease))
                     return False
-                self.revision += 1
+                revision = self.revision + 1
                 for key in keys:
-                    self._insert(key, self.revision, 0, None, None)
+                    self._insert(key, revision, 0, None, None)
                 rest, dropped_to = rest - len(keys), keys[-1]
             self._db.execute("DELETE FROM leases WHERE id = ?", (lease,))
         return True
@@ -191,7 +209,17 @@ class Tables:
         rows = self._db.execute(_LEASED, {"lease": lease, "after": after, "limit": limit})
         return [key for (key,) in rows]
 
+    def _revisions(self, key: bytes) -> tuple[int, int]:
+        """When `key` was created and put last; zeros if it does not exist."""
+        found = self._known.get(key)
+        if found is None:
+            row = self._db.execute(_REVISIONS, (key,)).fetchone()
+            found = self._known[key] = (0, 0) if row is None or row[0] else row[1:]
+        return found
+
     def _insert(self, key: bytes, revision: int, created: int, value: bytes | None, lease: int | None) -> None:
+        self.revision = revision
+        self._known[key] = (0, 0) if value is None else (created, revision)
         self._db.execute(
             "INSERT INTO changes (key, revision, create_revision, value, lease) VALUES (?, ?, ?, ?, ?)",
             (key, revision, created, value, lease),
@@ -202,10 +230,6 @@ class Tables:
             raise CursorExpired(
                 f"revision {revision} can't be read: the store knows {self._compacted} to {self.revision}; begin again"
             )
-
-    def _require_lease(self, lease: int | None) -> None:
-        if lease is not None and self._db.execute("SELECT 1 FROM leases WHERE id = ?", (lease,)).fetchone() is None:
-            raise Conflict(f"lease {lease} has expired or was revoked; grant another and try again")
 
 
 def _key_value(row: tuple[bytes, bytes, int, int, int | None]) -> KeyValue:

@@ -1,6 +1,7 @@
-"""Passing a chunk on to other nodes while this one stores it.
+"""Passing a chunk on to other nodes while it is still coming in and this one stores it.
 
-Each copy takes a thread until the other node has answered or the transport has given it up. A node that hangs would take
+Each copy takes a thread for as long as a part is being sent, and at last until the other node has answered or the transport
+has given it up. A node that hangs would take
 all threads, one chunk after the other, so one node gets only a part of them, and a copy beyond that fails at once.
 """
 
@@ -8,11 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from typing_extensions import Buffer
-
-from client.chunks import ChunkClient
+from client.chunks import ChunkClient, ChunkSending, Stored
 from client.errors import Busy, NotEnoughReplicas
-from client.manifest import Ref
+from storenode.arriving import Arriving
 from storenode.threads import BUSY_RETRY_S, BoundedPool
 
 __all__ = ["Tee"]
@@ -40,7 +39,7 @@ class Tee:
         self._timeout_s = timeout_s
         self._under_way: Counter[str] = Counter()
 
-    async def forward(self, node_id: str, ref: Ref, payload: Buffer) -> None:
+    async def forward(self, node_id: str, partition: int, chunk_id: bytes, arriving: Arriving) -> None:
         """Put the chunk on `node_id`; returns once it is durable there.
 
         Raises
@@ -57,12 +56,28 @@ class Tee:
             )
         self._under_way[node_id] += 1
         try:
-            # To the end: the thread reads the payload until then, and counts against its node.
-            stored = await self._pool.run_to_end(self._chunks.put, node_id, ref, payload, timeout_s=self._timeout_s)
+            stored = await self._send(node_id, partition, chunk_id.hex(), arriving)
         finally:
             self._under_way[node_id] -= 1
             if not self._under_way[node_id]:
                 del self._under_way[node_id]
         if node_id not in stored.durable:
             # It answered without an error, and yet not that it holds the chunk. Not counted.
-            raise NotEnoughReplicas(f"node {node_id} did not confirm chunk {ref}: {stored.failed}", key=str(ref))
+            raise NotEnoughReplicas(f"node {node_id} did not confirm chunk {partition}/{chunk_id.hex()}: {stored.failed}")
+
+    async def _send(self, node_id: str, partition: int, chunk_hex: str, arriving: Arriving) -> Stored:
+        # To the end, each time: the thread reads the payload until then, and counts against its node.
+        run, size_bytes = self._pool.run_to_end, len(arriving)
+        part = await arriving.part(0)
+        with self._chunks.sending(node_id, partition, chunk_hex, size_bytes=size_bytes, timeout_s=self._timeout_s) as sending:
+            sent = 0
+            while sent + len(part) < size_bytes:
+                await run(sending.send, part)
+                sent += len(part)
+                part = await arriving.part(sent)
+            return await run(_send_last, sending, part)
+
+
+def _send_last(sending: ChunkSending, part: memoryview) -> Stored:
+    sending.send(part)
+    return sending.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from client.errors import CursorExpired
-from storenode.metastore import Change, Compare, Delete, Event, KeyValue, Put, Range, TxnResult, prefix_end
+from client.errors import Conflict, CursorExpired
+from storenode.metastore import Change, Compare, Delete, Event, KeyValue, Put, Range, Txn, TxnResult, prefix_end
 from storenode.sqlite import SqliteMetaStore
 from tests.support.filesystem import FAST_DISK
 
 KEYS = ["a", "a\0", "a/", "a/b", "b", "é", "e\u0301", "鍵", "\ud7ff", "\ue000", "🗝"]
 HISTORY = 12
 TTL_S = 10.0
+GONE = 10**9  # A lease that was never granted.
 
 keys = st.sampled_from(KEYS)
 values = st.binary(max_size=4)
@@ -41,7 +43,7 @@ class Model:
     def oldest(self) -> int:
         return max(0, self.revision - HISTORY)
 
-    def apply(self, changes: list[Change]) -> None:
+    def apply(self, changes: Sequence[Change]) -> None:
         revision = self.revision + 1
         for change in sorted(changes, key=lambda change: change.key):
             found = self.present.pop(change.key, None)
@@ -56,6 +58,16 @@ class Model:
         if self.events and self.events[-1].revision == revision:
             self.revision = revision
             self.past[revision] = dict(self.present)
+
+    def txn(self, txn: Txn) -> TxnResult:
+        holds = all(compare.mod_revision == self.mod_revision(compare.key) for compare in txn.compares)
+        if holds:
+            self.apply(txn.changes)
+        return TxnResult(ok=holds, revision=self.revision)
+
+    def mod_revision(self, key: str) -> int:
+        found = self.present.get(key)
+        return found.mod_revision if found else 0
 
     def drop(self, lease: int) -> None:
         self.leases.pop(lease, None)
@@ -91,31 +103,30 @@ class MetaStoreMachine(RuleBasedStateMachine):
             store.close()
         shutil.rmtree(self.root)
 
-    @rule(by=openers, data=st.data(), changed=st.lists(keys, unique=True, max_size=5), compared=st.lists(keys, max_size=3))
-    def txn(self, by: int, data: st.DataObject, changed: list[str], compared: list[str]) -> None:
+    @rule(by=openers, data=st.data(), num_txns=st.integers(0, 4))
+    def txn_many(self, by: int, data: st.DataObject, num_txns: int) -> None:
         self.model.expire()
-        leases: list[int | None] = [None, *self.model.leases]
-        compares = []
-        for key in compared:
-            found = self.model.present.get(key)
-            actual = found.mod_revision if found else 0
-            compares.append(Compare(key=key, mod_revision=actual + data.draw(st.sampled_from([0, 0, 0, 1]))))
-        changes: list[Change] = [
-            Put(key=key, value=data.draw(values), lease=data.draw(st.sampled_from(leases)))
-            if data.draw(st.booleans())
-            else Delete(key=key)
-            for key in changed
-        ]
-        holds = all(compare.mod_revision == self.mod_revision(compare.key) for compare in compares)
-        result = self.stores[by].txn(compares, changes)
-        if holds:
-            self.model.apply(changes)
-        assert result == TxnResult(ok=holds, revision=self.model.revision)
+        txns = [self.drawn_txn(data) for _ in range(num_txns)]
+        results = self.stores[by].txn_many(txns)
+        assert results == [self.model.txn(txn) for txn in txns]
 
-    @rule(by=openers, key=keys)
-    def get(self, by: int, key: str) -> None:
+    @rule(by=openers, data=st.data(), num_calls=st.integers(1, 3))
+    def group(self, by: int, data: st.DataObject, num_calls: int) -> None:
         self.model.expire()
-        assert self.stores[by].get(key) == self.model.present.get(key)
+        calls = [[self.drawn_txn(data, gone=True) for _ in range(data.draw(st.integers(0, 2)))] for _ in range(num_calls)]
+        for txns, outcome in zip(calls, self.stores[by]._commit(calls), strict=True):
+            if any(isinstance(change, Put) and change.lease == GONE for txn in txns for change in txn.changes):
+                assert isinstance(outcome, Conflict)
+            else:
+                assert outcome == [self.model.txn(txn) for txn in txns]
+
+    @rule(by=openers, key=keys, also=st.lists(keys, max_size=4))
+    def get(self, by: int, key: str, also: list[str]) -> None:
+        self.model.expire()
+        assert self.stores[by].get_many([key, *also]) == [self.model.present.get(asked) for asked in (key, *also)]
+        assert self.stores[by].get_now(key) == self.model.present.get(
+            key
+        )  # Nobody is in the way, and nothing is to be cleared.
 
     @rule(by=openers, start=keys, end=keys, limit=st.integers(1, 4), back=st.integers(0, HISTORY + 2))
     def range(self, by: int, start: str, end: str, limit: int, back: int) -> None:
@@ -196,9 +207,22 @@ class MetaStoreMachine(RuleBasedStateMachine):
         assert [item.key for item in page.items] == sorted(self.model.present, key=str.encode)
         assert (page.revision, page.more) == (self.model.revision, False)
 
-    def mod_revision(self, key: str) -> int:
-        found = self.model.present.get(key)
-        return found.mod_revision if found else 0
+    def drawn_txn(self, data: st.DataObject, *, gone: bool = False) -> Txn:
+        leases: list[int | None] = [None, *self.model.leases, *([GONE] if gone else [])]
+        # The revision that a key has now, or will have if an earlier one of the same call puts it, or a wrong one.
+        compares = [
+            Compare(key=key, mod_revision=self.model.mod_revision(key))
+            if data.draw(st.booleans())
+            else Compare(key=key, mod_revision=self.model.revision + data.draw(st.integers(1, 3)))
+            for key in data.draw(st.lists(keys, max_size=2))
+        ]
+        changes: list[Change] = [
+            Put(key=key, value=data.draw(values), lease=data.draw(st.sampled_from(leases)))
+            if data.draw(st.booleans())
+            else Delete(key=key)
+            for key in data.draw(st.lists(keys, unique=True, max_size=4))
+        ]
+        return Txn(compares=compares, changes=changes)
 
 
 TestMetaStoreMachine = MetaStoreMachine.TestCase

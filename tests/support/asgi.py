@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message
+
+from client.errors import BodyTooLarge, TruncatedBody
+from storenode.protocol import RECEIVE_INTO
 
 __all__ = ["Answer", "ask", "call"]
 
@@ -89,7 +92,7 @@ async def ask(
     if announce is not False and (size or announce is not True):
         sent["content-length"] = str(size if announce is True else announce)
     raw_path, _, query = path.partition("?")
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -120,6 +123,23 @@ async def ask(
             waiting.set()
         await gone.wait()
         return {"type": "http.disconnect"}
+
+    async def receive_into(view: memoryview, progress: Callable[[int], None]) -> None:
+        filled, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise TruncatedBody("the client went away")
+            piece, more = message["body"], message["more_body"]
+            if filled + len(piece) > len(view):
+                raise BodyTooLarge("the body is longer than announced")
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            progress(len(piece))
+        if filled < len(view):
+            raise TruncatedBody("the body ended early")
+
+    scope["extensions"] = {RECEIVE_INTO: receive_into}
 
     async def send(message: Message) -> None:
         # What a server holds on to must not change later, so it is looked at only in the end.

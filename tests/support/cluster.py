@@ -52,6 +52,8 @@ CLIENT = {
     "FOREBAY_READ_TIMEOUT_S": "5",
     "FOREBAY_DEADLINE_S": "20",
     "FOREBAY_SUSPECT_S": "1",
+    # All nodes of a test are on one host. As a rule they are read as nodes elsewhere are, over the network.
+    "FOREBAY_COLOCATED": "false",
 }
 
 

@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,6 +26,7 @@ from client.errors import (
     Busy,
     ChecksumMismatch,
     ChunkNotFound,
+    Conflict,
     DeadlineExceeded,
     DiskFull,
     EndpointUnreachable,
@@ -40,7 +42,7 @@ from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
-from client.transport import Response, Transport
+from client.transport import Into, Response, Sending, Transport
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, WRITE_ID_HEADER, encode_json, parse_range
 from tests.support.fake_store import FakeCatalog
 
@@ -121,6 +123,9 @@ class FakeCluster:
         self.layout = Layout(version=1, partitions=partitions, nodes=members)
         self.catalog = FakeCatalog()
         self.answers: dict[str, bytes] = {}
+        self.sockets: dict[str, str] = {}
+        self.conflicts: dict[str, bool] = {}  # Write ids that lose their races once.
+        self.batches: list[list[str]] = []  # The write ids of each request with many records.
         self.num_views = 0
         self.transport = _FakeTransport(self)
         self.cluster = Cluster(self._load_view, ttl_s=3600.0, suspect_s=suspect_s, clock=self.clock)
@@ -129,7 +134,7 @@ class FakeCluster:
     def view(self) -> ClusterView:
         """Layout and endpoints; a node that is down has lost its lease only if it is not in ``nodes``."""
         endpoints = {name: (node.url,) for name, node in self.nodes.items()}
-        return ClusterView(cluster_id="fake", layout=self.layout, endpoints=endpoints)
+        return ClusterView(cluster_id="fake", layout=self.layout, endpoints=endpoints, sockets=self.sockets)
 
     def store(self, **settings: Any) -> ObjectStore:
         """An `ObjectStore` that asks the catalog directly, as the one in a node does. The caller closes it."""
@@ -160,6 +165,23 @@ class FakeCluster:
         return self.view()
 
 
+class _FakeSending(Sending):
+    """Gathers the parts of a body and makes one request of them."""
+
+    def __init__(self, transport: _FakeTransport, *args: Any, **options: Any) -> None:
+        self._request = partial(transport.request, *args, **options)
+        self._body = b""
+
+    def send(self, part: memoryview) -> None:
+        self._body += part
+
+    def finish(self, **_: object) -> Response:
+        return self._request(body=self._body)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class _FakeTransport(Transport):
     """Answers for the nodes."""
 
@@ -175,7 +197,8 @@ class _FakeTransport(Transport):
         *,
         headers: Mapping[str, str] | None = None,
         body: Buffer | None = None,
-        into: memoryview | None = None,
+        into: Into | None = None,
+        seen: Callable[[memoryview], object] | None = None,
         node_id: str = "",
         **_: object,
     ) -> Response:
@@ -190,12 +213,18 @@ class _FakeTransport(Transport):
             response = self._answer(node, request)
             if "drops replies" in node.faults:
                 raise EndpointUnreachable(f"{node.id} broke off", node_id=node.id)
-        if into is None:
+        view = into(response.headers, len(response.body)) if callable(into) else into
+        if view is None:
             return response
-        if len(response.body) != len(into):
-            raise TruncatedBody(f"expected {len(into)} bytes, announced {len(response.body)}", node_id=node.id)
-        into[:] = response.body
-        return Response(status=response.status, headers=response.headers, body=b"", size=len(into))
+        if len(response.body) != len(view):
+            raise TruncatedBody(f"expected {len(view)} bytes, announced {len(response.body)}", node_id=node.id)
+        view[:] = response.body
+        if seen is not None:
+            seen(view)
+        return Response(status=response.status, headers=response.headers, body=b"", size=len(view))
+
+    def begin(self, method: str, url: str, path: str, **options: Any) -> Sending:
+        return _FakeSending(self, method, url, path, **options)
 
     def _answer(self, node: FakeNode, request: _Request) -> Response:
         match request.parts:
@@ -238,11 +267,12 @@ class _FakeTransport(Transport):
             case ["v1", "buckets", bucket]:
                 return self._answer_bucket(request, bucket)
             case ["v1", "records", bucket, key] if request.method == "PUT":
-                record = ObjectRecord.from_json(request.json)
-                return self._once(
-                    record.write_id,
-                    lambda: catalog.commit(bucket, key, record, condition=request.condition).to_json(),
-                )
+                return self._commit(bucket, key, request.json, condition=request.condition)
+            case ["v1", "records:batchGet"]:
+                return _each(lambda item: _json(catalog.lookup(**item).to_json()), request.json)
+            case ["v1", "records:batchPut"]:
+                self._cluster.batches.append([item["record"]["write_id"] for item in request.json])
+                return _each(self._commit_item, request.json)
             case ["v1", "records", bucket, key]:
                 version = request.query("version")
                 return _json(catalog.lookup(bucket, key, version=int(version) if version else None).to_json())
@@ -272,6 +302,17 @@ class _FakeTransport(Transport):
         else:
             catalog.create_bucket(bucket, BucketPolicy.from_json(request.json))
         return Response(status=204, headers={}, body=b"", size=0)
+
+    def _commit(self, bucket: str, key: str, value: Any, *, condition: Condition) -> Response:
+        record = ObjectRecord.from_json(value)
+        if self._cluster.conflicts.pop(record.write_id, None):
+            raise Conflict(f"{bucket}/{key} lost its races")
+        commit = self._cluster.catalog.commit
+        return self._once(record.write_id, lambda: commit(bucket, key, record, condition=condition).to_json())
+
+    def _commit_item(self, item: dict[str, Any]) -> Response:
+        condition = Condition(if_match=item.get("if_match"), if_none_match=item.get("if_none_match"))
+        return self._commit(item["bucket"], item["key"], item["record"], condition=condition)
 
     def _once(self, write_id: str, write: Callable[[], Any]) -> Response:
         """A write with the memory that a node has of it: a repeat gets the first answer."""
@@ -353,6 +394,17 @@ def _object_frame(node: FakeNode, catalog: FakeCatalog, bucket: str, key: str) -
 def _verify(node: FakeNode, partition: int, chunk_hex: str) -> str:
     held = node.chunks.get((partition, bytes.fromhex(chunk_hex)))
     return "missing" if held is None else "ok" if blake3_id(held).hex() == chunk_hex else "corrupt"
+
+
+def _each(answer: Callable[[Any], Response], items: list[Any]) -> Response:
+    """What a node answers for many records."""
+    answers = []
+    for item in items:
+        try:
+            answers.append({"info": json.loads(answer(item).body)})
+        except StoreError as error:
+            answers.append({"problem": to_problem(error)})
+    return _json(answers)
 
 
 def _json(value: Any) -> Response:

@@ -6,15 +6,15 @@ and a repair happens when the test says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec
 
 from typing_extensions import Buffer
 
-from client.catalog import Consistency, Listing, Watched
+from client.catalog import Commit, Consistency, Listing, Watched
 from client.checksum import blake3_id
-from client.chunks import ChunkClient, Stored
+from client.chunks import ChunkClient, ChunkSending, Stored
 from client.client import Client
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
@@ -28,6 +28,7 @@ from client.errors import (
     InvalidRequest,
     ObjectNotFound,
     PreconditionFailed,
+    StoreError,
 )
 from client.manifest import Ref
 from client.objects import ObjectStore
@@ -37,6 +38,7 @@ from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRe
 __all__ = ["FakeCatalog", "FakeChunks", "FakeStore"]
 
 PARTITIONS = 64
+P = ParamSpec("P")
 
 
 class FakeCatalog:
@@ -77,6 +79,25 @@ class FakeCatalog:
         if not found or found[0].record.tombstone:
             raise ObjectNotFound(f"no object {bucket}/{key}", key=f"{bucket}/{key}")
         return found[0]
+
+    def begin_read(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None,
+        consistency: Consistency,
+        place: Callable[[ObjectInfo], memoryview],
+        **_: object,
+    ) -> tuple[ObjectInfo, memoryview, int]:
+        info = self.lookup(bucket, key, version=version, consistency=consistency)
+        return info, place(info), 0
+
+    def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
+        return [_outcome(self.lookup, *name) for name in names]
+
+    def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
+        return [_outcome(self.commit, write.bucket, write.key, write.record, condition=write.condition) for write in writes]
 
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         self._check(bucket, key, condition)
@@ -125,6 +146,13 @@ class FakeCatalog:
             raise PreconditionFailed(f"{bucket}/{key} is not what the condition says", key=f"{bucket}/{key}")
 
 
+def _outcome(call: Callable[P, ObjectInfo], *args: P.args, **kwargs: P.kwargs) -> ObjectInfo | StoreError:
+    try:
+        return call(*args, **kwargs)
+    except StoreError as error:
+        return error
+
+
 class FakeChunks(ChunkClient):
     """Nodes as dictionaries.
 
@@ -153,6 +181,19 @@ class FakeChunks(ChunkClient):
             self.nodes[node][ref.partition, ref.id] = bytes(payload)
         return Stored(durable=tuple(live), failed={node: "down" for node in tee if node in self.down})
 
+    def sending(
+        self,
+        node_id: str,
+        partition: int,
+        chunk_hex: str,
+        *,
+        size_bytes: int,
+        tee: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> ChunkSending:
+        self._node(node_id)
+        return FakeSending(self, node_id, Ref(partition=partition, id=bytes.fromhex(chunk_hex), size=size_bytes, check=0))
+
     def fetch_into(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, **_: object) -> None:
         held = self._node(node_id).get((ref.partition, ref.id))
         if held is None:
@@ -160,6 +201,9 @@ class FakeChunks(ChunkClient):
         if blake3_id(held) != ref.id:
             raise ChunkCorrupt(f"chunk {ref} is corrupt", node_id=node_id)
         buffer[:] = held[start : start + len(buffer)]
+
+    def colocated(self) -> Collection[str]:
+        return ()
 
     def verify(self, node_id: str, refs: Sequence[Ref]) -> list[str]:
         self.before_verify()
@@ -175,6 +219,27 @@ class FakeChunks(ChunkClient):
         if node_id in self.down:
             raise EndpointUnreachable(f"node {node_id} is down", node_id=node_id)
         return self.nodes[node_id]
+
+
+class FakeSending(ChunkSending):
+    """Gathers the parts of a chunk and puts it on a node of `chunks`."""
+
+    def __init__(self, chunks: FakeChunks, node_id: str, ref: Ref) -> None:
+        self._chunks = chunks
+        self._to = node_id
+        self._ref = ref
+        self.parts: list[bytes] = []
+
+    def send(self, part: memoryview) -> None:
+        self.parts.append(bytes(part))
+
+    def finish(self) -> Stored:
+        payload = b"".join(self.parts)
+        assert len(payload) == self._ref.size, (len(payload), self._ref.size)
+        return self._chunks.put(self._to, self._ref, payload)
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 @dataclass(slots=True)

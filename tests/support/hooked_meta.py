@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from client.errors import MetadataUnavailable
-from storenode.metastore import Change, Compare, KeyValue, MetaStore, Range, TxnResult, Watch
+from storenode.metastore import Change, Compare, KeyValue, MetaStore, Range, Txn, TxnResult, Watch
 
 __all__ = ["HookedMeta", "LossyMeta"]
 
@@ -35,14 +35,30 @@ class HookedMeta:
         self.before_get(key)
         return self.meta.get(key)
 
+    def get_now(self, key: str) -> KeyValue | None:
+        self.calls["get_now"] += 1
+        self.before_get(key)
+        return self.meta.get_now(key)
+
+    def get_many(self, keys: Sequence[str]) -> list[KeyValue | None]:
+        self.calls["get_many"] += 1
+        for key in keys:
+            self.before_get(key)
+        return self.meta.get_many(keys)
+
     def range(self, start: str, end: str, *, limit: int, revision: int | None = None) -> Range:
         self.calls["range"] += 1
         return self.meta.range(start, end, limit=limit, revision=revision)
 
     def txn(self, compares: Sequence[Compare], changes: Sequence[Change]) -> TxnResult:
-        self.calls["txn"] += 1
-        self.before_txn(changes)
-        return self.meta.txn(compares, changes)
+        (result,) = self.txn_many([Txn(compares=compares, changes=changes)])
+        return result
+
+    def txn_many(self, txns: Sequence[Txn]) -> list[TxnResult]:
+        self.calls["txn_many"] += 1
+        for txn in txns:
+            self.before_txn(txn.changes)
+        return self.meta.txn_many(txns)
 
     def watch(self, start: str, end: str, *, after_revision: int, timeout_s: float, limit: int = 1000) -> Watch:
         self.calls["watch"] += 1
@@ -74,12 +90,12 @@ class LossyMeta(HookedMeta):
         self._lost = lost
         self._lock = threading.Lock()
 
-    def txn(self, compares: Sequence[Compare], changes: Sequence[Change]) -> TxnResult:
+    def txn_many(self, txns: Sequence[Txn]) -> list[TxnResult]:
         with self._lock:
             request_lost, reply_lost = self._random.random() < self._lost, self._random.random() < self._lost
         if request_lost:
             raise MetadataUnavailable("the request was lost")
-        result = super().txn(compares, changes)
+        results = super().txn_many(txns)
         if reply_lost:
             raise MetadataUnavailable("the reply was lost")
-        return result
+        return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -205,6 +206,13 @@ def test_ranking_keeps_the_order_of_placement_among_the_trusted_and_among_the_ot
     assert cluster.ranked(()) == ()
 
 
+def test_near_nodes_come_first_among_the_trusted_and_among_the_others(cluster: Cluster) -> None:
+    assert cluster.ranked(("c", "a", "b"), near={"b"}) == ("b", "c", "a")
+    cluster.failed("b")
+    cluster.failed("a")
+    assert cluster.ranked(("a", "b", "c"), near={"b"}) == ("c", "b", "a")
+
+
 def test_readers_are_spread_because_placement_is(cluster: Cluster) -> None:
     firsts = {cluster.ranked(cluster.layout.replicas(p, count=3))[0] for p in range(16)}
     assert firsts == {"a", "b", "c"}
@@ -212,6 +220,11 @@ def test_readers_are_spread_because_placement_is(cluster: Cluster) -> None:
 
 def test_views_come_back_from_json() -> None:
     view = view_of("a", "b", down=("b",))
+    assert ClusterView.from_json(json.loads(json.dumps(view.to_json()))) == view
+
+
+def test_a_view_names_the_sockets_of_nodes_that_have_one() -> None:
+    view = replace(view_of("a", "b"), sockets={"b": "/disk/b/chunks.sock"})
     assert ClusterView.from_json(json.loads(json.dumps(view.to_json()))) == view
 
 

@@ -119,6 +119,7 @@ def test_the_view_joins_layout_and_liveness(store: SqliteMetaStore) -> None:
     view = ViewLoader(store, cluster_id="c1")()
     assert view.layout == LAYOUT and view.cluster_id == "c1"
     assert view.endpoints == {"a": ("http://127.0.0.1:1",)}
+    assert view.sockets == {"a": "/disk/a/chunks.sock"}
 
 
 def test_the_last_view_stands_in_while_the_metadata_does_not_answer(store: SqliteMetaStore) -> None:

@@ -1,0 +1,250 @@
+"""Reads from nodes on this host, past the network: the node passes its chunk file's descriptor, and this process reads it.
+
+Theory of operation
+-------------------
+The view of the cluster names a Unix socket for each node. Where such a path exists here, the node is taken to be on this
+host, until the view is fetched again or something fails; nothing else is remembered, and a cluster elsewhere costs a look at
+the file system for each view. Names prove nothing: that the descriptor arrived proves the host, and every answer says which
+node of which cluster gave it. Where all nodes have their data at the same path, the first answer tells whose this one is.
+
+A descriptor is used for one read and closed. While it is open its bytes stay, even if the node sets the chunk aside or dies.
+They are read with pread into the caller's buffer and hashed piece by piece, because to touch a map of a file that is cut
+short kills the process.
+
+What the node says of a chunk (it has none, it is corrupt) is its answer, and so is its silence. If the way itself fails,
+`NotColocated` says so, and whoever called takes the other way.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from client.checksum import SEGMENT_BYTES, Announced, ReadCheck, num_segments
+from client.cluster import Cluster, ClusterView
+from client.config import ClientConfig
+from client.errors import ChunkCorrupt, DeadlineExceeded, ProtocolMismatch, from_problem
+from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
+from client.manifest import Ref
+from client.process import HomeProcess
+from client.retry import Deadline
+
+__all__ = ["Colocated", "NotColocated"]
+
+log = logging.getLogger(__name__)
+
+# Hashed while it is in the CPU's cache: of 64 KiB to 8 MiB this is the fastest. Whole segments, as `ReadCheck` wants them.
+PIECE_BYTES = 4 * SEGMENT_BYTES
+_SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
+
+
+class NotColocated(Exception):
+    """A node can't be read on this host (any more); nothing was learned of the chunk."""
+
+
+class Colocated:
+    """Descriptors of chunks from the nodes on this host, over a few kept connections to each. Thread-safe.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Its view names the sockets.
+    config : ClientConfig
+        Whether to look at all, timeouts, the token and the number of idle connections kept.
+    """
+
+    def __init__(self, cluster: Cluster, config: ClientConfig) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._home = HomeProcess()
+        self._lock = threading.Lock()
+        self._view: ClusterView | None = None
+        self._paths: dict[str, str] = {}
+        self._idle: dict[str, list[socket.socket]] = {}
+        self._closed = False
+
+    def nodes(self) -> Collection[str]:
+        """The nodes that seem to be on this host."""
+        if not self._config.colocated:
+            return ()
+        view = self._cluster.view()
+        if view is not self._view:
+            paths = {node_id: path for node_id, path in view.sockets.items() if os.path.exists(path)}
+            with self._lock:
+                self._view, self._paths = view, paths
+        return self._paths
+
+    def read_into(
+        self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, deadline: Deadline | None = None
+    ) -> bool:
+        """Fill `buffer` with the chunk's bytes from `start` on, which are the whole chunk or whole segments of it.
+
+        Returns
+        -------
+        bool
+            Whether they are the right bytes.
+
+        Raises
+        ------
+        NotColocated
+            The local way failed; the node is not in `nodes` any more until the view is fetched again.
+        ChunkCorrupt
+            The file was cut short, the disk can't read it, or the node says so.
+        ChunkNotFound
+            The node has no copy.
+        DeadlineExceeded
+            The node was silent for too long.
+        """
+        self._home.check()
+        whole = len(buffer) == ref.size
+        first, last = (0, 0) if whole else (start // SEGMENT_BYTES, num_segments(start + len(buffer)))
+        token = self._config.token or ""
+        request = ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=token)
+        check = ReadCheck(whole=whole)
+        try:
+            with self._opened(node_id, request, timeout_s=self._patience_s(deadline)) as (fd, announced):
+                for offset in range(0, len(buffer), PIECE_BYTES):
+                    piece = buffer[offset : offset + PIECE_BYTES]
+                    _read_exactly(fd, piece, offset=start + offset, ref=ref, node_id=node_id)
+                    check.update(piece)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"node {node_id} did not pass chunk {ref} in time", key=str(ref), node_id=node_id) from exc
+        except (OSError, ProtocolMismatch) as exc:
+            self._forget(node_id)
+            log.info("chunks of node %s are read over the network from now on: %s", node_id, exc)
+            raise NotColocated(f"node {node_id}: {exc}") from exc
+        return check.matches(ref.check, announced)
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when they are given back."""
+        with self._lock:
+            self._closed = True
+            idle = [connection for pool in self._idle.values() for connection in pool]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+    @contextmanager
+    def _opened(self, node_id: str, request: ChunkRequest, *, timeout_s: float) -> Iterator[tuple[int, Announced]]:
+        """The descriptor that the node passes, and what it announces beside it."""
+        max_bytes = MAX_HEAD_BYTES + 8 * (request.last - request.first)
+        message, fds = self._ask(node_id, request.encode(), max_bytes=max_bytes, timeout_s=timeout_s)
+        try:
+            answer = ChunkAnswer.decode(message)
+            if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
+                self._learn_owner(node_id, answer)
+                raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
+            if answer.problem is not None:
+                raise from_problem(dict(answer.problem), node_id=node_id)
+            if not fds:
+                raise ProtocolMismatch("no descriptor came with an answer that needs one")
+            yield fds[0], answer.announced
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _ask(self, node_id: str, request: bytes, *, max_bytes: int, timeout_s: float) -> tuple[bytes, list[int]]:
+        connection, reused = self._borrow(node_id)
+        try:
+            try:
+                answer = _exchange(connection, request, max_bytes=max_bytes, timeout_s=timeout_s)
+            except OSError as exc:
+                # The node closes connections that were idle for long, and all of them when it ends. Silence is neither.
+                if not reused or isinstance(exc, TimeoutError):
+                    raise
+                connection.close()
+                connection = self._connect(node_id)
+                answer = _exchange(connection, request, max_bytes=max_bytes, timeout_s=timeout_s)
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(node_id, connection)
+        return answer
+
+    def _borrow(self, node_id: str) -> tuple[socket.socket, bool]:
+        with self._lock:
+            idle = self._idle.get(node_id)
+            connection = idle.pop() if idle else None
+        return (self._connect(node_id), False) if connection is None else (connection, True)
+
+    def _connect(self, node_id: str) -> socket.socket:
+        path = self._paths.get(node_id)
+        if path is None:  # Another thread has forgotten it meanwhile.
+            raise ConnectionError("it was not to be reached a moment ago")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # Without it, a node that is stopped and has a full backlog would hold us for ever.
+            connection.settimeout(self._config.connect_timeout_s)
+            with socket_address(path) as address:
+                connection.connect(address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _give_back(self, node_id: str, connection: socket.socket) -> None:
+        with self._lock:
+            pool = self._idle.setdefault(node_id, [])
+            if not self._closed and len(pool) < self._config.max_idle_connections:
+                pool.append(connection)
+                return
+        connection.close()
+
+    def _learn_owner(self, node_id: str, answer: ChunkAnswer) -> None:
+        """Take the path of `node_id` from all nodes but the one that answered there."""
+        with self._lock:
+            path = self._paths.get(node_id)
+            for other in [name for name, named in self._paths.items() if named == path and name != answer.node_id]:
+                del self._paths[other]
+
+    def _forget(self, node_id: str) -> None:
+        with self._lock:
+            self._paths.pop(node_id, None)
+            idle = self._idle.pop(node_id, [])
+        for connection in idle:
+            connection.close()
+
+    def _patience_s(self, deadline: Deadline | None) -> float:
+        longest_s = self._config.read_timeout_s
+        return max(_SHORTEST_TIMEOUT_S, longest_s if deadline is None else min(longest_s, deadline.remaining_s()))
+
+
+def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, timeout_s: float) -> tuple[bytes, list[int]]:
+    """Send a request and receive its answer with the descriptors in it, which are the caller's from then on."""
+    connection.settimeout(timeout_s)
+    connection.send(request)
+    # Not socket.recv_fds, which drops its flags up to Python 3.13: a fork at this moment would inherit the descriptor.
+    fds = array.array("i")
+    room_for_one = socket.CMSG_LEN(fds.itemsize)
+    message, ancillary, flags, _ = connection.recvmsg(max_bytes, room_for_one, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not message:
+        for fd in fds:
+            os.close(fd)
+        raise ConnectionError("there is more in the answer than was asked for" if message else "the node closed the connection")
+    return message, fds.tolist()
+
+
+def _read_exactly(fd: int, piece: memoryview, *, offset: int, ref: Ref, node_id: str) -> None:
+    done = 0
+    while done < len(piece):
+        try:
+            num_read = os.preadv(fd, [piece[done:]], offset + done)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            # A sector that can't be read has lost this copy as surely as a flipped bit.
+            message = f"chunk {ref} on node {node_id}: {exc.strerror} (errno {exc.errno}) at byte {offset + done}"
+            raise ChunkCorrupt(message, key=str(ref), node_id=node_id) from exc
+        if num_read == 0:
+            message = f"chunk {ref} on node {node_id}: the file ends at byte {offset + done}; it was cut short"
+            raise ChunkCorrupt(message, key=str(ref), node_id=node_id)
+        done += num_read

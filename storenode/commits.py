@@ -1,0 +1,200 @@
+"""Writes by name on a `MetaStore`, many at a time: decided together, made durable together, each by itself. Blocking.
+
+Theory of operation
+-------------------
+A write is one transaction that compares the revisions of all it was decided on: the bucket's record, the key's newest
+version, and that the write has no marker yet. If any of them changed meanwhile, nothing happens and the write is decided
+anew. What was read may be of another moment than the last write of the same id: whatever is decided on it, a refusal too,
+takes effect only if there is still no marker then.
+
+Many writes go in rounds. A round reads what all of its writes need at once, decides each, and has the engine apply their
+transactions in one go; the next round is for those that lost a race. Of the writes to one key a round has the first that is
+left, for the next one is decided on what that leaves. Whoever loses too many races gives up, and those behind it with it:
+their sender repeats them, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from client.catalog import Commit
+from client.errors import (
+    BucketNotFound,
+    Conflict,
+    MetadataCorrupt,
+    ObjectNotFound,
+    PreconditionFailed,
+    StoreError,
+)
+from client.record import ObjectInfo
+from client.retry import Backoff, Deadline
+from client.wire import encode_json
+from storenode.buckets import MAX_TURNS, Bucket, bucket_not_found, lost_races
+from storenode.history import Head, next_step
+from storenode.keyspace import bucket_key, object_key, version_key, versions_of, write_key
+from storenode.markers import Markers
+from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, Txn, num_fitting, txn_bytes
+
+__all__ = ["Commits", "Outcome", "object_not_found"]
+
+# Answers that end a write for good, so that its later requests must get them as well.
+_REFUSALS = (PreconditionFailed, ObjectNotFound, BucketNotFound)
+_UNENDING = Deadline(float("inf"))  # Lost races are counted, not timed.
+Outcome = ObjectInfo | StoreError
+_Found = dict[str, KeyValue | None]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pending:
+    """A write on its way to its outcome."""
+
+    write: Commit
+    num_lost: int = 0
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decision:
+    """What the engine is asked to do for a write; `refusal` is what the write then gets if it is not to happen."""
+
+    txn: Txn
+    refusal: StoreError | None
+
+
+class Commits:
+    """Makes writes happen. Thread-safe.
+
+    Parameters
+    ----------
+    backoff : Backoff
+        Pauses of writes that lost a race.
+    """
+
+    def __init__(self, meta: MetaStore, markers: Markers, *, backoff: Backoff) -> None:
+        self._meta = meta
+        self._markers = markers
+        self._backoff = backoff
+
+    def run(self, writes: Iterable[Commit]) -> list[Outcome]:
+        """The outcome of each write; at most `client.catalog.MAX_BATCH_ITEMS`, with valid names. A tombstone deletes."""
+        pending = [_Pending(write=write) for write in writes]
+        left = pending
+        while left:
+            first: dict[str, _Pending] = {}
+            for item in left:
+                first.setdefault(item.write.name, item)
+            lost = self._round(list(first.values()))
+            for item in left:
+                # Those behind it as well: they may not happen before it.
+                if item.outcome is None and first[item.write.name].num_lost == MAX_TURNS:
+                    item.outcome = lost_races(item.write.name)
+            left = [item for item in left if item.outcome is None]
+            if lost and left:
+                # A pause with jitter: writers that lost together would otherwise meet again together.
+                turn = max(item.num_lost for item in lost) - 1
+                self._backoff.wait(min(turn, 16), error=lost_races(lost[0].write.name), deadline=_UNENDING)
+        return [item.outcome for item in pending if item.outcome is not None]
+
+    def _round(self, items: Sequence[_Pending]) -> list[_Pending]:
+        """Decide and apply writes to different keys; returns those that lost a race."""
+        found = self._read(items)
+        decided = [(item, decision) for item in items if (decision := self._decided(item, found)) is not None]
+        applied = self._apply([decision.txn for _, decision in decided])
+        lost = []
+        for (item, decision), revision in zip(decided, applied, strict=True):
+            if revision is None:
+                item.num_lost += 1
+                lost.append(item)
+            else:
+                item.outcome = decision.refusal or _info(item.write, revision)
+        return lost
+
+    def _read(self, items: Iterable[_Pending]) -> _Found:
+        """All that is needed to decide, at one moment."""
+        keys: dict[str, None] = {}
+        for item in items:
+            write = item.write
+            keys |= dict.fromkeys(
+                (object_key(write.bucket, write.key), write_key(write.record.write_id), bucket_key(write.bucket))
+            )
+        return dict(zip(keys, self._meta.get_many(list(keys)), strict=True))
+
+    def _decided(self, item: _Pending, found: _Found) -> _Decision | None:
+        """What to do; None if the write has its outcome already."""
+        write, compares, changes, refusal = item.write, list[Compare](), list[Change](), None
+        marker = found[write_key(write.record.write_id)]
+        if marker is not None:
+            item.outcome = self._markers.answer(marker, write)
+            return None
+        try:
+            compares, changes = self._decide(write, found)
+        except _REFUSALS as error:
+            refusal = error
+        except MetadataCorrupt as error:
+            item.outcome = error
+            return None
+        unmarked = Compare(key=write_key(write.record.write_id), mod_revision=0)
+        mark = self._markers.put(write, refusal=refusal)
+        return _Decision(txn=Txn(compares=[*compares, unmarked], changes=[*changes, mark]), refusal=refusal)
+
+    def _decide(self, write: Commit, found: _Found) -> tuple[list[Compare], list[Change]]:
+        """What has to hold for `write` to happen, and what it then changes."""
+        key = object_key(write.bucket, write.key)
+        record, at = found[bucket_key(write.bucket)], found[key]
+        if record is None:
+            raise bucket_not_found(write.bucket)
+        bucket, head = Bucket.decode(record), Head.decode(at) if at is not None else None
+        etag = head.record.write_id if head is not None and not head.record.tombstone else None
+        if not write.condition.holds(etag):
+            raise _precondition_failed(write, etag)
+        if write.record.tombstone and etag is None:
+            raise object_not_found(write.bucket, write.key)
+        step = next_step(head, record=write.record, keep=bucket.policy.versions)
+        changes: list[Change] = [Delete(key=key) if step.head is None else Put(key=key, value=step.head.encode())]
+        if step.aside and head is not None:
+            moved = version_key(write.bucket, write.key, head.version)
+            changes.append(Put(key=moved, value=encode_json(head.record.to_json())))
+        if step.num_pruned:
+            oldest = self._meta.range(*versions_of(write.bucket, write.key), limit=step.num_pruned)
+            changes += [Delete(key=version.key) for version in oldest.items]
+        if bucket.closing:
+            # Somebody found the bucket empty and is about to delete it. This write puts an end to that.
+            changes.append(Bucket(name=bucket.name, revision=0, policy=bucket.policy).put())
+        return [Compare(key=key, mod_revision=head.version if head is not None else 0), bucket.unchanged], changes
+
+    def _apply(self, txns: Sequence[Txn]) -> list[int | None]:
+        """The revision of each transaction; None for what has to be decided anew."""
+        sizes = [(1, txn_bytes(txn)) for txn in txns]
+        revisions: list[int | None] = []
+        try:
+            while len(revisions) < len(txns):
+                start = len(revisions)
+                part = txns[start : start + num_fitting(sizes[start:])]
+                revisions += [result.revision if result.ok else None for result in self._meta.txn_many(part)]
+        except Conflict:
+            # The markers' lease is gone, because this process or its host was suspended for as long as it lives. What
+            # happened nevertheless left its marker, and is found by it.
+            self._markers.renew()
+            revisions += [None] * (len(txns) - len(revisions))
+        return revisions
+
+
+def _info(write: Commit, revision: int) -> ObjectInfo:
+    return ObjectInfo(bucket=write.bucket, key=write.key, version=revision, record=write.record)
+
+
+def object_not_found(bucket: str, key: str) -> ObjectNotFound:
+    """The error that says how to find what there is."""
+    name = f"{bucket}/{key}"
+    return ObjectNotFound(f"there is no object {name}; `forebay ls {bucket}` lists those that exist", key=name)
+
+
+def _precondition_failed(write: Commit, etag: str | None) -> PreconditionFailed:
+    asked = " and ".join(
+        f"{name} {value!r}"
+        for name, value in (("If-Match", write.condition.if_match), ("If-None-Match", write.condition.if_none_match))
+        if value is not None
+    )
+    found = f"it has ETag {etag!r}" if etag is not None else "there is no such object"
+    return PreconditionFailed(f"{write.name}: {asked} was asked for, but {found}", key=write.name)

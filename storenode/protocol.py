@@ -1,0 +1,133 @@
+"""HTTP on a connection: uvicorn's, and beside it a way for a long body straight from the socket into the application's buffer.
+
+Through uvicorn alone the bytes of a body are copied five times on their way (out of the event loop's buffer, through the
+parser, into the request's buffer, into a message, into the application's buffer), in pieces of 64 KiB that each pass through
+Python. A chunk is 8 MiB. So the application may ask for the rest of a body by the extension `RECEIVE_INTO` of its ASGI scope:
+
+    await scope["extensions"][RECEIVE_INTO](view, progress)
+
+fills `view`, which must be as long as the body, and calls ``progress(size_bytes)`` whenever that many bytes more have come. Of
+a body that ends early it raises `TruncatedBody`. Messages and the extension don't mix: of one request, one or the other.
+
+The parser sees the head of such a request and no more. It is replaced by a fresh one at the end of the body, of which the
+length was announced, so that nothing behind it was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from client.errors import BodyTooLarge, TruncatedBody
+
+__all__ = ["RECEIVE_INTO", "NodeProtocol"]
+
+RECEIVE_INTO = "forebay.receive_into"
+_SCRATCH_BYTES = 256 * 1024
+
+
+class NodeProtocol(asyncio.BufferedProtocol):
+    """One connection. Made by uvicorn, which is given this class as its ``http`` implementation."""
+
+    # What is received outside of long bodies is handed on before the next read, so all connections of the loop share it.
+    _scratch: ClassVar[memoryview] = memoryview(bytearray(_SCRATCH_BYTES))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._http = _Http(self._receive_into, *args, **kwargs)
+        self._transport: asyncio.Transport
+        self._rest: memoryview | None = None  # What is missing of a body that is being received into a buffer.
+        self._progress: Callable[[int], None]
+        self._filled: asyncio.Future[None]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class.
+        self._http.connection_made(self._transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._scratch if self._rest is None else self._rest
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on what has come."""
+        if self._rest is None:
+            self._http.data_received(bytes(self._scratch[:nbytes]))
+            return
+        self._rest = self._rest[nbytes:]
+        self._progress(nbytes)
+        if not self._rest:
+            self._rest = None
+            self._http.body_was_taken()
+            self._filled.set_result(None)
+
+    def eof_received(self) -> None:
+        """The client has sent its last byte; the connection is closed."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self._rest is not None:
+            self._rest = None
+            self._filled.set_exception(TruncatedBody("the client went away in the middle of the body; nothing was stored"))
+        self._http.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._http.resume_writing()
+
+    async def _receive_into(self, view: memoryview, progress: Callable[[int], None]) -> None:
+        cycle, flow = self._http.cycle, self._http.flow
+        if cycle.waiting_for_100_continue:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        had = len(cycle.body)
+        if had > len(view):
+            raise BodyTooLarge(f"the body is longer than the {len(view)} bytes that were announced")
+        view[:had], cycle.body = cycle.body, bytearray()
+        if had:
+            progress(had)
+        if cycle.disconnected or (not cycle.more_body and had < len(view)):
+            raise TruncatedBody(f"{len(view)} bytes were announced, {had} came; nothing was stored")
+        if not cycle.more_body:
+            return
+        self._rest, self._progress = view[had:], progress
+        self._filled = asyncio.get_running_loop().create_future()
+        flow.resume_reading()
+        try:
+            await self._filled
+        finally:
+            if self._rest is not None:
+                # Given up. What the client still sends must not go on into a buffer that others have by now.
+                self._rest = None
+                self._http.give_up()
+
+
+class _Http(HttpToolsProtocol):
+    """uvicorn's protocol, which tells applications of the other way."""
+
+    def __init__(self, receive_into: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._extensions = {RECEIVE_INTO: receive_into}
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
+
+    def body_was_taken(self) -> None:
+        """Go on behind the body that the parser has not seen."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.cycle.more_body = False
+
+    def give_up(self) -> None:
+        """Close the connection once the present request is answered: where the next one begins is not known."""
+        cycle: RequestResponseCycle = self.cycle
+        cycle.keep_alive = False
+        self.flow.pause_reading()

@@ -1,0 +1,165 @@
+"""The record of an object, and with it the first bytes that its reader is about to ask for. Raw ASGI.
+
+A client that knows an object by name needs its record before it can ask anybody for its chunks. If this node holds the chunk
+in which the read begins, it sends the chunk's bytes along, the record in a header before them: the read of an object of one
+chunk is then one exchange. The bytes are not verified here, no more than on the chunk routes: the client does that, with the
+references in the record. What can't be sent along (the chunk is elsewhere or damaged, the record too long for a header) is
+left out, and the client asks for it as if it had not asked here.
+
+Metadata and small chunks are read in the event loop where that needs no waiting, else in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from client.catalog import CONSISTENCY_LEVELS, Consistency
+from client.checksum import SEGMENT_BYTES
+from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, StoreError
+from client.manifest import Ref
+from client.record import ObjectInfo
+from client.wire import RECORD_HEADER, encode_header, encode_json, widen
+from storenode.bodies import BodySender
+from storenode.metastore import WouldWait
+from storenode.node import Node
+from storenode.openchunks import OpenChunks
+from storenode.outgoing import open_outgoing, set_aside
+from storenode.problems import problem_response
+from storenode.requests import object_name
+
+__all__ = ["RECORDS_PATH", "RecordReads"]
+
+RECORDS_PATH = "/v1/records/"
+# Longer ones (of many references, or with much metadata) go as the body.
+_MAX_HEADER_BYTES = 8 * 1024
+_MAX_VERSION = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the query says.
+
+    Attributes
+    ----------
+    start, end : int
+        The bytes that will be read; None as `start`: none.
+    most : int
+        How many of them may be sent along.
+    """
+
+    version: int | None = None
+    consistency: Consistency = "strong"
+    start: int | None = None
+    end: int = _MAX_VERSION
+    most: int = _MAX_VERSION
+
+
+class RecordReads:
+    """The ASGI application for ``GET /v1/records/{bucket}/{key}``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._open = OpenChunks(node.store, limit=node.config.max_open_chunks)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            name, asked = object_name(scope["path"]), _parse(scope["query_string"])
+            info = await self._lookup(*name, asked)
+            ref, low, high = _first_chunk(info, asked)
+            header = encode_header(info.to_json()) if ref is not None else b""
+            if ref is not None and len(header) <= _MAX_HEADER_BYTES:
+                if ref.size <= SEGMENT_BYTES:
+                    await self._send_small(send, header, ref)
+                else:
+                    await self._send_large(send, header, ref, *widen(low, high, size_bytes=ref.size))
+                return
+            response = Response(encode_json(info.to_json()), media_type="application/json")
+        except StoreError as error:
+            response = problem_response(error, node_id=self._node.node_id)
+        await response(scope, receive, send)
+
+    async def _lookup(self, bucket: str, key: str, asked: _Asked) -> ObjectInfo:
+        catalog = self._node.catalog
+        if asked.version is None:
+            try:
+                return catalog.lookup_now(bucket, key)
+            except WouldWait:
+                pass
+        lookup = self._node.pools.meta.run
+        return await lookup(catalog.lookup, bucket, key, version=asked.version, consistency=asked.consistency)
+
+    async def _send_small(self, send: Send, header: bytes, ref: Ref) -> None:
+        payload = self._open.read_now(ref)
+        if payload is None:
+            payload = await self._read_in_thread(ref)
+        await send(_start(header, {}, len(payload)))
+        await send({"type": "http.response.body", "body": payload, "more_body": False})
+
+    async def _read_in_thread(self, ref: Ref) -> bytearray:
+        """The whole payload, nothing if this node has no copy that could be right."""
+        try:
+            payload, fd = await self._node.pools.disk.run(_read_small, self._node, ref)
+        except ChunkNotFound:
+            return bytearray()
+        except ChunkCorrupt:
+            await set_aside(self._node, ref.partition, ref.id)
+            return bytearray()
+        self._open.keep(ref, fd)
+        return payload
+
+    async def _send_large(self, send: Send, header: bytes, ref: Ref, start: int, end: int) -> None:
+        try:
+            chunk = await open_outgoing(self._node, ref.partition, ref.id)
+        except (ChunkNotFound, ChunkCorrupt):
+            await send(_start(header, {}, 0))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        checks = {} if (start, end) == (0, chunk.size) else chunk.checks(start, end)
+        await send(_start(header, checks, end - start))
+        sender = BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
+        await chunk.send(sender, start, end)
+        await sender.end()
+
+
+def _start(record: bytes, checks: dict[str, str], size_bytes: int) -> dict[str, object]:
+    headers = [(b"content-length", str(size_bytes).encode()), (RECORD_HEADER.encode(), record)]
+    headers += [(name.encode(), value.encode()) for name, value in checks.items()]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _read_small(node: Node, ref: Ref) -> tuple[bytearray, int]:
+    """The payload of a small chunk, unverified, and a descriptor of its file."""
+    with node.store.open_chunk(ref.partition, ref.id) as chunk:
+        payload = bytearray(ref.size)
+        chunk.pread_into(payload, offset=0)
+        return payload, os.dup(chunk.fd)
+
+
+def _first_chunk(info: ObjectInfo, asked: _Asked) -> tuple[Ref | None, int, int]:
+    """The chunk in which the read begins, and which of its bytes are read; None if they are not to be sent along."""
+    if asked.start is not None and (found := info.record.content.chunk_at(asked.start)) is not None:
+        ref, offset = found
+        low, high = asked.start - offset, min(asked.end - offset, ref.size)
+        if low < high <= low + asked.most:
+            return ref, low, high
+    return None, 0, 0
+
+
+def _parse(query: bytes) -> _Asked:
+    values: dict[str, int | str] = {}
+    for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name in ("version", "start", "end", "most"):
+            if not (text.isascii() and text.isdecimal() and int(text) <= _MAX_VERSION):
+                raise InvalidRequest(f"{name}={text[:40]!r}: expected a whole number from 0 to {_MAX_VERSION}")
+            values[name] = int(text)
+        elif name == "consistency":
+            if text not in CONSISTENCY_LEVELS:
+                raise InvalidRequest(f"consistency={text[:40]!r}: use one of {', '.join(CONSISTENCY_LEVELS)}")
+            values[name] = text
+    return _Asked(**values)  # type: ignore[arg-type]
