@@ -2,7 +2,7 @@
 #
 #   PYTHON   the interpreter that makes the environment     make PYTHON=python3.13 test
 #   VENV     where the environment lies                     make VENV=.venv-3.13 test
-#   ARGS     passed on to pytest                            make test ARGS="-k upload -x"
+#   ARGS     passed on to pytest, or to the benchmark       make test ARGS="-k upload -x"
 #   SUITE    which benchmarks `bench` runs: store, loader   make bench SUITE=loader
 
 PYTHON ?= python3
@@ -52,8 +52,9 @@ test-e2e: $(INSTALLED)  ## the README's commands and Python, run as shown
 # As a module: run as a script, benchmarks/loader.py would have its own folder first on the import path and be the
 # package `loader` to all that it imports.
 bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader
-	$(BIN)/python -m benchmarks.$(SUITE)
+	$(BIN)/python -m benchmarks.$(SUITE) $(ARGS)
 
 clean:  ## remove the environment and everything that was generated
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers benchmarks/results build dist *.egg-info
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

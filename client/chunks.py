@@ -201,13 +201,20 @@ class ChunkClient:
 
         The node sets a corrupt copy aside and repairs it.
         """
+        return self._ask_about(node_id, refs, path="/v1/chunks:verify")
+
+    def touch(self, node_id: str, refs: Sequence[Ref]) -> list[bool]:
+        """Have the node re-hash its copies and make sound ones durable: for each of `refs`, whether it now holds it so."""
+        return [status == "durable" for status in self._ask_about(node_id, refs, path="/v1/chunks:touch")]
+
+    def _ask_about(self, node_id: str, refs: Sequence[Ref], *, path: str) -> list[str]:
         found: list[str] = []
         for first in range(0, len(refs), MAX_REFS_PER_CALL):
             part = refs[first : first + MAX_REFS_PER_CALL]
             body = encode_json({"chunks": [[ref.partition, ref.hex] for ref in part]})
             # Re-hashing reads every byte, so that the node may rightly be silent for longer.
             timeout_s = 30.0 + sum(ref.size for ref in part) / 50e6
-            response = self._call(node_id, "POST", "/v1/chunks:verify", body=body, timeout_s=timeout_s)
+            response = self._call(node_id, "POST", path, body=body, timeout_s=timeout_s)
             found.extend(_statuses(decode_json(response.body), count=len(part), node_id=node_id))
         return found
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit, Consistency, Listing, Watched
+from client.checksum import xxh3
 from client.cluster import ClusterView
 from client.config import ClientConfig
 from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError, from_problem
@@ -21,7 +22,7 @@ from client.names import check_bucket, check_key, check_prefix
 from client.opening import Opening
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 from client.retry import Backoff, Deadline, retrying
-from client.transport import Into, Response, Transport
+from client.transport import Response, Transport
 from client.wire import WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
 
 __all__ = ["HttpCatalog"]
@@ -93,7 +94,9 @@ class HttpCatalog:
         level = None if consistency == "strong" else consistency
         query = _query(start=start, end=end, most=most, version=version, consistency=level)
         opening = Opening(start=start, place=place)
-        response = self._call("GET", record_path(check_bucket(bucket), check_key(key)) + query, into=opening, seen=opening.seen)
+        path = record_path(check_bucket(bucket), check_key(key))
+        # By name: that spreads the bytes over the nodes, and each keeps in memory what it is asked for.
+        response = self._call("GET", path + query, into=opening, seen=opening.seen, spread_by=path)
         if response.body:
             opening.take_record(response.body)
         return opening.info, opening.buffer, opening.filled()
@@ -172,42 +175,46 @@ class HttpCatalog:
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
-        into: Into | None = None,
-        seen: Callable[[memoryview], object] | None = None,
         body: bytes | None = None,
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
         again: bool = True,
+        spread_by: str = "",
+        **receiving: Any,
     ) -> Response:
         """Ask until some node answers.
 
         `json` is the body, or `body` if it is encoded already. `timeout_s` is for a call that waits on purpose, `deadline` for
-        one that is a part of another; `again` False makes one round.
+        one that is a part of another; `again` False makes one round. Each value of `spread_by` has a node that is asked first,
+        instead of the first that is configured. `receiving` says how the answer is received, as for `Transport.request`.
         """
         body = encode_json(json) if json is not None else body
         sent = {**(headers or {}), **({"content-type": "application/json"} if body is not None else {})}
         deadline = deadline or Deadline(self._config.deadline_s + (timeout_s or 0.0))
+        options = {"headers": sent, "body": body, "timeout_s": timeout_s, "deadline": deadline, **receiving}
 
         def request(url: str) -> Response:
-            return self._transport.request(
-                method, url, path, headers=sent, body=body, into=into, seen=seen, timeout_s=timeout_s, deadline=deadline
-            )
+            return self._transport.request(method, url, path, **options)
 
         said: dict[str, StoreError] = {}
         return retrying(
-            lambda: self._any_endpoint(request, deadline=deadline, said=said),
+            lambda: self._any_endpoint(request, spread_by=spread_by, deadline=deadline, said=said),
             backoff=self._backoff,
             deadline=deadline,
             # Whoever never reached a node has most likely the wrong address: that is said at once, not after a minute.
             again=lambda error: again and error.retryable and self._ever_answered,
         )
 
-    def _any_endpoint(self, request: Callable[[str], Response], *, deadline: Deadline, said: dict[str, StoreError]) -> Response:
+    def _any_endpoint(
+        self, request: Callable[[str], Response], *, spread_by: str, deadline: Deadline, said: dict[str, StoreError]
+    ) -> Response:
         """One round over the endpoints. An answer that another node would give as well ends the round.
 
         `said` has the last word of each endpoint, across rounds: the deadline may leave no time for all in the last one.
         """
         urls = tuple(dict.fromkeys(self._configured + self._discovered))
+        first = xxh3(spread_by.encode()) % len(urls) if spread_by else 0
+        urls = urls[first:] + urls[:first]
         for place, url in enumerate(sorted(urls, key=lambda url: self._failed_s.get(url, 0.0))):
             if place and not deadline.remaining_s():
                 break

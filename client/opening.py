@@ -16,7 +16,7 @@ from client.wire import RECORD_HEADER, announced_checks, decode_json, widen
 
 __all__ = ["Opening"]
 
-_NOTHING = memoryview(b"")
+_NOTHING = memoryview(bytearray())
 
 
 class Opening:

@@ -2,7 +2,8 @@
 
 Theory of operation
 -------------------
-`Upload` cuts what is written into chunks, hashes each, and hands it to a live replica, which tees it to the others. A
+`Upload` cuts what is written into chunks, hashes each, asks whether it is there already, and if not hands it to a live
+replica, which tees it to the others. A
 chunk counts as stored when enough distinct members of its replica set hold it durably (the ack level). Several chunks are
 in flight at once, within a bound, so memory does not grow with the object. Nothing gets a name here: `finish` returns a
 `Content` for the record that the caller commits. An upload that is abandoned leaves nothing visible.
@@ -30,8 +31,12 @@ from client.manifest import MAX_ENTRIES, Entry, Manifest, Ref, make_ref
 from client.placement import Layout
 from client.record import INLINE_REFS, Content, acks_needed
 from client.retry import Backoff, Deadline, retrying
+from client.touches import Touches
 
 __all__ = ["ChunkUploader", "Upload", "make_content"]
+
+# A smaller chunk is sent in the time that it takes to ask for it.
+_ASKED_FROM_BYTES = 256 * 1024
 
 
 class ChunkUploader:
@@ -49,6 +54,7 @@ class ChunkUploader:
         self._cluster = cluster
         self._chunks = chunks
         self._config = config
+        self._touches = Touches(chunks)
         self.replicas = replicas
         self._needed = acks_needed(replicas, ack=ack)
 
@@ -74,7 +80,7 @@ class ChunkUploader:
         payload = memoryview(payload).cast("B")  # An array of something wider has fewer items than bytes.
         ref = make_ref(payload, partitions=self._layout().partitions, group=group)
         stop = stop or threading.Event()
-        durable: set[str] = set()
+        durable = self._held(ref) if ref.size >= _ASKED_FROM_BYTES else set()
         deadline = Deadline(self._config.deadline_s)
         retrying(
             lambda: self._store_once(ref, payload, durable=durable, deadline=deadline, stop=stop),
@@ -112,6 +118,14 @@ class ChunkUploader:
         )
         group.store(too_few=self._too_few)
         return group.refs
+
+    def _held(self, ref: Ref) -> set[str]:
+        """The replicas that hold the chunk durably already. Most chunks are new, which one of them is enough to tell."""
+        holders = self._cluster.layout.replicas(ref.partition, count=self.replicas)
+        first, *others = self._cluster.ranked(holders)
+        if not self._touches.holds(first, ref):
+            return set()
+        return {first, *(node for node in others if self._touches.holds(node, ref))}
 
     def _layout(self) -> Layout:
         """The layout, if it has nodes enough for any chunk: otherwise waiting would not help."""

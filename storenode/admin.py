@@ -127,6 +127,26 @@ async def have_chunks(request: Request, node: NodeOf) -> Response:
 
 
 @router.post(
+    "/v1/chunks:touch",
+    operation_id="touchChunks",
+    response_class=Response,
+    responses={
+        200: json_of(
+            {"type": "object", "properties": {"status": {"type": "array", "items": {"enum": ["durable", "missing"]}}}},
+            description="For each chunk, whether a sound copy is here, and durable",
+        ),
+        **problems(400, 413, 503),
+    },
+    openapi_extra=json_body_of("ChunkNames"),
+)
+async def touch_chunks(request: Request, node: NodeOf) -> Response:
+    """Re-hash copies and make sound ones durable, for who would send them otherwise."""
+    names = await _chunk_names(request)
+    touched = [await node.pools.disk.run(node.store.touch, *name) for name in names]
+    return _json({"status": ["durable" if durable else "missing" for durable in touched]})
+
+
+@router.post(
     "/v1/chunks:verify",
     operation_id="verifyChunks",
     response_class=Response,

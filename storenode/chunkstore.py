@@ -235,6 +235,22 @@ class ChunkStore:
         with self._directory(at) as directory:
             return self._screen(at, directory=directory) is _Copy.QUARANTINED
 
+    def touch(self, partition: int, chunk_id: bytes) -> bool:
+        """Make a copy that is here count like one that was just put: re-hashed, and its name durable.
+
+        Returns
+        -------
+        bool
+            False if there is no sound copy.
+        """
+        at = self._at(partition, chunk_id)
+        with self._directory(at) as directory:
+            if self._screen(at, directory=directory) is not _Copy.SOUND:
+                return False
+            self._require_synced(at)
+            self._sync_directory(at, directory=directory)
+        return True
+
     def contains(self, partition: int, chunk_id: bytes) -> bool:
         """Whether a file of that name is here: a hint, which promises nothing about its bytes."""
         at = self._at(partition, chunk_id)

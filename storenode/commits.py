@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from client.catalog import Commit
 from client.errors import (
@@ -40,6 +41,7 @@ __all__ = ["Commits", "Outcome", "object_not_found"]
 
 # Answers that end a write for good, so that its later requests must get them as well.
 _REFUSALS = (PreconditionFailed, ObjectNotFound, BucketNotFound)
+_MAX_BUCKETS = 256  # That are kept decoded.
 _UNENDING = Deadline(float("inf"))  # Lost races are counted, not timed.
 Outcome = ObjectInfo | StoreError
 _Found = dict[str, KeyValue | None]
@@ -144,7 +146,7 @@ class Commits:
         record, at = found[bucket_key(write.bucket)], found[key]
         if record is None:
             raise bucket_not_found(write.bucket)
-        bucket, head = Bucket.decode(record), Head.decode(at) if at is not None else None
+        bucket, head = _bucket(record), Head.decode(at) if at is not None else None
         etag = head.record.write_id if head is not None and not head.record.tombstone else None
         if not write.condition.holds(etag):
             raise _precondition_failed(write, etag)
@@ -178,6 +180,12 @@ class Commits:
             self._markers.renew()
             revisions += [None] * (len(txns) - len(revisions))
         return revisions
+
+
+@lru_cache(maxsize=_MAX_BUCKETS)
+def _bucket(item: KeyValue) -> Bucket:
+    """The bucket in a metadata item: the same one for most writes."""
+    return Bucket.decode(item)
 
 
 def _info(write: Commit, revision: int) -> ObjectInfo:

@@ -290,7 +290,7 @@ def check_txns(txns: Sequence[Txn]) -> int:
     if len(txns) > MAX_TXNS:
         raise InvalidRequest(f"{len(txns)} transactions in one call; at most {MAX_TXNS} are allowed")
     size_bytes = sum(map(_checked_bytes, txns))
-    if size_bytes > MAX_TXNS_BYTES and len(txns) > 1:
+    if size_bytes > MAX_TXNS_BYTES:
         raise BodyTooLarge(f"{len(txns)} transactions of {size_bytes} bytes; at most {MAX_TXNS_BYTES} are allowed in one call")
     return size_bytes
 

@@ -17,6 +17,7 @@ from storenode.chunkstore import ChunkStore
 from storenode.config import NodeConfig
 from storenode.job import Job
 from storenode.metastore import MetaStore
+from storenode.openchunks import OpenChunks
 from storenode.threads import Pools
 
 __all__ = ["JobBoard", "Node", "RepairQueue"]
@@ -62,6 +63,8 @@ class Node:
         Every bound.
     store : ChunkStore
         This node's chunks.
+    open_chunks : OpenChunks
+        Small ones that were read lately.
     meta : MetaStore
         The metadata engine; asked only whether it answers.
     catalog : MetaCatalog
@@ -83,6 +86,7 @@ class Node:
     node_id: str
     config: NodeConfig
     store: ChunkStore
+    open_chunks: OpenChunks
     meta: MetaStore
     catalog: MetaCatalog
     cluster: Cluster

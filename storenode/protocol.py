@@ -16,7 +16,9 @@ length was announced, so that nothing behind it was read.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import httptools
@@ -28,6 +30,7 @@ __all__ = ["RECEIVE_INTO", "NodeProtocol"]
 
 RECEIVE_INTO = "forebay.receive_into"
 _SCRATCH_BYTES = 256 * 1024
+_WOKEN_AT_BYTES = 512 * 1024
 
 
 class NodeProtocol(asyncio.BufferedProtocol):
@@ -42,6 +45,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
         self._rest: memoryview | None = None  # What is missing of a body that is being received into a buffer.
         self._progress: Callable[[int], None]
         self._filled: asyncio.Future[None]
+        self._woken_at = 1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -58,6 +62,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
             self._http.data_received(bytes(self._scratch[:nbytes]))
             return
         self._rest = self._rest[nbytes:]
+        self._wake_at(_WOKEN_AT_BYTES if len(self._rest) >= 2 * _WOKEN_AT_BYTES else 1)
         self._progress(nbytes)
         if not self._rest:
             self._rest = None
@@ -82,8 +87,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
         """See `asyncio.BaseProtocol`."""
         self._http.resume_writing()
 
-    async def _receive_into(self, view: memoryview, progress: Callable[[int], None]) -> None:
-        cycle, flow = self._http.cycle, self._http.flow
+    async def _receive_into(self, cycle: RequestResponseCycle, view: memoryview, progress: Callable[[int], None]) -> None:
         if cycle.waiting_for_100_continue:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
@@ -98,8 +102,10 @@ class NodeProtocol(asyncio.BufferedProtocol):
         if not cycle.more_body:
             return
         self._rest, self._progress = view[had:], progress
+        if len(self._rest) >= 2 * _WOKEN_AT_BYTES:
+            self._wake_at(_WOKEN_AT_BYTES)
         self._filled = asyncio.get_running_loop().create_future()
-        flow.resume_reading()
+        self._http.flow.resume_reading()
         try:
             await self._filled
         finally:
@@ -108,18 +114,25 @@ class NodeProtocol(asyncio.BufferedProtocol):
                 self._rest = None
                 self._http.give_up()
 
+    def _wake_at(self, size_bytes: int) -> None:
+        """Have the loop woken for so many bytes; for each packet it would spend more on waking up than on receiving."""
+        if size_bytes != self._woken_at:
+            self._woken_at = size_bytes
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+
 
 class _Http(HttpToolsProtocol):
     """uvicorn's protocol, which tells applications of the other way."""
 
     def __init__(self, receive_into: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._extensions = {RECEIVE_INTO: receive_into}
+        self._receive_into = receive_into
 
-    def on_message_begin(self) -> None:
+    def on_headers_complete(self) -> None:
         """Begin a request."""
-        super().on_message_begin()
-        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
+        super().on_headers_complete()
+        # Of this very request: by the time the application asks, the parser may be at the next one.
+        self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]
 
     def body_was_taken(self) -> None:
         """Go on behind the body that the parser has not seen."""

@@ -27,7 +27,6 @@ from client.wire import RECORD_HEADER, encode_header, encode_json, widen
 from storenode.bodies import BodySender
 from storenode.metastore import WouldWait
 from storenode.node import Node
-from storenode.openchunks import OpenChunks
 from storenode.outgoing import open_outgoing, set_aside
 from storenode.problems import problem_response
 from storenode.requests import object_name
@@ -64,7 +63,6 @@ class RecordReads:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._open = OpenChunks(node.store, limit=node.config.max_open_chunks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -95,7 +93,7 @@ class RecordReads:
         return await lookup(catalog.lookup, bucket, key, version=asked.version, consistency=asked.consistency)
 
     async def _send_small(self, send: Send, header: bytes, ref: Ref) -> None:
-        payload = self._open.read_now(ref)
+        payload = self._node.open_chunks.read_now(ref)
         if payload is None:
             payload = await self._read_in_thread(ref)
         await send(_start(header, {}, len(payload)))
@@ -110,7 +108,7 @@ class RecordReads:
         except ChunkCorrupt:
             await set_aside(self._node, ref.partition, ref.id)
             return bytearray()
-        self._open.keep(ref, fd)
+        self._node.open_chunks.keep(ref, fd)
         return payload
 
     async def _send_large(self, send: Send, header: bytes, ref: Ref, start: int, end: int) -> None:

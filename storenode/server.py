@@ -45,6 +45,7 @@ from storenode.jobs import Jobs
 from storenode.listener import BACKLOG, listen, url_of
 from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
 from storenode.node import Node
+from storenode.openchunks import OpenChunks
 from storenode.protocol import NodeProtocol
 from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
@@ -159,6 +160,8 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
             raise Misconfigured(f"the metadata at {config.meta_path} holds no cluster; `forebay up --data DIR` creates one")
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
         store = ChunkStore(directory.root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes)
+        open_chunks = OpenChunks(store, limit=config.max_open_chunks)
+        stack.callback(open_chunks.close)
         client_config, _ = load_config()
         transport = Transport(client_config)
         stack.callback(transport.close)
@@ -219,6 +222,7 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
             node_id=directory.node_id,
             config=config,
             store=store,
+            open_chunks=open_chunks,
             meta=meta,
             catalog=catalog,
             cluster=cluster,

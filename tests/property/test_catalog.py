@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from client.catalog import Listing
+from client.catalog import Commit, Listing
 from client.errors import BucketNotEmpty, ObjectNotFound, PreconditionFailed
 from client.record import BucketPolicy, Condition, ObjectInfo
 from storenode.catalog import MetaCatalog
-from tests.support.catalogs import ANY, make_catalog, open_meta, put, record
+from tests.support.catalogs import ANY, make_catalog, open_meta, put, record, write
 
 # Few characters, so that keys share prefixes: the delimiter, its neighbours in byte order, and wide ones.
 NAMES = st.lists(st.text("ab!0é\U0001f600", min_size=1, max_size=3), min_size=1, max_size=3).map("/".join)
@@ -128,6 +128,46 @@ class CatalogMachine(RuleBasedStateMachine):
                 put(self.catalog, key, write_id=write_id, condition=condition)
         self.outcomes[write_id] = (key, condition, outcome)
 
+    @rule(data=st.data(), num_writes=st.integers(0, 5))
+    def commit_many(self, data: st.DataObject, num_writes: int) -> None:
+        """Any mix of new writes and repeats, several to one key, is what committing one after another makes of it."""
+        writes, expected = list[Commit](), list[ObjectInfo | type[Exception]]()
+        for _ in range(num_writes):
+            repeats: bool = data.draw(st.booleans())
+            if repeats and self.outcomes:
+                write_id = data.draw(st.sampled_from(sorted(self.outcomes)))
+                key, condition, outcome = self.outcomes[write_id]
+            else:
+                write_id, key = next(self.ids), data.draw(KEYS)
+                condition = self.condition(key, data.draw(st.sampled_from(["any", "new", "exists", "same", "stale"])))
+                outcome = self.foreseen(key, write_id, condition)
+                self.outcomes[write_id] = (key, condition, outcome)
+            writes.append(write(key, write_id=write_id, condition=condition))
+            expected.append(outcome)
+        found = self.catalog.commit_many(writes)
+        assert [self.shown(outcome) for outcome in found] == [self.shown(outcome) for outcome in expected]
+        # Only now are the versions known.
+        for info in (outcome for outcome in found if isinstance(outcome, ObjectInfo)):
+            key, condition, _ = self.outcomes[info.etag]
+            self.outcomes[info.etag] = (key, condition, info)
+            history = self.histories.get(key, [])
+            history[:] = [info if older.etag == info.etag else older for older in history]
+
+    def foreseen(self, key: str, write_id: str, condition: Condition) -> ObjectInfo | type[Exception]:
+        """The outcome of a new write, with a version that is not known yet, remembered as if it had happened."""
+        if not condition.holds(self.etag(key)):
+            return PreconditionFailed
+        info = ObjectInfo(bucket="data", key=key, version=0, record=record(write_id=write_id))
+        self.remember(key, info)
+        return info
+
+    @staticmethod
+    def shown(outcome: ObjectInfo | Exception | type[Exception]) -> object:
+        """An outcome without its version."""
+        if isinstance(outcome, ObjectInfo):
+            return outcome.key, outcome.record
+        return outcome if isinstance(outcome, type) else type(outcome)
+
     @rule(key=KEYS, ask=st.sampled_from(["any", "exists", "same", "stale"]))
     def delete(self, key: str, ask: str) -> None:
         write_id, condition = next(self.ids), self.condition(key, ask)
@@ -188,7 +228,12 @@ class CatalogMachine(RuleBasedStateMachine):
                 if not info.record.tombstone:
                     assert self.catalog.lookup("data", key, version=info.version) == info
             if self.etag(key) is not None:
-                assert self.catalog.lookup("data", key) == history[0]
+                assert self.catalog.lookup("data", key) == history[0] == self.catalog.lookup_now("data", key)
+        keys = ["a", "a/b", "b"]
+        found = self.catalog.lookup_many([("data", key) for key in keys])
+        assert [None if isinstance(info, ObjectNotFound) else info for info in found] == [
+            self.histories[key][0] if self.etag(key) is not None else None for key in keys
+        ]
 
 
 CatalogMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from client.catalog import Commit
 from client.errors import MetadataUnavailable
 from client.manifest import Ref
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
@@ -29,6 +30,7 @@ __all__ = [
     "record",
     "retried",
     "versions",
+    "write",
 ]
 
 ANY = Condition()
@@ -82,6 +84,11 @@ def record(*, write_id: str = "", size: int = 3, tombstone: bool = False) -> Obj
 def put(catalog: MetaCatalog, key: str = "k", *, write_id: str = "", condition: Condition = ANY) -> ObjectInfo:
     """Commit a record under `key` in the bucket data."""
     return catalog.commit("data", key, record(write_id=write_id), condition=condition)
+
+
+def write(key: str = "k", *, write_id: str = "", condition: Condition = ANY, bucket: str = "data") -> Commit:
+    """A write of a record."""
+    return Commit(bucket=bucket, key=key, record=record(write_id=write_id), condition=condition)
 
 
 def versions(catalog: MetaCatalog, prefix: str = "") -> list[tuple[str, int, bool]]:

@@ -233,6 +233,9 @@ class _FakeTransport(Transport):
                 return self._put_chunk(node, key, request) if request.method == "PUT" else _get_chunk(node, key, request)
             case ["v1", "chunks:batchPut"]:
                 return _json({"chunks": [_put_small(node, *chunk) for chunk in decode_chunks(request.body)]})
+            case ["v1", "chunks:touch"]:
+                found = [_verify(node, partition, name) for partition, name in request.json["chunks"]]
+                return _json({"status": ["durable" if status == "ok" else "missing" for status in found]})
             case ["v1", "chunks:verify"]:
                 return _json({"status": [_verify(node, partition, name) for partition, name in request.json["chunks"]]})
         if "no metadata" in node.faults:

@@ -205,6 +205,10 @@ class FakeChunks(ChunkClient):
     def colocated(self) -> Collection[str]:
         return ()
 
+    def touch(self, node_id: str, refs: Sequence[Ref]) -> list[bool]:
+        node = self._node(node_id)
+        return [(ref.partition, ref.id) in node for ref in refs]
+
     def verify(self, node_id: str, refs: Sequence[Ref]) -> list[str]:
         self.before_verify()
         node = self._node(node_id)

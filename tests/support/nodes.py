@@ -27,6 +27,7 @@ from storenode.config import load_node_config
 from storenode.filesystem import FileSystem
 from storenode.job import Job
 from storenode.node import Node
+from storenode.openchunks import OpenChunks
 from storenode.threads import Pools
 from tests.support.catalogs import memory_directory, open_meta
 from tests.support.fake_store import FakeChunks
@@ -160,12 +161,16 @@ def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: A
         stack.callback(pools.close)
         stack.callback(peers.released.set)
         repairs, jobs = Repairs(), FakeJobs()
+        store = ChunkStore(
+            root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes, fs=fs or FileSystem()
+        )
+        open_chunks = OpenChunks(store, limit=config.max_open_chunks)
+        stack.callback(open_chunks.close)
         node = Node(
             node_id=OWN,
             config=config,
-            store=ChunkStore(
-                root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes, fs=fs or FileSystem()
-            ),
+            store=store,
+            open_chunks=open_chunks,
             meta=meta,
             catalog=catalog,
             cluster=cluster,

@@ -185,6 +185,12 @@ def test_a_descriptor_is_good_after_the_chunk_was_deleted(bench: Bench, door: Do
         bench.fetch()
 
 
+def test_an_answer_clears_a_node(bench: Bench) -> None:
+    bench.fake.cluster.failed("node-0")
+    bench.fetch()
+    assert not bench.fake.cluster.suspected("node-0")
+
+
 def test_a_thousand_reads_leave_no_descriptor(bench: Bench) -> None:
     bench.fetch()
     before = len(os.listdir("/proc/self/fd"))
@@ -286,6 +292,7 @@ def test_a_path_where_nobody_listens_costs_one_try(tmp_path: Path) -> None:
     path.write_bytes(b"no socket")
     with bench_at({"node-0": str(path)}) as bench:
         assert bench.reads_over_http()
+        assert not bench.chunks.colocated()
 
 
 def test_a_door_at_which_too_many_wait_is_not_waited_at(tmp_path: Path) -> None:

@@ -7,21 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from client.catalog import Watched
+from client.catalog import Commit, Watched
 from client.cluster import ClusterView
 from client.errors import (
     BucketExists,
     BucketNotEmpty,
     BucketNotFound,
+    Conflict,
     EndpointUnreachable,
     InvalidName,
+    MetadataCorrupt,
     MetadataUnavailable,
     ObjectNotFound,
     PreconditionFailed,
     StoreError,
 )
 from client.http_catalog import HttpCatalog
-from client.record import BucketPolicy, Condition, Content, ObjectRecord
+from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Deadline
 from client.transport import Response
 from client.wire import encode_json
@@ -146,6 +148,76 @@ def test_bad_names_are_refused_before_anybody_is_asked(fake: FakeCluster, catalo
         with pytest.raises(InvalidName):
             call()
     assert asked(fake) == []
+
+
+# --- many in one call
+
+
+def write(key: str, write_id: str, condition: Condition = ANY) -> Commit:
+    return Commit(bucket="data", key=key, record=record(write_id), condition=condition)
+
+
+def test_many_are_committed_and_looked_up_with_errors_in_their_places(fake: FakeCluster, catalog: HttpCatalog) -> None:
+    new = Condition(if_none_match="*")
+    first, refused, second = catalog.commit_many([write("a", "w1", new), write("a", "w2", new), write("é/é", "w3")])
+    assert isinstance(refused, PreconditionFailed)
+    assert [first, second] == [fake.catalog.lookup("data", "a"), fake.catalog.lookup("data", "é/é")]
+    found = catalog.lookup_many([("data", "a"), ("data", "none"), ("none", "a")])
+    assert found[0] == first
+    assert [type(error) for error in found[1:]] == [ObjectNotFound, BucketNotFound]
+    assert asked(fake) == ["node-0", "node-0"]
+    assert catalog.commit_many([]) == catalog.lookup_many([]) == []
+
+
+def test_more_than_a_request_takes_is_sent_in_several(
+    fake: FakeCluster, catalog: HttpCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.http_catalog.MAX_BATCH_ITEMS", 3)
+    writes = [write(f"k{n}", f"w{n}") for n in range(7)]
+    assert [info.etag for info in catalog.commit_many(writes) if isinstance(info, ObjectInfo)] == [f"w{n}" for n in range(7)]
+    assert [len(batch) for batch in fake.batches] == [3, 3, 1]
+    fake.batches.clear()
+    one = len(encode_json(writes[0].to_json()))
+    monkeypatch.setattr("client.http_catalog.MAX_BATCH_BYTES", 2 * one + 3)  # Two brackets and a comma.
+    catalog.commit_many(writes)
+    assert [len(batch) for batch in fake.batches] == [2, 2, 2, 1]
+    fake.batches.clear()
+    monkeypatch.setattr("client.http_catalog.MAX_BATCH_BYTES", 10)
+    catalog.commit_many(writes[:2])
+    assert [len(batch) for batch in fake.batches] == [1, 1]
+
+
+def test_many_commits_whose_reply_was_dropped_return_their_first_results(fake: FakeCluster, catalog: HttpCatalog) -> None:
+    fake.fail("node-0", fault="drops replies")
+    new = Condition(if_none_match="*")
+    infos = catalog.commit_many([write(f"k{n}", f"w{n}", new) for n in range(3)])
+    assert asked(fake) == ["node-0", "node-1"]
+    assert infos == [fake.catalog.lookup("data", f"k{n}") for n in range(3)]
+
+
+def test_only_items_whose_error_may_pass_are_sent_again(fake: FakeCluster, catalog: HttpCatalog) -> None:
+    fake.conflicts["w1"] = True
+    outcomes = catalog.commit_many([write("a", "w0"), write("b", "w1"), write("a", "w2", Condition(if_none_match="*"))])
+    assert [type(outcome) for outcome in outcomes] == [ObjectInfo, ObjectInfo, PreconditionFailed]
+    assert fake.batches == [["w0", "w1", "w2"], ["w1"]]
+
+
+def test_an_item_that_never_succeeds_has_its_last_error(fake: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = fake.http_catalog(deadline_s=0.05)
+    catalog.buckets()
+    monkeypatch.setattr(fake, "conflicts", {f"w{n}": True for n in range(2)})
+    fake.nodes["node-0"].before = lambda request: fake.conflicts.update(w1=True)
+    outcomes = catalog.commit_many([write("a", "w0"), write("b", "w1")])
+    assert [type(outcome) for outcome in outcomes] == [ObjectInfo, Conflict]
+    assert len(fake.batches) > 2
+
+
+def test_an_answer_for_another_number_of_items_is_no_answer(
+    fake: FakeCluster, catalog: HttpCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake.transport, "request", lambda *_, **__: Response(status=200, headers={}, body=b"[]", size=2))
+    with pytest.raises(MetadataCorrupt, match="1 items were asked"):
+        catalog.lookup_many([("data", "a")])
 
 
 # --- who is asked

