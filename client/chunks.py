@@ -21,11 +21,29 @@ from typing_extensions import Buffer
 from client.checksum import ReadCheck
 from client.cluster import Cluster
 from client.colocated import Colocated, NotColocated
-from client.errors import ChunkCorrupt, DeadlineExceeded, EndpointUnreachable, InvalidRequest, ProtocolMismatch
+from client.errors import (
+    ChunkCorrupt,
+    DeadlineExceeded,
+    EndpointUnreachable,
+    InvalidRequest,
+    ProtocolMismatch,
+    StoreError,
+    from_problem,
+)
+from client.frames import encode_chunks
 from client.manifest import Ref
 from client.retry import Deadline
 from client.transport import Response, Sending, Transport
-from client.wire import announced_checks, chunk_path, decode_json, encode_json, format_range, widen
+from client.wire import (
+    BATCH_GET_PATH,
+    BATCH_PUT_PATH,
+    announced_checks,
+    chunk_path,
+    decode_json,
+    encode_json,
+    format_range,
+    widen,
+)
 
 __all__ = ["ChunkClient", "ChunkSending", "Reads", "Stored"]
 
@@ -119,6 +137,34 @@ class ChunkClient:
         url = self._cluster.endpoint(node_id)
         sending = self._transport.begin("PUT", url, path, size_bytes=size_bytes, timeout_s=timeout_s, node_id=node_id)
         return ChunkSending(self._cluster, sending, node_id=node_id)
+
+    def put_many(
+        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, timeout_s: float | None = None
+    ) -> list[StoreError | None]:
+        """Store small chunks on `node_id` alone, within the bounds of `client.frames`.
+
+        Returns
+        -------
+        list of StoreError or None
+            For each chunk None if it is durable there, else what the node said of it.
+
+        Raises
+        ------
+        StoreError
+            What the node answered to all, or that it did not. It may hold chunks all the same.
+        """
+        response = self._call(node_id, "POST", BATCH_PUT_PATH, body=encode_chunks(chunks), timeout_s=timeout_s)
+        answer = decode_json(response.body)
+        told = answer.get("chunks") if isinstance(answer, dict) else None
+        if not isinstance(told, list) or len(told) != len(chunks):
+            raise ProtocolMismatch(f"node {node_id} was sent {len(chunks)} chunks: {str(answer)[:200]}", node_id=node_id)
+        return [None if word == "durable" else _refusal(word, node_id=node_id) for word in told]
+
+    def get_objects(self, node_id: str, names: Sequence[tuple[str, str]], *, timeout_s: float | None = None) -> bytes:
+        """What `node_id` says of the objects of these (bucket, key): frames as `client.frames` has them, in this order."""
+        body = encode_json({"items": names})
+        headers = {"content-type": "application/json"}
+        return self._call(node_id, "POST", BATCH_GET_PATH, body=body, headers=headers, timeout_s=timeout_s).body
 
     def fetch_into(
         self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, deadline: Deadline | None = None
@@ -261,6 +307,12 @@ def _stored(answer: Any, *, node_id: str) -> Stored:
         return Stored(durable=tuple(map(str, answer["durable"])), failed=failed)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ProtocolMismatch(f"node {node_id} does not say who stored a chunk: {str(answer)[:200]}", node_id=node_id) from exc
+
+
+def _refusal(word: Any, *, node_id: str) -> StoreError:
+    if not isinstance(word, dict):
+        raise ProtocolMismatch(f"node {node_id} says of a chunk {word!r:.100}, which is no problem", node_id=node_id)
+    return from_problem(word, node_id=node_id)
 
 
 def _statuses(answer: Any, *, count: int, node_id: str) -> list[str]:

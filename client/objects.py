@@ -34,7 +34,7 @@ from client.retry import Backoff
 from client.upload import ChunkUploader, Upload
 from client.write_id import new_write_id
 
-__all__ = ["ObjectStore", "ObjectUpload"]
+__all__ = ["ObjectStore", "ObjectUpload", "clamp"]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -264,6 +264,12 @@ class ObjectStore:
             )
         )
 
+    def read(self, info: ObjectInfo, *, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes ``[start, end)`` of one version of an object; see `get`."""
+        data = bytearray(_clamp(info, start, end))
+        self.reader(info).read_into(data, start=start)
+        return bytes(data)
+
     def get_into(
         self,
         bucket: str,
@@ -411,7 +417,13 @@ def _cut_file(file: BinaryIO, chunk_size_bytes: int) -> Iterator[Buffer]:
 
 
 def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
-    end = info.size if end is None else min(end, info.size)
-    if not 0 <= start <= info.size or end < start:
-        raise InvalidRange(f"bytes {start} to {end} of {info.bucket}/{info.key}, which has {info.size} bytes")
-    return end - start
+    """How many bytes of an object ``[start, end)`` are."""
+    return clamp(info.bucket, info.key, info.size, start=start, end=end) - start
+
+
+def clamp(bucket: str, key: str, size: int, *, start: int, end: int | None) -> int:
+    """Where bytes ``[start, end)`` of an object of `size` bytes end; raises `InvalidRange`."""
+    end = size if end is None else min(end, size)
+    if not 0 <= start <= size or end < start:
+        raise InvalidRange(f"bytes {start} to {end} of {bucket}/{key}, which has {size} bytes")
+    return end

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from client.chunks import ChunkClient
 from client.cluster import Cluster
@@ -79,7 +79,7 @@ class ReplicaReader:
             if failed:
                 self._note(ref, failed)
             return
-        self._report_corrupt(ref, failed)
+        self.report_corrupt(ref, failed)
         said = "; ".join(f"{node} said {error.title}: {error.message}" for node, error in failed.items())
         raise AllReplicasFailed(
             f"chunk {ref} can't be read from any of {len(failed)} replicas: {said or 'the layout names no other replica'}",
@@ -104,9 +104,10 @@ class ReplicaReader:
     def _note(self, ref: Ref, failed: dict[str, StoreError]) -> None:
         with self._lock:
             self.failovers += len(failed)
-        self._report_corrupt(ref, failed)
+        self.report_corrupt(ref, failed)
 
-    def _report_corrupt(self, ref: Ref, failed: dict[str, StoreError]) -> None:
+    def report_corrupt(self, ref: Ref, failed: Mapping[str, StoreError]) -> None:
+        """Have the nodes verify their copies that, of all in `failed`, sent corrupt bytes."""
         for node_id, error in failed.items():
             if not isinstance(error, ChunkCorrupt):
                 continue

@@ -25,6 +25,7 @@ from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
 from client.errors import DiskFull, InvalidRequest, NotEnoughReplicas, StoreError
+from client.group_upload import GroupUpload
 from client.in_flight import settle
 from client.manifest import MAX_ENTRIES, Entry, Manifest, Ref, make_ref
 from client.placement import Layout
@@ -87,6 +88,36 @@ class ChunkUploader:
             deadline=deadline,
         )
         return ref
+
+    def store_many(self, payloads: Sequence[Buffer], *, executor: Executor) -> list[Ref]:
+        """Store small chunks, of 1 to `client.frames.MAX_SMALL_BYTES` each, and return their references in order.
+
+        Each holder is sent its own, in as few requests as the bounds of `client.frames` allow.
+
+        Parameters
+        ----------
+        executor : Executor
+            Runs the requests, one for each node at a time. The caller must not be one of its threads.
+
+        Raises
+        ------
+        NotEnoughReplicas, DiskFull
+            As `store`, for the first chunk that has too few copies. Others may be stored then.
+        """
+        # A request to a slow node may outlive this call, so that it must not depend on what the caller may change.
+        views = [bytes(payload) for payload in payloads]
+        partitions = self._layout().partitions
+        group = GroupUpload(
+            self._cluster,
+            self._chunks,
+            self._config,
+            [(make_ref(view, partitions=partitions), view) for view in views],
+            replicas=self.replicas,
+            needed=self._needed,
+            executor=executor,
+        )
+        group.store(too_few=self._too_few)
+        return group.refs
 
     def _held(self, ref: Ref) -> set[str]:
         """The replicas that hold the chunk durably already. Most chunks are new, which one of them is enough to tell."""

@@ -26,6 +26,8 @@ from client.errors import (
 )
 
 __all__ = [
+    "BATCH_GET_PATH",
+    "BATCH_PUT_PATH",
     "CHECK_HEADER",
     "META_PREFIX",
     "PROBLEM_TYPE",
@@ -55,6 +57,8 @@ CHECK_HEADER = "x-forebay-check"
 SEGMENTS_HEADER = "x-forebay-segment-checks"
 RECORD_HEADER = "x-forebay-record"
 WRITE_ID_HEADER = "x-forebay-write-id"
+BATCH_GET_PATH = "/v1/objects:batchGet"
+BATCH_PUT_PATH = "/v1/chunks:batchPut"
 META_PREFIX = "x-forebay-meta-"
 PROBLEM_TYPE = "application/problem+json"
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")

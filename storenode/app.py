@@ -18,10 +18,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.errors import ProtocolMismatch, StoreError
-from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol
+from client.wire import BATCH_PUT_PATH, PROTOCOL, PROTOCOL_HEADER, check_protocol
 from storenode import admin, batch, objects, record_batch, records
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
+from storenode.chunk_batch import ChunkBatchRoute
 from storenode.chunks import CHUNKS_PATH, ChunkRoutes
 from storenode.metrics import Metrics
 from storenode.node import Node
@@ -62,16 +63,20 @@ def create_app(node: Node) -> ASGIApp:
     install_handlers(api, node_id=node.node_id, routers=routers)
     install_schema(api)
     chunks = ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics)
-    return _Entry(node.node_id, api, chunks=chunks, reads=RecordReads(node), metrics=metrics)
+    batches = ChunkBatchRoute(node, num_partitions=num_partitions, bodies=chunks.bodies, metrics=metrics)
+    return _Entry(node.node_id, api, chunks=chunks, batches=batches, reads=RecordReads(node), metrics=metrics)
 
 
 class _Entry:
     """The outermost application."""
 
-    def __init__(self, node_id: str, api: ASGIApp, *, chunks: ASGIApp, reads: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, node_id: str, api: ASGIApp, *, chunks: ASGIApp, batches: ASGIApp, reads: ASGIApp, metrics: Metrics
+    ) -> None:
         self._node_id = node_id
         self._api = api
         self._chunks = chunks
+        self._batches = batches
         self._reads = reads
         self._metrics = metrics
 
@@ -82,11 +87,7 @@ class _Entry:
         # Routed by the path as it was sent: decoded once, by whoever knows which of its slashes are data.
         scope = {**scope, "path": (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")}
         exchange = _Exchange(scope, receive, send)
-        app, route = self._api, None
-        if scope["path"].startswith(CHUNKS_PATH):
-            app, route = self._chunks, _CHUNK_ROUTE
-        elif scope["method"] == "GET" and scope["path"].startswith(RECORDS_PATH):
-            app, route = self._reads, _RECORD_ROUTE
+        app, route = self._route(scope["method"], scope["path"])
         try:
             await self._answer(exchange, app)
         finally:
@@ -98,6 +99,14 @@ class _Entry:
                 received_bytes=exchange.received_bytes,
                 sent_bytes=exchange.sent_bytes,
             )
+
+    def _route(self, method: str, path: str) -> tuple[ASGIApp, str]:
+        """Who answers, and what that is counted as; empty where the framework knows."""
+        if path.startswith(CHUNKS_PATH):
+            return self._chunks, _CHUNK_ROUTE
+        if method == "GET" and path.startswith(RECORDS_PATH):
+            return self._reads, _RECORD_ROUTE
+        return (self._batches, BATCH_PUT_PATH) if path == BATCH_PUT_PATH else (self._api, "")
 
     async def _answer(self, exchange: _Exchange, app: ASGIApp) -> None:
         scope = exchange.scope

@@ -1,79 +1,71 @@
-"""Many small ranges in one request: ``POST /v1/objects:batchGet``.
+"""Many objects in one request: ``POST /v1/objects:batchGet``.
 
-The request is JSON: ``{"items": [{"bucket", "key", "start", "end", "version"}, ...]}``, of which the last three may be missing.
-The response is one frame for each item, in their order:
+The request is JSON, ``{"items": [[bucket, key], [bucket, key, version], ...]}``; `client.frames` says what comes back. An
+object that is one small chunk, of which this node has a copy, is answered with the chunk; any other with its info, by which
+the client reads it. So nothing here waits for another node, nothing is hashed, and no answer is larger than small chunks can
+be. An object that can't be had costs its own frame and no other.
 
-    u32     length of the head, little-endian
-    head    JSON: {"status", "size", ...}; with status 200 also "etag" and "version", else "problem"
-    bytes   as many as "size" says, verified
-
-An item that can't be had costs its own frame and no other. Each item is read whole before its frame begins, which bounds its
-size and is why no frame is ever torn, unless the connection is.
+Objects are looked up and read a slice at a time, in one call of a thread each, which bounds what lies in memory.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from client.errors import BodyTooLarge, InvalidRange, InvalidRequest, StoreError, to_problem
-from client.wire import encode_json
-from storenode.bodies import BodySender
+from client.errors import ChunkCorrupt, InvalidRequest, StoreError, to_problem
+from client.frames import INFO, MAX_ITEMS, MAX_SMALL_BYTES, OBJECTS_MAGIC, PROBLEM, chunk_head, document_frame
+from client.manifest import Ref
+from client.record import ObjectInfo
+from client.wire import BATCH_GET_PATH
+from storenode.bodies import BodySender, ResponseAborted
 from storenode.budget import Budget
 from storenode.node import Node
 from storenode.requests import NodeOf, TransfersOf, json_body
 from storenode.schemas import BYTES, json_body_of, problems
+from storenode.smallchunks import SmallChunks
 
-__all__ = ["FRAMES_TYPE", "MAX_ITEMS", "router"]
+__all__ = ["FRAMES_TYPE", "router"]
 
 FRAMES_TYPE = "application/vnd.forebay.frames"
-MAX_ITEMS = 1024
 # A key takes up to 1,024 bytes, and some six times that where its characters are escaped.
 _MAX_REQUEST_BYTES = 2 * 1024 * 1024
-_LENGTH = struct.Struct("<I")
+_SLICE = 128  # At most 8 MiB of small chunks.
+
+Item = tuple[str, str, int | None]
 
 router = APIRouter(tags=["objects"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Item:
-    bucket: str
-    key: str
-    start: int = 0
-    end: int | None = None
-    version: int | None = None
-
-
 @router.post(
-    "/v1/objects:batchGet",
+    BATCH_GET_PATH,
     operation_id="batchGetObjects",
     response_class=Response,
     responses={
-        200: {"description": "A frame for each item; see storenode/batch.py", "content": {FRAMES_TYPE: BYTES["*/*"]}},
+        200: {"description": "A frame for each item; see client/frames.py", "content": {FRAMES_TYPE: BYTES["*/*"]}},
         **problems(400, 413, 503),
     },
     openapi_extra=json_body_of("BatchItems"),
 )
 async def batch_get(request: Request, node: NodeOf, transfers: TransfersOf) -> Response:
-    """Many ranges of objects in one response."""
+    """Many objects in one response."""
     value = await json_body(request, max_bytes=_MAX_REQUEST_BYTES)
     items = value.get("items") if isinstance(value, dict) else None
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
-        raise InvalidRequest(f'expected {{"items": [...]}} with up to {MAX_ITEMS} objects {{"bucket", "key", "start", "end"}}')
-    return _Frames(node, transfers, [_item(item) for item in items])
+        raise InvalidRequest(f'expected {{"items": [[bucket, key], ...]}} with up to {MAX_ITEMS} objects')
+    return _Frames(node, transfers, list(map(_item, items)))
 
 
 class _Frames(Response):
-    """A response of frames, made one by one while it is sent."""
+    """A response of frames, made slice by slice while it is sent."""
 
     media_type = FRAMES_TYPE
 
-    def __init__(self, node: Node, transfers: Budget, items: list[_Item]) -> None:
+    def __init__(self, node: Node, transfers: Budget, items: Sequence[Item]) -> None:
         super().__init__()
         # How long it gets is not known before the last item is read.
         del self.headers["content-length"]
@@ -84,40 +76,74 @@ class _Frames(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
         with self._transfers.take():
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            for item in self._items:
-                head, payload = await self._node.pools.gateway.run_to_end(_read, self._node, item)
-                encoded = encode_json({**head, "size": len(payload)})
-                await sender.piece(_LENGTH.pack(len(encoded)) + encoded)
-                await sender.piece(payload)
+            for first in range(0, max(1, len(self._items)), _SLICE):
+                part = self._items[first : first + _SLICE]
+                try:
+                    frames = await self._node.pools.gateway.run_to_end(
+                        _frames, self._node, part, prefix=b"" if first else OBJECTS_MAGIC
+                    )
+                except StoreError as error:
+                    if first:
+                        raise ResponseAborted(f"a later slice of a batch failed: {error.title}: {error.message}") from error
+                    raise
+                if not first:
+                    # Only now, so that a node without metadata or disk says so, and the client asks another one.
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await sender.piece(frames)
         await sender.end()
 
 
-def _read(node: Node, item: _Item) -> tuple[dict[str, Any], bytes | bytearray]:
-    """The head and the bytes of an item's frame."""
+def _frames(node: Node, items: Sequence[Item], *, prefix: bytes) -> bytearray:
+    """The frames of a slice, behind `prefix`."""
+    frames = bytearray(prefix)
+    infos = _look_up(node, items)
+    with node.store.small_chunks() as small:
+        for info in infos:
+            if isinstance(info, StoreError):
+                frames += document_frame(PROBLEM, to_problem(info))
+                continue
+            ref = _only_chunk(info)
+            payload = _payload(node, small, ref) if ref is not None else None
+            if ref is None or payload is None:
+                frames += document_frame(INFO, info.to_json())
+            else:
+                frames += chunk_head(ref)
+                frames += payload
+    return frames
+
+
+def _payload(node: Node, small: SmallChunks, ref: Ref) -> memoryview | None:
     try:
-        info = node.objects.stat(item.bucket, item.key, version=item.version)
-        end = info.size if item.end is None else min(item.end, info.size)
-        size_bytes, limit = end - item.start, node.config.max_batch_item_bytes
-        if size_bytes < 0:
-            raise InvalidRange(f"bytes {item.start} to {end} of {item.bucket}/{item.key}, which has {info.size}", key=item.key)
-        if size_bytes > limit:
-            raise BodyTooLarge(f"{size_bytes} bytes for one item of a batch; this node takes {limit}", key=item.key)
-        payload = bytearray(size_bytes)
-        node.objects.reader(info).read_into(payload, start=item.start)
+        return small.read(ref)
+    except ChunkCorrupt:
+        # The client reads it elsewhere and never learns of this copy, so that it has to be mended from here.
+        node.follower.repair(ref.partition, ref.id)
+        return None
+
+
+def _look_up(node: Node, items: Sequence[Item]) -> list[ObjectInfo | StoreError]:
+    """What the metadata says of each item; the current versions, which are the rule, all at once."""
+    current = iter(node.catalog.lookup_many([(bucket, key) for bucket, key, version in items if version is None]))
+    return [next(current) if version is None else _version(node, bucket, key, version) for bucket, key, version in items]
+
+
+def _version(node: Node, bucket: str, key: str, version: int) -> ObjectInfo | StoreError:
+    try:
+        return node.catalog.lookup(bucket, key, version=version)
     except StoreError as error:
-        return {"status": error.status, "problem": to_problem(error)}, b""
-    return {"status": 200, "etag": info.etag, "version": info.version}, payload
+        return error
 
 
-def _item(value: Any) -> _Item:
-    fields: dict[str, type] = {"bucket": str, "key": str, "start": int, "end": int, "version": int}
-    if not isinstance(value, dict) or not {"bucket", "key"} <= set(value) <= set(fields):
-        raise InvalidRequest(f"item {value!r:.100}: expected bucket and key, and start, end and version if wanted")
-    for name, found in value.items():
-        # By type and not by isinstance, because true is no number here.
-        fits = type(found) is fields[name] and (not isinstance(found, int) or found >= 0)
-        if not fits and not (found is None and name in ("end", "version")):
-            wanted = "text" if fields[name] is str else "a whole number from 0 up"
-            raise InvalidRequest(f"item {value!r:.100}: {name} must be {wanted}")
-    return _Item(**value)
+def _only_chunk(info: ObjectInfo) -> Ref | None:
+    refs = info.record.content.refs
+    return refs[0] if len(refs) == 1 and 0 < refs[0].size <= MAX_SMALL_BYTES else None
+
+
+def _item(value: Any) -> Item:
+    # By types, because true is no number here.
+    types = list(map(type, value)) if type(value) is list else []
+    if types == [str, str]:
+        return value[0], value[1], None
+    if types == [str, str, int] and value[2] >= 0:
+        return value[0], value[1], value[2]
+    raise InvalidRequest(f"item {value!r:.100}: expected [bucket, key] or [bucket, key, version], a whole number")

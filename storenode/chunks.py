@@ -65,7 +65,7 @@ class ChunkRoutes:
         self._num_partitions = num_partitions
         self._metrics = metrics
         config = node.config
-        self._bodies = Budget("bytes of chunk bodies", limit=config.max_body_bytes)
+        self.bodies = Budget("bytes of chunk bodies", limit=config.max_body_bytes)
         # A body that is forwarded waits for other nodes, and they may wait for this one. Half of the room is for bodies that
         # wait for nothing but this node's disk, so that two nodes never fill each other up.
         self._forwarded = Budget("bytes of chunk bodies to forward", limit=config.max_body_bytes // 2)
@@ -155,7 +155,7 @@ class ChunkRoutes:
         if not 0 < size_bytes <= self._node.config.max_chunk_bytes:
             kind = BodyTooLarge if size_bytes else InvalidRequest
             raise kind(f"a chunk of {size_bytes} bytes: this node takes 1 to {self._node.config.max_chunk_bytes}")
-        with self._bodies.take(size_bytes) as body_room, self._forwarded.take(size_bytes if tees else 0) as tee_room:
+        with self.bodies.take(size_bytes) as body_room, self._forwarded.take(size_bytes if tees else 0) as tee_room:
             arriving = Arriving(self._buffers.take(size_bytes))
             copies = self._start_copies(partition, chunk_id, arriving, tees)
             # A thread that outlives this request still holds the body, so the room is given back when the last one is done.

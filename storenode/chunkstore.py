@@ -28,7 +28,7 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -37,6 +37,7 @@ from pathlib import Path
 
 from typing_extensions import Buffer
 
+from client.checksum import blake3_id
 from client.errors import (
     BodyTooLarge,
     ChecksumMismatch,
@@ -45,10 +46,13 @@ from client.errors import (
     DiskFailed,
     DiskFull,
     Misconfigured,
+    StoreError,
 )
 from storenode.chunkfile import ChunkPath, OpenChunk, parse_name, read_trailer, rehash
+from storenode.chunkgroup import ChunkGroup, Member, require_reporting_sync
 from storenode.chunkwriter import ChunkWriter
 from storenode.filesystem import FileSystem, UnnamedFile, opened, translated
+from storenode.smallchunks import SmallChunks
 from storenode.trailer import MAX_PAYLOAD_BYTES, trailer_bytes
 
 __all__ = ["ChunkStore", "DiskUsage"]
@@ -98,7 +102,7 @@ class ChunkStore:
     Raises
     ------
     Misconfigured
-        If the file system has no ``O_TMPFILE``.
+        If the file system has no ``O_TMPFILE``, or the kernel is too old.
     DiskFailed, DiskFull
         If the directories can't be made or synced.
     """
@@ -118,6 +122,7 @@ class ChunkStore:
         with translated(root):
             self._make_directories()
             self._require_unnamed_files()
+        require_reporting_sync(self._fs)
 
     def put(self, partition: int, chunk_id: bytes, payload: Buffer) -> bool:
         """Store a chunk durably.
@@ -153,6 +158,42 @@ class ChunkStore:
             present = self._is_present(at, directory=directory)
             draft = None if present else self._draft(at, size_bytes=size_bytes, directory=directory)
         return ChunkWriter(at, draft, commit=partial(self._commit, at))
+
+    def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]]) -> list[StoreError | None]:
+        """Store small chunks, given as (partition, id, payload), as one durable group; see `storenode.chunkgroup`.
+
+        Each holds a descriptor meanwhile, so the caller bounds their number.
+
+        Returns
+        -------
+        list of StoreError or None
+            For each chunk None if it is durable, else what `put` would have raised.
+        """
+        members = [Member(at=self._at(partition, chunk_id), payload=payload) for partition, chunk_id, payload in chunks]
+        group = ChunkGroup(
+            fs=self._fs,
+            root=self._chunks,
+            is_sound=self._is_sound,
+            require_room=lambda size_bytes: self._require_room(size_bytes, at=members[0].at),
+            require_synced=self._require_synced,
+            sync_failed=lambda places: self._unsynced.update(at.path.parent for at in places),
+        )
+        with translated(self._chunks):
+            group.store([member for member in members if _has_its_id(member)])
+        for member in members:
+            if member.taken:
+                # Another writer of the same bytes was faster, perhaps in this very group.
+                try:
+                    self.put(member.at.partition, member.at.id, member.payload)
+                except StoreError as error:
+                    member.error = error
+        return [member.error for member in members]
+
+    @contextmanager
+    def small_chunks(self) -> Iterator[SmallChunks]:
+        """To read many small chunks whole; raises `DiskFailed`."""
+        with translated(self._chunks), opened(self._fs.open_directory(self._chunks)) as directory:
+            yield SmallChunks(self._fs, directory)
 
     def open_chunk(self, partition: int, chunk_id: bytes) -> OpenChunk:
         """Open a chunk for reading, hashing none of its payload.
@@ -362,6 +403,10 @@ class ChunkStore:
             message = f"{at.path.parent}: an fsync failed before, so this one means nothing; check the disk, restart the node"
             raise DiskFailed(message, key=at.name)
 
+    def _is_sound(self, at: ChunkPath) -> bool:
+        with self._directory(at) as directory:
+            return self._screen(at, directory=directory) is _Copy.SOUND
+
     def _screen(self, at: ChunkPath, *, directory: int) -> _Copy:
         """Re-hash the copy under a name, and move it away if it is corrupt."""
         try:
@@ -426,3 +471,11 @@ class ChunkStore:
 
     def _at(self, partition: int, chunk_id: bytes) -> ChunkPath:
         return ChunkPath.under(self._chunks, partition=partition, chunk_id=chunk_id)
+
+
+def _has_its_id(member: Member) -> bool:
+    if (found := blake3_id(memoryview(member.payload).cast("B"))) == member.at.id:
+        return True
+    message = f"the bytes sent for chunk {member.at.id.hex()} hash to {found.hex()}"
+    member.error = ChecksumMismatch(message, key=member.at.name)
+    return False

@@ -46,6 +46,8 @@ class NodeConfig(BaseSettings):
     max_disk_threads: int = Field(8, ge=1, le=256, description="Threads that read and write chunk files")
     max_open_chunks: int = Field(1024, ge=1, le=65_536, description="Small chunks that are kept open after they were read")
     max_disk_queue: int = Field(256, ge=1, le=65_536, description="Disk calls under way or waiting; more are refused")
+    max_batch_threads: int = Field(2, ge=1, le=64, description="Groups of small chunks written at once; 256 files each")
+    max_batch_queue: int = Field(64, ge=1, le=65_536, description="Batches of chunks under way or waiting; more are refused")
 
     # Requests
     stall_timeout_s: float = Field(60.0, gt=0, description="Longest silence of a client in the middle of a body, either way")
@@ -65,7 +67,6 @@ class NodeConfig(BaseSettings):
     # Objects by name
     max_object_bytes: int = Field(5 * 1024 * GIB, ge=1, description="Largest object by plain HTTP")
     max_object_requests: int = Field(16, ge=1, le=1024, description="PUT and GET of objects served at once; more are refused")
-    max_batch_item_bytes: int = Field(16 * MIB, ge=1, le=1 * GIB, description="Largest item of a batch, in memory as a whole")
     max_gateway_threads: int = Field(16, ge=1, le=256, description="Threads that run uploads and verified reads")
     max_record_bytes: int = Field(32 * KIB, ge=16 * KIB, le=256 * KIB, description="Largest record that is accepted")
     max_metadata_threads: int = Field(8, ge=1, le=256, description="Threads that call the metadata engine")

@@ -9,6 +9,7 @@ Linux only: ``O_TMPFILE`` and ``/proc/self/fd`` have no counterpart elsewhere.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from client.errors import DiskFailed, DiskFull, StoreError
 
 __all__ = ["FileSystem", "UnnamedFile", "disk_error", "opened", "translated", "write_new"]
 
+_LIBC = ctypes.CDLL(None, use_errno=True)  # Python has no name for syncfs. A call lets other threads run.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -66,6 +68,15 @@ class FileSystem:
 
     def sync(self, fd: int) -> None:
         os.fsync(fd)
+
+    def sync_everything(self, fd: int) -> None:
+        """syncfs(2): all bytes and all names in the file system of `fd`, or the error of a write since `fd` was opened."""
+        if _LIBC.syncfs(fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def kernel_release(self) -> str:
+        return os.uname().release
 
     def link(self, fd: int, name: str, *, directory: int) -> None:
         """Give the unnamed file `fd` the name; `FileExistsError` if it is taken."""

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 
 from client.catalog import CONSISTENCY_LEVELS
 from client.names import MAX_KEY_BYTES
-from client.wire import CHECK_HEADER, PROTOCOL, PROTOCOL_HEADER, RECORD_HEADER, SEGMENTS_HEADER
+from client.wire import BATCH_PUT_PATH, CHECK_HEADER, PROTOCOL, PROTOCOL_HEADER, RECORD_HEADER, SEGMENTS_HEADER
 from storenode.schemas import BYTES, SCHEMAS, json_of, problems
 
 __all__ = ["install_schema"]
@@ -71,6 +71,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     schema["paths"]["/v1/chunks/{partition}/{id}"] = _chunk_operations()
+    schema["paths"][BATCH_PUT_PATH] = {"post": _batch_operation()}
     schema["paths"]["/v1/records/{bucket}/{key}"]["get"] = _record_read()
     for operations in schema["paths"].values():
         for method, operation in operations.items():
@@ -108,6 +109,22 @@ def _chunk_operations() -> dict[str, Any]:
         "put": {
             **_operation("putChunk", "Store a chunk durably, here and on the nodes in tee", stored, _TEE),
             "requestBody": {"required": True, "content": BYTES},
+        },
+    }
+
+
+def _batch_operation() -> dict[str, Any]:
+    return {
+        "operationId": "batchPutChunks",
+        "summary": "Store many small chunks durably, here; see client/frames.py for the body",
+        "tags": ["chunks"],
+        "requestBody": {"required": True, "content": BYTES},
+        "responses": {
+            str(status): answer
+            for status, answer in {
+                200: json_of("StoredBatch", description="For each chunk, that it is durable, or why not"),
+                **problems(400, 411, 413, 503),
+            }.items()
         },
     }
 

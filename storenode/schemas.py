@@ -158,19 +158,16 @@ SCHEMAS: dict[str, Any] = {
             "items": {
                 "type": "array",
                 "maxItems": 1024,
-                "items": _object(
-                    {
-                        "bucket": _STRING,
-                        "key": _STRING,
-                        "start": {"type": "integer", "minimum": 0},
-                        "end": nullable({"type": "integer", "minimum": 0}),
-                        "version": nullable({"type": "integer", "minimum": 0}),
-                    },
-                    optional=("start", "end", "version"),
-                ),
+                "items": {
+                    "type": "array",
+                    "prefixItems": [_STRING, _STRING, {"type": "integer", "minimum": 0}],
+                    "items": False,
+                    "minItems": 2,
+                },
             }
         }
     ),
+    "StoredBatch": _object({"chunks": _array({"anyOf": [{"const": "durable"}, _ref("Problem")]})}),
     "Stored": _object(
         {"durable": _array(_STRING), "failed": {"type": "object", "additionalProperties": _STRING}},
     ),

@@ -8,6 +8,7 @@ waiting. Work waits only for pools further down this list, across nodes too, so 
     gateway   uploads and verified reads of whole objects; waits for chunk requests to any node
     tee       forwards a chunk to another node; waits for that node's disk pool
     disk      chunk files
+    batch     chunk files, many as one durable group, which must not take the threads of those who read one
     meta      calls of the metadata engine; waits for the engine alone
     watch     the same, but each call waits for changes: they must not take the threads of those who don't
 
@@ -115,6 +116,7 @@ class Pools:
     gateway: BoundedPool
     tee: BoundedPool
     disk: BoundedPool
+    batch: BoundedPool
     meta: BoundedPool
     watch: BoundedPool
 
@@ -127,13 +129,14 @@ class Pools:
             gateway=BoundedPool("gateway", max_threads=config.max_gateway_threads, max_queue=2 * config.max_object_requests),
             tee=BoundedPool("tee", max_threads=config.max_tee_threads, max_queue=config.max_tee_queue),
             disk=BoundedPool("disk", max_threads=config.max_disk_threads, max_queue=config.max_disk_queue),
+            batch=BoundedPool("batch", max_threads=config.max_batch_threads, max_queue=config.max_batch_queue),
             meta=BoundedPool("meta", max_threads=config.max_metadata_threads, max_queue=config.max_metadata_queue),
             watch=BoundedPool("watch", max_threads=config.max_watches, max_queue=config.max_watches),
         )
 
     def all(self) -> tuple[BoundedPool, ...]:
         """Those that wait for others first."""
-        return self.gateway, self.tee, self.disk, self.meta, self.watch
+        return self.gateway, self.tee, self.disk, self.batch, self.meta, self.watch
 
     def close(self) -> None:
         """End all threads."""

@@ -29,7 +29,7 @@ from typing_extensions import Buffer
 
 from client.checksum import ID_BYTES, SEGMENT_BYTES, num_segments, segment_checks, xxh3
 
-__all__ = ["CHECK_BYTES", "MAX_PAYLOAD_BYTES", "DamagedTrailer", "Trailer", "payload_bytes", "trailer_bytes"]
+__all__ = ["CHECK_BYTES", "MAX_PAYLOAD_BYTES", "DamagedTrailer", "Trailer", "payload_bytes", "small_trailer", "trailer_bytes"]
 
 MAGIC = b"FBCHUNK1"
 VERSION = 1
@@ -108,6 +108,13 @@ class Trailer:
         if len(table) != CHECK_BYTES * num_segments(size):
             raise DamagedTrailer(f"{len(table)} bytes of segment checksums do not fit a payload of {size} bytes")
         return cls(partition=partition, id=chunk_id, size=size, check=check, segment_checks=bytes(table))
+
+
+def small_trailer(partition: int, chunk_id: bytes, size_bytes: int, check: int) -> bytes:
+    """The trailer of a chunk of at most one segment, whose checksum is the payload's: a reference tells every byte of it."""
+    assert 0 < size_bytes <= SEGMENT_BYTES, size_bytes
+    body = _CHECK.pack(check) + _FIELDS.pack(MAGIC, VERSION, partition, chunk_id, size_bytes, check, SEGMENT_BYTES)
+    return body + _CHECK.pack(xxh3(body))
 
 
 def trailer_bytes(size_bytes: int) -> int:

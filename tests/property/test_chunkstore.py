@@ -88,6 +88,36 @@ class ChunkStoreMachine(RuleBasedStateMachine):
             self.restart(power)
         self.look_at(chunk)
 
+    @rule(group=st.lists(chunks, min_size=1, unique=True))
+    def put_group(self, group: list[Chunk]) -> None:
+        errors = self.store.put_group([(*chunk, PAYLOADS[chunk[1]]) for chunk in group])
+        for chunk, error in zip(group, errors, strict=True):
+            assert isinstance(error, DiskFailed) == (chunk[1][0] in self.refusing)
+            if error is None:
+                self.acknowledged(chunk)
+
+    @rule(group=st.lists(chunks, min_size=1, unique=True), at=st.integers(0, 40), fault=faults, power=st.booleans())
+    def put_group_with_a_fault(self, group: list[Chunk], at: int, fault: int | None, power: bool) -> None:
+        self.fs.fail(SimulatedCrash() if fault is None else OSError(fault, os.strerror(fault)), at=at)
+        num_calls = len(self.fs.calls)
+        errors: list[Exception | None] = [DiskFailed("the whole group")] * len(group)
+        with suppress(DiskFailed, DiskFull, SimulatedCrash):
+            errors = list(self.store.put_group([(*chunk, PAYLOADS[chunk[1]]) for chunk in group]))
+        for chunk, error in zip(group, errors, strict=True):
+            if error is None:
+                self.acknowledged(chunk)
+            elif chunk not in self.sound:
+                self.possible.add(chunk)
+        made = self.fs.methods[num_calls:]
+        at_the_names = "link" in made[:at] or "create_unnamed" not in made[:at]
+        if fault is not None and made[at : at + 1] == ["sync_everything"] and at_the_names:
+            self.refusing.update(chunk[1][0] for chunk in group)
+        self.fs.revive()
+        if fault is None:
+            self.restart(power)
+        for chunk in group:
+            self.look_at(chunk)
+
     @rule(power=st.booleans())
     def restart(self, power: bool) -> None:
         if power:

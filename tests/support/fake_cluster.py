@@ -36,6 +36,7 @@ from client.errors import (
     TruncatedBody,
     to_problem,
 )
+from client.frames import INFO, OBJECTS_MAGIC, PROBLEM, chunk_head, decode_chunks, document_frame
 from client.http_catalog import HttpCatalog
 from client.manifest import Ref
 from client.objects import ObjectStore
@@ -230,6 +231,8 @@ class _FakeTransport(Transport):
             case ["v1", "chunks", partition, chunk_hex]:
                 key = int(partition), bytes.fromhex(chunk_hex)
                 return self._put_chunk(node, key, request) if request.method == "PUT" else _get_chunk(node, key, request)
+            case ["v1", "chunks:batchPut"]:
+                return _json({"chunks": [_put_small(node, *chunk) for chunk in decode_chunks(request.body)]})
             case ["v1", "chunks:touch"]:
                 found = [_verify(node, partition, name) for partition, name in request.json["chunks"]]
                 return _json({"status": ["durable" if status == "ok" else "missing" for status in found]})
@@ -237,7 +240,7 @@ class _FakeTransport(Transport):
                 return _json({"status": [_verify(node, partition, name) for partition, name in request.json["chunks"]]})
         if "no metadata" in node.faults:
             raise MetadataUnavailable("the metadata engine does not answer", node_id=node.id)
-        return self._answer_name(request)
+        return self._answer_name(node, request)
 
     def _put_chunk(self, node: FakeNode, key: tuple[int, bytes], request: _Request) -> Response:
         durable: list[str] = []
@@ -253,9 +256,13 @@ class _FakeTransport(Transport):
             raise failed[node.id]
         return _json({"durable": durable, "failed": {name: error.message for name, error in failed.items()}})
 
-    def _answer_name(self, request: _Request) -> Response:
+    def _answer_name(self, node: FakeNode, request: _Request) -> Response:
         catalog = self._cluster.catalog
         match request.parts:
+            case ["v1", "objects:batchGet"]:
+                parts = [_object_frame(node, self._cluster.catalog, *item) for item in request.json["items"]]
+                body = OBJECTS_MAGIC + b"".join(parts)
+                return Response(status=200, headers={}, body=body, size=len(body))
             case ["v1", "cluster"]:
                 return _json(self._cluster.view().to_json())
             case ["v1", "buckets"]:
@@ -362,6 +369,29 @@ def _get_chunk(node: FakeNode, key: tuple[int, bytes], request: _Request) -> Res
     words = (f"{check:016x}" for check in struct.unpack(f"<{len(checks) // 8}Q", checks))
     headers = {CHECK_HEADER: f"{xxh3(chunk):016x}", SEGMENTS_HEADER: ",".join(words)}
     return Response(status=206 if "range" in request.headers else 200, headers=headers, body=bytes(sent), size=len(sent))
+
+
+def _put_small(node: FakeNode, partition: int, chunk_id: bytes, payload: memoryview) -> str | dict[str, Any]:
+    try:
+        node.store((partition, chunk_id), bytes(payload))
+    except StoreError as error:
+        return to_problem(error)
+    return "durable"
+
+
+def _object_frame(node: FakeNode, catalog: FakeCatalog, bucket: str, key: str) -> bytes:
+    try:
+        info = catalog.lookup(bucket, key)
+    except StoreError as error:
+        return document_frame(PROBLEM, to_problem(error))
+    refs = info.record.content.refs
+    held = node.chunks.get((refs[0].partition, refs[0].id)) if len(refs) == 1 and "missing" not in node.faults else None
+    if held is None:
+        return document_frame(INFO, info.to_json())
+    sent = bytearray(held)
+    if "corrupt" in node.faults:
+        sent[len(sent) // 2] ^= 0x10
+    return chunk_head(refs[0]) + sent
 
 
 def _verify(node: FakeNode, partition: int, chunk_hex: str) -> str:

@@ -39,12 +39,14 @@ class ScriptedFileSystem(FileSystem):
     `fail` numbers calls from the present on: 0 is the next one. With ``method``, only calls of that method count. After a
     `SimulatedCrash` no call goes through any more, as for a process that is gone, until `revive`.
 
-    ``free_bytes`` replaces what the disk says is free; ``max_transfer_bytes`` cuts reads and writes short.
+    ``release`` replaces the kernel's, ``free_bytes`` what the disk says is free; ``max_transfer_bytes`` cuts reads and
+    writes short.
     """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.free_bytes: int | None = None
+        self.release = super().kernel_release()
         self.max_transfer_bytes: int | None = None
         self._faults: list[tuple[int, str | None, BaseException]] = []
         self._dead = False
@@ -136,9 +138,16 @@ class ScriptedFileSystem(FileSystem):
         make = super().sync
         self._call("sync", self.subject(fd), lambda: make(fd))
 
+    def sync_everything(self, fd: int) -> None:
+        make = super().sync_everything
+        self._call("sync_everything", self.subject(fd), lambda: make(fd))
+
     def link(self, fd: int, name: str, *, directory: int) -> None:
         make = super().link
         self._call("link", name, lambda: make(fd, name, directory=directory))
+
+    def kernel_release(self) -> str:
+        return self.release
 
     def rename(self, name: str, *, directory: int, to_name: str, to_directory: int) -> None:
         make = super().rename
@@ -177,20 +186,24 @@ class VolatileFileSystem(ScriptedFileSystem):
 
     def link(self, fd: int, name: str, *, directory: int) -> None:
         super().link(fd, name, directory=directory)
-        inode = os.fstat(fd).st_ino
-        self._of(directory).linked.append((name, inode))
+        inode, path = os.fstat(fd).st_ino, _path(directory) / name
+        self._directories.setdefault(path.parent, _Unsynced()).linked.append((path.name, inode))
         if inode in self._dirty:
-            self._dirty[inode] = _path(directory) / name
+            self._dirty[inode] = path
 
     def rename(self, name: str, *, directory: int, to_name: str, to_directory: int) -> None:
         super().rename(name, directory=directory, to_name=to_name, to_directory=to_directory)
-        self._of(directory).renamed.append((name, _path(to_directory) / to_name))
+        unsynced = self._directories.setdefault(_path(directory), _Unsynced())
+        unsynced.renamed.append((name, _path(to_directory) / to_name))
 
     def sync_data(self, fd: int) -> None:
         self._call("sync_data", "", lambda: self._dirty.pop(os.fstat(fd).st_ino, None))
 
     def sync(self, fd: int) -> None:
         self._call("sync", self.subject(fd), lambda: self._directories.pop(_path(fd), None))
+
+    def sync_everything(self, fd: int) -> None:
+        self._call("sync_everything", self.subject(fd), self._forget)
 
     def power_cut(self) -> None:
         for parent, lost in self._directories.items():
@@ -204,12 +217,12 @@ class VolatileFileSystem(ScriptedFileSystem):
         for inode, named in self._dirty.items():
             if named is not None and named.exists() and named.stat().st_ino == inode:
                 os.truncate(named, 0)
-        self._directories.clear()
-        self._dirty.clear()
+        self._forget()
         self.revive()
 
-    def _of(self, directory: int) -> _Unsynced:
-        return self._directories.setdefault(_path(directory), _Unsynced())
+    def _forget(self) -> None:
+        self._directories.clear()
+        self._dirty.clear()
 
 
 def _path(fd: int) -> Path:
