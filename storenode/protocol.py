@@ -31,6 +31,7 @@ __all__ = ["RECEIVE_INTO", "NodeProtocol"]
 RECEIVE_INTO = "forebay.receive_into"
 _SCRATCH_BYTES = 256 * 1024
 _WOKEN_AT_BYTES = 512 * 1024
+_HELD_BYTES = 16 * 1024
 
 
 class NodeProtocol(asyncio.BufferedProtocol):
@@ -50,7 +51,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class.
-        self._http.connection_made(self._transport)
+        self._http.connection_made(cast(asyncio.Transport, _Corked(self._transport)))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -119,6 +120,42 @@ class NodeProtocol(asyncio.BufferedProtocol):
         if size_bytes != self._woken_at:
             self._woken_at = size_bytes
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+
+
+class _Corked:
+    """A transport that sends the head of a response together with what follows: each segment by itself wakes the client.
+
+    What is written first is held until more is written, at most until the event loop's next turn.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held: bytes | None = None
+        # Not looked up through here each time.
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+        self.is_closing, self.get_extra_info = transport.is_closing, transport.get_extra_info
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send `data`, perhaps a little later."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._transport.writelines([held, data])
+        elif isinstance(data, bytes) and len(data) <= _HELD_BYTES:
+            self._held = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection when all is sent."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._transport.write(held)
 
 
 class _Http(HttpToolsProtocol):
