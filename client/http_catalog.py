@@ -43,6 +43,7 @@ class HttpCatalog:
         self._origin = origin
         self._configured = config.endpoints
         self._discovered: tuple[str, ...] = ()
+        self._urls = self._configured
         self._failed_s: dict[str, float] = {}
         self._ever_answered = False
         self._backoff = Backoff(base_s=config.retry_base_s, max_s=config.retry_max_s)
@@ -51,6 +52,7 @@ class HttpCatalog:
         """The cluster as some node sees it. After the first time one round is enough: whoever asks has an older view."""
         view = ClusterView.from_json(self._json("GET", "/v1/cluster", again=not self._discovered))
         self._discovered = tuple(url for urls in view.endpoints.values() for url in urls)
+        self._urls = tuple(dict.fromkeys(self._configured + self._discovered))
         return view
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
@@ -91,8 +93,12 @@ class HttpCatalog:
         place: Callable[[ObjectInfo], memoryview],
     ) -> tuple[ObjectInfo, memoryview, int]:
         """See `Catalog.begin_read`."""
-        level = None if consistency == "strong" else consistency
-        query = _query(start=start, end=end, most=most, version=version, consistency=level)
+        query = f"?start={start}"
+        for name, number in (("end", end), ("most", most), ("version", version)):
+            if number is not None:
+                query += f"&{name}={number}"
+        if consistency != "strong":
+            query += f"&consistency={quote(consistency)}"
         opening = Opening(start=start, place=place)
         path = record_path(check_bucket(bucket), check_key(key))
         # By name: that spreads the bytes over the nodes, and each keeps in memory what it is asked for.
@@ -212,9 +218,10 @@ class HttpCatalog:
 
         `said` has the last word of each endpoint, across rounds: the deadline may leave no time for all in the last one.
         """
-        urls = tuple(dict.fromkeys(self._configured + self._discovered))
-        first = xxh3(spread_by.encode()) % len(urls) if spread_by else 0
-        urls = urls[first:] + urls[:first]
+        urls = self._urls
+        if spread_by:
+            first = xxh3(spread_by.encode()) % len(urls)
+            urls = urls[first:] + urls[:first]
         for place, url in enumerate(sorted(urls, key=lambda url: self._failed_s.get(url, 0.0))):
             if place and not deadline.remaining_s():
                 break

@@ -309,8 +309,8 @@ class ObjectStore:
         if start < 0 or (end is not None and end <= start):
             return place(self.stat(bucket, key, version=version, consistency=consistency))  # Nothing, or an error.
         info, buffer, filled = self.catalog.begin_read(
-            check_bucket(bucket),
-            check_key(key),
+            bucket,
+            key,
             start=start,
             end=end,
             # A node on this host passes large chunks past the network.

@@ -9,8 +9,7 @@ A connection is kept only after an exchange that both sides have completed: the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias, TypeVar
@@ -18,7 +17,7 @@ from typing import TypeAlias, TypeVar
 from typing_extensions import Buffer
 
 from client.config import ClientConfig
-from client.errors import BodyTooLarge, DeadlineExceeded, EndpointUnreachable, TruncatedBody
+from client.errors import BodyTooLarge, DeadlineExceeded, EndpointUnreachable, StoreError, TruncatedBody
 from client.http1 import Answer, Connection
 from client.process import HomeProcess
 from client.retry import Deadline
@@ -247,8 +246,10 @@ class Sending:
     def finish(self, *, into: Into | None = None, seen: Callable[[memoryview], object] | None = None) -> Response:
         """Receive the answer; parameters and errors are those of `Transport.request`."""
         answer = self._patiently(self._receive_head)
-        with self._named():
+        try:
             return _receive(answer, into=into, seen=seen, node_id=self._node_id)
+        except OSError as exc:
+            raise self._named(exc) from exc
 
     def __enter__(self) -> Sending:
         return self
@@ -258,17 +259,19 @@ class Sending:
 
     def _patiently(self, step: Callable[[], T]) -> T:
         """Take a step, on a fresh connection if the kept one turns out to be dead."""
-        with self._named():
-            try:
-                return step()
-            except OSError as exc:
-                # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
-                # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
-                if not self._reused or isinstance(exc, TimeoutError):
-                    raise
-            self._connection.close()
-            self._connection, self._reused, self._num_sent = self._transport.connect(self._url), False, -1
+        try:
             return step()
+        except OSError as exc:
+            # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
+            # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
+            if not self._reused or isinstance(exc, TimeoutError):
+                raise self._named(exc) from exc
+        self._connection.close()
+        self._connection, self._reused, self._num_sent = self._transport.connect(self._url), False, -1
+        try:
+            return step()
+        except OSError as exc:
+            raise self._named(exc) from exc
 
     def _flush(self) -> None:
         if self._answer is not None:
@@ -297,16 +300,12 @@ class Sending:
             self._answer = self._connection.receive(method=self._method)
         return self._answer
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError as exc:
+    def _named(self, exc: OSError) -> StoreError:
+        if isinstance(exc, TimeoutError):
             message = f"{self._method} {self._path}: {self._url} was silent for {self._timeout_s:.3g} s"
-            raise DeadlineExceeded(message, node_id=self._node_id) from exc
-        except OSError as exc:
-            message = f"{self._method} {self._path}: no answer from {self._url}: {exc!r}"
-            raise EndpointUnreachable(message, node_id=self._node_id) from exc
+            return DeadlineExceeded(message, node_id=self._node_id)
+        message = f"{self._method} {self._path}: no answer from {self._url}: {exc!r}"
+        return EndpointUnreachable(message, node_id=self._node_id)
 
 
 def _early_answer(connection: Connection, *, method: str) -> Answer | None:

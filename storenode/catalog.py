@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from client.catalog import MAX_BATCH_ITEMS, Commit, Consistency, Listing, Watched, parts
 from client.errors import BucketNotFound, InvalidName, InvalidRequest, MetadataCorrupt, ObjectNotFound, StoreError
@@ -24,6 +25,8 @@ from storenode.markers import Markers
 from storenode.metastore import MAX_GET_KEYS, Event, KeyValue, MetaStore, WouldWait, prefix_end
 
 __all__ = ["MetaCatalog"]
+
+_MAX_DECODED = 4096
 
 _RACE_BACKOFF = Backoff(base_s=0.001, max_s=0.05)
 
@@ -95,7 +98,7 @@ class MetaCatalog:
         raise object_not_found(bucket, key)
 
     def lookup_now(self, bucket: str, key: str) -> ObjectInfo:
-        """What `lookup` gives for the newest version, if it can be told at once.
+        """What `lookup` gives for the newest version, if it can be told at once; the same object for the same version.
 
         Raises
         ------
@@ -103,7 +106,7 @@ class MetaCatalog:
             If not; for an object that does not exist, always. `lookup` then has the answer.
         """
         item = self._meta.get_now(object_key(check_bucket(bucket), check_key(key)))
-        info = Head.decode(item).info(bucket, key) if item is not None else None
+        info = _info(bucket, key, item) if item is not None else None
         if info is None or info.record.tombstone:
             raise WouldWait
         return info
@@ -226,3 +229,9 @@ def _change(bucket: str, event: Event) -> tuple[str, ObjectInfo | None]:
     item = KeyValue(key=event.key, value=event.value, create_revision=event.revision, mod_revision=event.revision, lease=None)
     info = Head.decode(item).info(bucket, key)
     return key, None if info.record.tombstone else info
+
+
+@lru_cache(maxsize=_MAX_DECODED)
+def _info(bucket: str, key: str, item: KeyValue) -> ObjectInfo:
+    """A head as callers see it, remembered for the objects that are read again and again."""
+    return Head.decode(item).info(bucket, key)

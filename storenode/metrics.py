@@ -38,6 +38,7 @@ class Metrics:
 
     def __init__(self, pools: Pools) -> None:
         self._registry = registry = CollectorRegistry()
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram, Counter, Counter]] = {}
         ProcessCollector(registry=registry)
         self._requests = Counter("forebay_requests", "Requests answered", ["route", "method", "status"], registry=registry)
         self._seconds = Histogram(
@@ -60,10 +61,19 @@ class Metrics:
 
     def answered(self, route: str, *, method: str, status: int, seconds: float, received_bytes: int, sent_bytes: int) -> None:
         """Count a request."""
-        self._requests.labels(route, method, status).inc()
-        self._seconds.labels(route, method).observe(seconds)
-        self._received.labels(route).inc(received_bytes)
-        self._sent.labels(route).inc(sent_bytes)
+        series = self._series.get((route, method, status))
+        if series is None:
+            # Kept, because finding them takes longer than counting.
+            series = self._series[route, method, status] = (
+                self._requests.labels(route, method, status),
+                self._seconds.labels(route, method),
+                self._received.labels(route),
+                self._sent.labels(route),
+            )
+        series[0].inc()
+        series[1].observe(seconds)
+        series[2].inc(received_bytes)
+        series[3].inc(sent_bytes)
 
     def chunk_failed(self, code: str) -> None:
         """Count a chunk that could not be stored or read, by the error's code."""

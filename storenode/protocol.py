@@ -1,4 +1,4 @@
-"""HTTP on a connection: uvicorn's, and beside it a way for a long body straight from the socket into the application's buffer.
+"""HTTP on a connection: uvicorn's, and beside it two shorter ways, for long bodies that come and for small answers.
 
 Through uvicorn alone the bytes of a body are copied five times on their way (out of the event loop's buffer, through the
 parser, into the request's buffer, into a message, into the application's buffer), in pieces of 64 KiB that each pass through
@@ -9,8 +9,11 @@ Python. A chunk is 8 MiB. So the application may ask for the rest of a body by t
 fills `view`, which must be as long as the body, and calls ``progress(size_bytes)`` whenever that many bytes more have come. Of
 a body that ends early it raises `TruncatedBody`. Messages and the extension don't mix: of one request, one or the other.
 
-The parser sees the head of such a request and no more. It is replaced by a fresh one at the end of the body, of which the
-length was announced, so that nothing behind it was read.
+A small read that needs no waiting takes no request, task or response at all: the application's `answer_now` is given the bytes
+as they came and gives those to send. Whatever else comes goes uvicorn's way.
+
+The parser sees the head of a long body's request and no more. It is replaced by a fresh one at the end of the body, of which
+the length was announced, so that nothing behind it was read.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ RECEIVE_INTO = "forebay.receive_into"
 _SCRATCH_BYTES = 256 * 1024
 _WOKEN_AT_BYTES = 512 * 1024
 _HELD_BYTES = 16 * 1024
+_READ = b"GET /v1/records/"
 
 
 class NodeProtocol(asyncio.BufferedProtocol):
@@ -60,7 +64,9 @@ class NodeProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on what has come."""
         if self._rest is None:
-            self._http.data_received(bytes(self._scratch[:nbytes]))
+            data = bytes(self._scratch[:nbytes])
+            if not (data.startswith(_READ) and self._http.is_between_requests and self._answer_now(data)):
+                self._http.data_received(data)
             return
         self._rest = self._rest[nbytes:]
         self._wake_at(_WOKEN_AT_BYTES if len(self._rest) >= 2 * _WOKEN_AT_BYTES else 1)
@@ -69,6 +75,14 @@ class NodeProtocol(asyncio.BufferedProtocol):
             self._rest = None
             self._http.body_was_taken()
             self._filled.set_result(None)
+
+    def _answer_now(self, request: bytes) -> bool:
+        answer = self._http.config.app.answer_now(request)  # type: ignore[union-attr]
+        if answer is None:
+            return False
+        self._transport.writelines(answer)
+        self._http.was_active()
+        return True
 
     def eof_received(self) -> None:
         """The client has sent its last byte; the connection is closed."""
@@ -164,6 +178,37 @@ class _Http(HttpToolsProtocol):
     def __init__(self, receive_into: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._receive_into = receive_into
+        self._is_in_message = False
+        self._active_s = 0.0
+
+    @property
+    def is_between_requests(self) -> bool:
+        """Whether the next byte begins a request, and its response may be written at once."""
+        return not self._is_in_message and (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+
+    def was_active(self) -> None:
+        """Note that a request was answered past this protocol."""
+        self._active_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_handler()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for long enough; otherwise look again when it could be."""
+        left_s = self._active_s + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self.timeout_keep_alive_handler)
+
+    def on_message_begin(self) -> None:
+        """Begin a request's head."""
+        self._is_in_message = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._is_in_message = False
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
@@ -174,6 +219,7 @@ class _Http(HttpToolsProtocol):
     def body_was_taken(self) -> None:
         """Go on behind the body that the parser has not seen."""
         self.parser = httptools.HttpRequestParser(self)
+        self._is_in_message = False
         self.cycle.more_body = False
 
     def give_up(self) -> None:

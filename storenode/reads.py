@@ -12,6 +12,8 @@ Metadata and small chunks are read in the event loop where that needs no waiting
 from __future__ import annotations
 
 import os
+import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -23,7 +25,7 @@ from client.checksum import SEGMENT_BYTES
 from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, StoreError
 from client.manifest import Ref
 from client.record import ObjectInfo
-from client.wire import RECORD_HEADER, encode_header, encode_json, widen
+from client.wire import RECORD_HEADER, encode_header, widen
 from storenode.bodies import BodySender
 from storenode.metastore import WouldWait
 from storenode.node import Node
@@ -36,6 +38,8 @@ __all__ = ["RECORDS_PATH", "RecordReads"]
 RECORDS_PATH = "/v1/records/"
 # Longer ones (of many references, or with much metadata) go as the body.
 _MAX_HEADER_BYTES = 8 * 1024
+_MAX_REMEMBERED = 4096
+_RANGE = re.compile(rb"start=([0-9]{1,18})(?:&end=([0-9]{1,18}))?")  # What nearly all reads ask.
 _MAX_VERSION = 2**63 - 1
 
 
@@ -63,34 +67,64 @@ class RecordReads:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._remembered: OrderedDict[int, tuple[ObjectInfo, bytes]] = OrderedDict()
+
+    def answer_now(self, path: str, query: bytes) -> tuple[bytes, bytes | bytearray] | None:
+        """The answer if it can be given without waiting: a record for the header (or none), and the body.
+
+        None, and `StoreError`s too, are for the usual way to answer.
+        """
+        (bucket, key), asked = object_name(path), _parse(query)
+        if asked.version is not None:
+            return None
+        try:
+            info = self._node.catalog.lookup_now(bucket, key)
+        except WouldWait:
+            return None
+        encoded = self._encoded(info)
+        ref, _, _ = _first_chunk(info, asked, encoded)
+        if ref is None:
+            return b"", encoded
+        payload = self._node.open_chunks.read_now(ref) if ref.size <= SEGMENT_BYTES else None
+        return None if payload is None else (encoded, payload)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            name, asked = object_name(scope["path"]), _parse(scope["query_string"])
-            info = await self._lookup(*name, asked)
-            ref, low, high = _first_chunk(info, asked)
-            header = encode_header(info.to_json()) if ref is not None else b""
-            if ref is not None and len(header) <= _MAX_HEADER_BYTES:
+            (bucket, key), asked = object_name(scope["path"]), _parse(scope["query_string"])
+            info = await self._lookup(bucket, key, asked)
+            encoded = self._encoded(info)
+            ref, low, high = _first_chunk(info, asked, encoded)
+            if ref is not None:
                 if ref.size <= SEGMENT_BYTES:
-                    await self._send_small(send, header, ref)
+                    await self._send_small(send, encoded, ref)
                 else:
-                    await self._send_large(send, header, ref, *widen(low, high, size_bytes=ref.size))
+                    await self._send_large(send, encoded, ref, *widen(low, high, size_bytes=ref.size))
                 return
-            response = Response(encode_json(info.to_json()), media_type="application/json")
+            response = Response(encoded, media_type="application/json")
         except StoreError as error:
             response = problem_response(error, node_id=self._node.node_id)
         await response(scope, receive, send)
 
     async def _lookup(self, bucket: str, key: str, asked: _Asked) -> ObjectInfo:
-        catalog = self._node.catalog
         if asked.version is None:
             try:
-                return catalog.lookup_now(bucket, key)
+                return self._node.catalog.lookup_now(bucket, key)
             except WouldWait:
                 pass
-        lookup = self._node.pools.meta.run
-        return await lookup(catalog.lookup, bucket, key, version=asked.version, consistency=asked.consistency)
+        lookup, run = self._node.catalog.lookup, self._node.pools.meta.run
+        return await run(lookup, bucket, key, version=asked.version, consistency=asked.consistency)
+
+    def _encoded(self, info: ObjectInfo) -> bytes:
+        """The record as it is sent; remembered, as the catalog remembers those that are read again and again."""
+        known = self._remembered.get(id(info))
+        if known is not None and known[0] is info:
+            return known[1]
+        encoded = encode_header(info.to_json())
+        self._remembered[id(info)] = info, encoded
+        if len(self._remembered) > _MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return encoded
 
     async def _send_small(self, send: Send, header: bytes, ref: Ref) -> None:
         payload = self._node.open_chunks.read_now(ref)
@@ -139,18 +173,22 @@ def _read_small(node: Node, ref: Ref) -> tuple[bytearray, int]:
         return payload, os.dup(chunk.fd)
 
 
-def _first_chunk(info: ObjectInfo, asked: _Asked) -> tuple[Ref | None, int, int]:
+def _first_chunk(info: ObjectInfo, asked: _Asked, encoded: bytes) -> tuple[Ref | None, int, int]:
     """The chunk in which the read begins, and which of its bytes are read; None if they are not to be sent along."""
-    if asked.start is not None and (found := info.record.content.chunk_at(asked.start)) is not None:
-        ref, offset = found
-        low, high = asked.start - offset, min(asked.end - offset, ref.size)
-        if low < high <= low + asked.most:
-            return ref, low, high
+    if asked.start is not None and len(encoded) <= _MAX_HEADER_BYTES:
+        found = info.record.content.chunk_at(asked.start)
+        if found is not None:
+            ref, offset = found
+            low, high = asked.start - offset, min(asked.end - offset, ref.size)
+            if low < high <= low + asked.most:
+                return ref, low, high
     return None, 0, 0
 
 
 def _parse(query: bytes) -> _Asked:
     values: dict[str, int | str] = {}
+    if (match := _RANGE.fullmatch(query)) is not None:
+        return _Asked(start=int(match[1]), end=_MAX_VERSION if match[2] is None else int(match[2]))
     for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in ("version", "start", "end", "most"):
             if not (text.isascii() and text.isdecimal() and int(text) <= _MAX_VERSION):

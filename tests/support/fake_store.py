@@ -31,6 +31,7 @@ from client.errors import (
     StoreError,
 )
 from client.manifest import Ref
+from client.names import check_bucket, check_key
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
@@ -90,7 +91,7 @@ class FakeCatalog:
         place: Callable[[ObjectInfo], memoryview],
         **_: object,
     ) -> tuple[ObjectInfo, memoryview, int]:
-        info = self.lookup(bucket, key, version=version, consistency=consistency)
+        info = self.lookup(check_bucket(bucket), check_key(key), version=version, consistency=consistency)
         return info, place(info), 0
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:

@@ -16,6 +16,7 @@ from storenode.protocol import RECEIVE_INTO, NodeProtocol
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
 HEAD = b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+READ = b"GET /v1/records/b/k HTTP/1.1\r\nhost: a\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
@@ -48,6 +49,9 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         self.written += data
 
+    def writelines(self, list_of_data: Any) -> None:
+        self.written += b"".join(list_of_data)
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -64,8 +68,8 @@ class FakeTransport(asyncio.Transport):
 class Line:
     """A connection whose other end the test holds."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], **settings: Any) -> None:
+        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, **settings)
         self.transport = FakeTransport()
         self.protocol = NodeProtocol(config=config, server_state=ServerState(), app_state={})
         self.protocol.connection_made(self.transport)
@@ -99,6 +103,14 @@ class App:
         self.progress: list[int] = []
         self.paths: list[str] = []
         self.error: Exception | None = None
+        self.at_once: list[bytes] = []
+        self.answers_reads = True
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    def answer_now(self, request: bytes) -> list[bytes] | None:
+        self.at_once.append(request)
+        return [b"HTTP/1.1 200 ", b"at once"] if self.answers_reads else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.paths.append(scope["path"])
@@ -107,6 +119,7 @@ class App:
                 await scope["extensions"][RECEIVE_INTO](memoryview(self.buffer), self.progress.append)
             except (TruncatedBody, BodyTooLarge) as error:
                 self.error = error
+        await self.may_answer.wait()
         text = str(sum(self.progress)).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
         await send({"type": "http.response.body", "body": text})
@@ -230,3 +243,99 @@ def test_a_body_that_was_given_up_touches_the_buffer_no_more_and_ends_the_connec
     assert not line.transport.reading
     assert b"connection: close" in line.transport.written
     assert bytes(buffer) == seen
+
+
+# --- answers at once
+
+
+def test_a_read_is_answered_at_once_and_the_connection_goes_on() -> None:
+    app = App(0)
+
+    async def scenario() -> list[bytes]:
+        line = Line(app)
+        for _ in range(2):
+            await line.send(READ)
+            await line.send(NEXT)
+        return line.answers
+
+    answers = asyncio.run(scenario())
+    assert [b"at once" in answer for answer in answers] == [True, False, True, False]
+    assert app.at_once == [READ, READ]
+
+
+def test_a_read_that_is_not_answered_at_once_goes_the_usual_way() -> None:
+    app = App(0)
+    app.answers_reads = False
+
+    async def scenario() -> list[bytes]:
+        line = Line(app)
+        await line.send(READ)
+        return line.answers
+
+    assert len(asyncio.run(scenario())) == 1
+    assert app.paths == ["/v1/records/b/k"]
+
+
+def test_no_read_overtakes_a_request_under_way() -> None:
+    app = App(0)
+
+    async def scenario() -> list[bytes]:
+        line = Line(app)
+        app.may_answer.clear()
+        await line.send(NEXT)
+        line.protocol.get_buffer(-1)[: len(READ)] = READ
+        line.protocol.buffer_updated(len(READ))
+        app.may_answer.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return line.answers
+
+    assert len(asyncio.run(scenario())) == 2
+    assert app.paths == ["/next", "/v1/records/b/k"]
+
+
+@pytest.mark.parametrize("before", [b"GET /x HTTP/1.1\r\nhost: a\r\nx: ", HEAD % len(READ)])
+def test_what_looks_like_a_read_in_the_middle_of_another_request_is_none(before: bytes) -> None:
+    app = App(len(READ))
+
+    async def scenario() -> None:
+        line = Line(app)
+        await line.send(before)
+        await line.send(READ)
+
+    asyncio.run(scenario())
+    assert app.at_once == []
+
+
+def test_a_client_that_does_not_take_its_answers_is_not_sent_more() -> None:
+    app = App(0)
+
+    async def scenario() -> None:
+        line = Line(app)
+        line.protocol.pause_writing()
+        await line.send(READ)
+        line.protocol.resume_writing()
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert app.at_once == []
+    assert app.paths == ["/v1/records/b/k"]
+
+
+def test_a_connection_is_closed_when_it_was_idle_for_long_enough_and_not_before() -> None:
+    app = App(0)
+
+    async def scenario() -> float:
+        line = Line(app, timeout_keep_alive=0.2)
+        clock = asyncio.get_running_loop().time
+        for _ in range(4):
+            await line.send(READ)
+            await asyncio.sleep(0.1)
+            assert not line.transport.is_closing()
+        last_s = clock()
+        await asyncio.wait_for(line.transport.was_closed.wait(), 10)
+        return clock() - last_s
+
+    assert asyncio.run(scenario()) > 0.05
+    assert len(app.at_once) == 4

@@ -16,6 +16,7 @@ from client.manifest import Ref, make_ref
 from client.opening import Opening
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.wire import CHECK_HEADER, RECORD_HEADER, SEGMENTS_HEADER, record_path
+from storenode.app import App
 from storenode.metastore import WouldWait
 from storenode.openchunks import OpenChunks
 from tests.support.asgi import Answer, call
@@ -253,3 +254,85 @@ def test_what_is_not_in_memory_is_not_waited_for(bed: TestBed, monkeypatch: pyte
     os.truncate(file_of(bed, ref), 10)
     assert opened.read_now(ref) is None
     opened.close()
+
+
+# Answers at once
+
+
+def at_once(bed: TestBed, path: str, *, headers: bytes = b"host: n1:7070\r\nx-forebay-protocol: 1\r\n") -> Answer | None:
+    """What the node sends for the bytes of a request, without a request having been made of them."""
+    assert isinstance(bed.app, App)
+    sent = bed.app.answer_now(b"GET %s HTTP/1.1\r\n%s\r\n" % (path.encode(), headers))
+    if sent is None:
+        return None
+    lines = bytes(sent[0]).decode("latin-1").split("\r\n")
+    assert (lines[0], lines[-2:]) == ("HTTP/1.1 200 OK", ["", ""])
+    fields = dict(line.split(": ", 1) for line in lines[1:-2])
+    return Answer(status=200, headers=fields, pieces=[bytes(sent[1])], complete=True)
+
+
+@pytest.mark.usefixtures("in_memory")
+@pytest.mark.parametrize("query", ["", "?start=0", "?start=7&end=9", "?start=7&end=9&most=1", "?start=999999"])
+@pytest.mark.parametrize("key", ["k", "a/b", "ключ"])
+def test_what_needs_no_waiting_is_answered_as_it_is_otherwise(bed: TestBed, key: str, query: str) -> None:
+    name(bed, key, SMALL)
+    path = record_path("data", key) + query
+    call(bed.app, "GET", record_path("data", key) + "?start=0")  # From now on its file is open.
+    assert at_once(bed, path) == call(bed.app, "GET", path)
+    counted = call(bed.app, "GET", "/metrics").body.decode()
+    assert 'forebay_requests_total{method="GET",route="/v1/records/{bucket}/{key:path}",status="200"} 3.0' in counted
+
+
+def test_what_needs_waiting_is_not_answered_at_once(bed: TestBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = name(bed, "small", SMALL)
+    name(bed, "large", LARGE)
+    small = record_path("data", "small")
+    assert at_once(bed, small + "?start=0") is None  # Its file is not open.
+    for path in (record_path("data", "large") + "?start=0", record_path("data", "none"), f"{small}?version={info.version}"):
+        assert at_once(bed, path) is None
+    assert at_once(bed, small) is not None
+
+    def fails(key: str) -> None:
+        raise WouldWait
+
+    monkeypatch.setattr(bed.meta, "get_now", fails)
+    assert at_once(bed, small) is None
+
+    def is_defective(key: str) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(bed.meta, "get_now", is_defective)
+    assert at_once(bed, small) is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"",
+        b"host: n1\r\n",
+        b"host: n1\r\nx-forebay-protocol: 0\r\n",
+        b"host: n1\r\nx-forebay-protocol: 1\r\nauthorization: Bearer x\r\n",
+        b"host: n1\r\nx-forebay-protocol: 1\r\ncontent-length: 1\r\n",
+        b"host: n1\r\nx-forebay-protocol: 1\r\nconnection: close\r\n",
+        b"Host: n1\r\nx-forebay-protocol: 1\r\n",
+    ],
+)
+def test_only_requests_as_our_client_writes_them_are_answered_at_once(bed: TestBed, headers: bytes) -> None:
+    name(bed, "k", SMALL)
+    assert at_once(bed, record_path("data", "k")) is not None
+    assert at_once(bed, record_path("data", "k"), headers=headers) is None
+
+
+@pytest.mark.parametrize("path", ["/v1/records/data/k?start=-1", "/v1/records/data/a//b", "/v1/records/data", "/v1/chunks/1/x"])
+def test_malformed_requests_are_not_answered_at_once(bed: TestBed, path: str) -> None:
+    name(bed, "k", SMALL)
+    assert at_once(bed, path) is None
+
+
+def test_two_requests_in_one_packet_are_not_answered_at_once(bed: TestBed) -> None:
+    name(bed, "k", SMALL)
+    request = b"GET /v1/records/data/k HTTP/1.1\r\nhost: n1\r\nx-forebay-protocol: 1\r\n\r\n"
+    assert isinstance(bed.app, App)
+    assert bed.app.answer_now(request) is not None
+    assert bed.app.answer_now(request * 2) is None
+    assert bed.app.answer_now(request[:-1]) is None
