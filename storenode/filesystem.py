@@ -23,7 +23,9 @@ from client.errors import DiskFailed, DiskFull, StoreError
 
 __all__ = ["FileSystem", "UnnamedFile", "disk_error", "opened", "translated", "write_new"]
 
-_LIBC = ctypes.CDLL(None, use_errno=True)  # Python has no name for syncfs. A call lets other threads run.
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None, use_errno=True)  # Python has no name for these calls. They let other threads run.
+_WRITTEN_BACK_AT_BYTES = 1024 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -78,6 +80,12 @@ class FileSystem:
     def kernel_release(self) -> str:
         return os.uname().release
 
+    def begin_writing_back(self, fd: int, *, offset: int, size_bytes: int) -> None:
+        """sync_file_range(2): have the kernel begin to write these bytes to the disk. It promises nothing and does not wait."""
+        if _LIBC.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
     def link(self, fd: int, name: str, *, directory: int) -> None:
         """Give the unnamed file `fd` the name; `FileExistsError` if it is taken."""
         # Both keywords together make Python call linkat(AT_SYMLINK_FOLLOW); without them it would try to link the
@@ -109,12 +117,19 @@ class UnnamedFile:
     def __init__(self, fs: FileSystem, *, directory: int) -> None:
         self._fs = fs
         self._fd = fs.create_unnamed(directory=directory)
+        self._written = self._begun = 0
 
     def write(self, data: Buffer) -> None:
         """Append bytes."""
         rest = memoryview(data).cast("B")
         while rest:
-            rest = rest[self._fs.write(self._fd, rest) :]
+            count = self._fs.write(self._fd, rest)
+            rest = rest[count:]
+            self._written += count
+        if self._written - self._begun >= _WRITTEN_BACK_AT_BYTES:
+            # The disk may begin while the rest is still coming, and `link_as` then waits for the end of it only.
+            self._fs.begin_writing_back(self._fd, offset=self._begun, size_bytes=self._written - self._begun)
+            self._begun = self._written
 
     def link_as(self, name: str, *, directory: int) -> None:
         """Make the bytes durable, then let them appear under `name`. The name itself is not durable yet.

@@ -138,6 +138,10 @@ class ScriptedFileSystem(FileSystem):
         make = super().sync
         self._call("sync", self.subject(fd), lambda: make(fd))
 
+    def begin_writing_back(self, fd: int, *, offset: int, size_bytes: int) -> None:
+        make = super().begin_writing_back
+        self._call("begin_writing_back", "", lambda: make(fd, offset=offset, size_bytes=size_bytes))
+
     def sync_everything(self, fd: int) -> None:
         make = super().sync_everything
         self._call("sync_everything", self.subject(fd), lambda: make(fd))
