@@ -58,7 +58,7 @@ class NodeConfig(BaseSettings):
 
     # Chunks on their way in
     max_body_bytes: int = Field(256 * MIB, ge=64 * KIB, description="Chunk bodies held at once, all requests together")
-    max_kept_body_bytes: int = Field(64 * MIB, ge=0, description="Buffers of chunk bodies that are kept to be used again")
+    max_kept_body_bytes: int = Field(128 * MIB, ge=0, description="Buffers of chunk bodies that are kept to be used again")
     max_tee_threads: int = Field(16, ge=1, le=256, description="Threads that forward chunks to other nodes")
     max_tees_per_node: int = Field(8, ge=1, le=256, description="Of them at one other node, which may be hanging")
     max_tee_queue: int = Field(256, ge=1, le=65_536, description="Forwards under way or waiting; more are refused")
