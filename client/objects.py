@@ -7,17 +7,16 @@ a node builds one over its metadata to serve plain HTTP. It holds no state of it
 from __future__ import annotations
 
 import io
-import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeAlias, TypeVar, cast
+from typing import TypeVar
 
 from typing_extensions import Buffer
 
+from client.batch_writer import BatchWriter
 from client.buckets import Buckets
 from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
 from client.checksum import SEGMENT_BYTES
@@ -27,6 +26,7 @@ from client.config import ClientConfig
 from client.errors import InvalidRange, InvalidRequest
 from client.in_flight import ThreadPool, in_order
 from client.names import check_bucket, check_key
+from client.payloads import Data, cut
 from client.reader import ContentReader, ObjectFile
 from client.record import Ack, Condition, Content, ObjectInfo, ObjectRecord
 from client.replica import ReplicaReader
@@ -38,7 +38,6 @@ __all__ = ["ObjectStore", "ObjectUpload", "clamp"]
 
 A = TypeVar("A")
 T = TypeVar("T")
-Data: TypeAlias = Buffer | str | os.PathLike[str] | BinaryIO
 
 
 class ObjectUpload:
@@ -98,6 +97,8 @@ class ObjectStore:
         # Calls of get_many and put_many wait for chunks, so the two kinds of work must not share threads.
         self._chunk_pool = ThreadPool(config.max_threads, name="forebay-chunk")
         self._call_pool = ThreadPool(config.max_threads, name="forebay-call")
+        # A few more than there are threads, so that a slow call at the head does not leave them idle.
+        self._max_calls = 2 * config.max_threads
 
     def close(self) -> None:
         """Stop the threads; calls in progress, and what waits for a thread, end first."""
@@ -139,7 +140,7 @@ class ObjectStore:
         """
         condition = Condition(if_match=if_match, if_none_match=if_none_match)
         with self.upload(bucket, key, ack=ack, metadata=metadata, content_type=content_type) as upload:
-            with closing(_cut(data, self.config.chunk_size_bytes)) as payloads:
+            with closing(cut(data, chunk_size_bytes=self.config.chunk_size_bytes)) as payloads:
                 for payload in payloads:
                     upload.write_owned(payload)
             return upload.commit(condition=condition)
@@ -180,8 +181,26 @@ class ObjectStore:
         return ChunkUploader(self.cluster, self.chunks, self.config, replicas=replicas, ack=ack)
 
     def put_many(self, items: Iterable[tuple[str, str, Data]]) -> list[ObjectInfo]:
-        """Put several ``(bucket, key, data)`` at once; the infos are in their order."""
-        return self._at_once(lambda item: self.put(*item), items)
+        """Put several ``(bucket, key, data)`` at once; the infos are in their order.
+
+        Objects of 1 byte to 64 KiB that are in memory go by the hundreds in one request. Of two items with one name the later
+        wins. `items` may be a generator, from which no more are taken than fit into the bounds of what is under way.
+
+        Raises
+        ------
+        BucketNotFound, NotEnoughReplicas, DiskFull
+            The first error in the order of the items, once nothing is under way any more. Others may be committed then; items
+            that were not taken are not.
+        """
+        writer = BatchWriter(
+            self.catalog,
+            put=self.put,
+            uploader=self.uploader,
+            calls=self._call_pool,
+            requests=self._chunk_pool,
+            max_puts=self._max_calls,
+        )
+        return writer.put_many(items)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, if_none_match: str | None = None) -> ObjectInfo:
         """Give an object's bytes a second name. No byte moves unless the target bucket wants more replicas."""
@@ -335,8 +354,7 @@ class ObjectStore:
         return self._at_once(lambda item: self.get(item[0], item[1], start=item[2], end=item[3]), items)
 
     def _at_once(self, call: Callable[[A], T], items: Iterable[A]) -> list[T]:
-        # A few more than there are threads, so that a slow call at the head does not leave them idle.
-        return list(in_order(self._call_pool, call, items, max_in_flight=2 * self.config.max_threads))
+        return list(in_order(self._call_pool, call, items, max_in_flight=self._max_calls))
 
     def list(
         self,
@@ -384,36 +402,6 @@ class ObjectStore:
     def buckets(self) -> Buckets:
         """Create, list, set and delete buckets."""
         return Buckets(self.catalog)
-
-
-def _cut(data: Data, chunk_size_bytes: int) -> Generator[Buffer, None, None]:
-    """`data` in chunks; slices of a buffer, fresh buffers from a file."""
-    if isinstance(data, str | os.PathLike):
-        with Path(data).open("rb", buffering=0) as file:
-            yield from _cut_file(cast(BinaryIO, file), chunk_size_bytes)
-    elif hasattr(data, "readinto") or hasattr(data, "read"):
-        yield from _cut_file(cast(BinaryIO, data), chunk_size_bytes)
-    else:
-        if not memoryview(data).nbytes:
-            return  # Also because an empty array of several dimensions can't be cast.
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), chunk_size_bytes):
-            yield view[start : start + chunk_size_bytes]
-
-
-def _cut_file(file: BinaryIO, chunk_size_bytes: int) -> Iterator[Buffer]:
-    while True:
-        pieces, missing = [], chunk_size_bytes
-        while missing:
-            piece = file.read(missing)
-            if not piece:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        if pieces:
-            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if missing:
-            return
 
 
 def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
