@@ -1,31 +1,31 @@
 """Objects by name: put, get and the rest, once for the client and for the node's own routes.
 
-`ObjectStore` joins the catalog (names), the upload path and the verified read. `client.client.Client` builds one over HTTP;
-a node builds one over its metadata to serve plain HTTP. It holds no state of its own beyond two bounded thread pools.
+`ObjectStore` joins the catalog (names, `client.namespace`), the upload path and the verified read. The client builds one over
+HTTP; a node builds one over its metadata to serve plain HTTP. It holds no state beyond two bounded thread pools.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
-from types import TracebackType
-from typing import TypeVar
 
 from typing_extensions import Buffer
 
 from client.batch_writer import BatchWriter
-from client.buckets import Buckets
-from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
+from client.byte_range import num_bytes
+from client.catalog import Catalog, Consistency
 from client.checksum import SEGMENT_BYTES
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
-from client.errors import InvalidRange, InvalidRequest
+from client.errors import InvalidRequest
 from client.in_flight import ThreadPool, in_order
 from client.names import check_bucket, check_key
+from client.namespace import Namespace
+from client.object_upload import ObjectUpload
 from client.payloads import Data, cut
 from client.reader import ContentReader, ObjectFile
 from client.record import Ack, Condition, Content, ObjectInfo, ObjectRecord
@@ -34,46 +34,10 @@ from client.retry import Backoff
 from client.upload import ChunkUploader, Upload
 from client.write_id import new_write_id
 
-__all__ = ["ObjectStore", "ObjectUpload", "clamp"]
-
-A = TypeVar("A")
-T = TypeVar("T")
+__all__ = ["ObjectStore"]
 
 
-class ObjectUpload:
-    """An object being written. Nothing is visible before `commit`; leaving the context without it aborts.
-
-    Use: ``with store.upload(bucket, key) as upload: upload.write(...); info = upload.commit()``.
-    """
-
-    def __init__(self, catalog: Catalog, upload: Upload, *, bucket: str, key: str, record: ObjectRecord) -> None:
-        self._catalog = catalog
-        self._upload = upload
-        self._bucket = bucket
-        self._key = key
-        self._record = record
-
-    def write(self, piece: Buffer) -> None:
-        """Append bytes of any number; they are copied."""
-        self._upload.write(piece)
-
-    def write_owned(self, payload: Buffer) -> None:
-        """Append one chunk that nobody changes until the upload has ended; it is not copied."""
-        self._upload.write_owned(payload)
-
-    def commit(self, *, condition: Condition | None = None) -> ObjectInfo:
-        """Wait until the bytes are durable, then give them the name."""
-        record = replace(self._record, content=self._upload.finish())
-        return self._catalog.commit(self._bucket, self._key, record, condition=condition or Condition())
-
-    def __enter__(self) -> ObjectUpload:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._upload.abort()
-
-
-class ObjectStore:
+class ObjectStore(Namespace):
     """Put, get, list and the rest over a catalog and a cluster of nodes. Thread-safe.
 
     Parameters
@@ -89,7 +53,7 @@ class ObjectStore:
     """
 
     def __init__(self, catalog: Catalog, cluster: Cluster, chunks: ChunkClient, config: ClientConfig) -> None:
-        self.catalog = catalog
+        super().__init__(catalog)
         self.cluster = cluster
         self.chunks = chunks
         self.config = config
@@ -231,15 +195,7 @@ class ObjectStore:
         record = replace(info.record, write_id=new_write_id(), replicas=replicas)
         return self.catalog.commit(info.bucket, info.key, record, condition=Condition(if_match=info.etag))
 
-    def delete(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
-        """Remove an object; in a bucket that keeps versions, add a tombstone. Raises `ObjectNotFound`."""
-        self.catalog.delete(bucket, key, write_id=new_write_id(), condition=Condition(if_match=if_match))
-
     # Reading
-
-    def stat(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
-        """What is known of an object without its bytes. Raises `ObjectNotFound`."""
-        return self.catalog.lookup(check_bucket(bucket), check_key(key), version=version, consistency=consistency)
 
     def reader(self, info: ObjectInfo) -> ContentReader:
         """Verified reads of one version's bytes."""
@@ -275,7 +231,7 @@ class ObjectStore:
             self._read(
                 bucket,
                 key,
-                lambda info: memoryview(bytearray(_clamp(info, start, end))),
+                lambda info: memoryview(bytearray(num_bytes(info, start=start, end=end))),
                 start=start,
                 end=end,
                 version=version,
@@ -285,7 +241,7 @@ class ObjectStore:
 
     def read(self, info: ObjectInfo, *, start: int = 0, end: int | None = None) -> bytes:
         """Bytes ``[start, end)`` of one version of an object; see `get`."""
-        data = bytearray(_clamp(info, start, end))
+        data = bytearray(num_bytes(info, start=start, end=end))
         self.reader(info).read_into(data, start=start)
         return bytes(data)
 
@@ -305,7 +261,7 @@ class ObjectStore:
         read = self._read(
             bucket,
             key,
-            lambda info: view[: _clamp(info, start, None)],
+            lambda info: view[: num_bytes(info, start=start, end=None)],
             start=start,
             end=start + size_bytes,
             version=version,
@@ -351,67 +307,8 @@ class ObjectStore:
 
     def get_many(self, items: Iterable[tuple[str, str, int, int | None]]) -> list[bytes]:
         """Get several ``(bucket, key, start, end)`` at once; the bytes are in their order."""
-        return self._at_once(lambda item: self.get(item[0], item[1], start=item[2], end=item[3]), items)
 
-    def _at_once(self, call: Callable[[A], T], items: Iterable[A]) -> list[T]:
-        return list(in_order(self._call_pool, call, items, max_in_flight=self._max_calls))
+        def get(item: tuple[str, str, int, int | None]) -> bytes:
+            return self.get(item[0], item[1], start=item[2], end=item[3])
 
-    def list(
-        self,
-        bucket: str,
-        *,
-        prefix: str = "",
-        delimiter: str = "",
-        cursor: str | None = None,
-        limit: int = MAX_LIST_LIMIT,
-        versions: bool = False,
-    ) -> Listing:
-        """One page of a listing, ordered by key and complete at one revision; see `Listing`."""
-        if not 1 <= limit <= MAX_LIST_LIMIT:
-            raise InvalidRequest(f"a page holds 1 to {MAX_LIST_LIMIT} entries, asked for {limit}")
-        return self.catalog.list(bucket, prefix=prefix, delimiter=delimiter, cursor=cursor, limit=limit, versions=versions)
-
-    def walk(self, bucket: str, *, prefix: str = "", versions: bool = False) -> Iterator[ObjectInfo]:
-        """Every object below `prefix`, page after page, all at one revision."""
-        cursor = None
-        while True:
-            page = self.list(bucket, prefix=prefix, cursor=cursor, versions=versions)
-            yield from page.objects
-            if page.cursor is None:
-                return
-            cursor = page.cursor
-
-    def watch(
-        self, bucket: str, *, prefix: str = "", after: int | None = None, timeout_s: float = 30.0
-    ) -> Iterator[tuple[str, ObjectInfo | None]]:
-        """Changes of a bucket as they happen, without end: key and new info, or None where it was deleted.
-
-        Parameters
-        ----------
-        after : int, optional
-            A revision, such as `ObjectInfo.version`; by default only what comes from now on.
-        timeout_s : float
-            How long one request waits before it is repeated.
-        """
-        while True:
-            watched = self.catalog.watch(bucket, prefix=prefix, after=after, timeout_s=timeout_s)
-            yield from watched.changes
-            after = watched.revision
-
-    @property
-    def buckets(self) -> Buckets:
-        """Create, list, set and delete buckets."""
-        return Buckets(self.catalog)
-
-
-def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
-    """How many bytes of an object ``[start, end)`` are."""
-    return clamp(info.bucket, info.key, info.size, start=start, end=end) - start
-
-
-def clamp(bucket: str, key: str, size: int, *, start: int, end: int | None) -> int:
-    """Where bytes ``[start, end)`` of an object of `size` bytes end; raises `InvalidRange`."""
-    end = size if end is None else min(end, size)
-    if not 0 <= start <= size or end < start:
-        raise InvalidRange(f"bytes {start} to {end} of {bucket}/{key}, which has {size} bytes")
-    return end
+        return list(in_order(self._call_pool, get, items, max_in_flight=self._max_calls))
