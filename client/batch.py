@@ -18,12 +18,13 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from client.byte_range import clamp
 from client.checksum import xxh3
 from client.errors import ChunkCorrupt, StoreError, from_problem
 from client.frames import CHUNK, INFO, MAX_SMALL_BYTES, frames
 from client.in_flight import in_order
 from client.manifest import REF_BYTES, Ref
-from client.objects import ObjectStore, clamp
+from client.objects import ObjectStore
 from client.record import ObjectInfo
 from client.wire import decode_json
 

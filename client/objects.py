@@ -1,32 +1,32 @@
 """Objects by name: put, get and the rest, once for the client and for the node's own routes.
 
-`ObjectStore` joins the catalog (names), the upload path and the verified read. `client.client.Client` builds one over HTTP;
-a node builds one over its metadata to serve plain HTTP. It holds no state of its own beyond two bounded thread pools.
+`ObjectStore` joins the catalog (names, `client.namespace`), the upload path and the verified read. The client builds one over
+HTTP; a node builds one over its metadata to serve plain HTTP. It holds no state beyond two bounded thread pools.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, TypeAlias, TypeVar, cast
 
 from typing_extensions import Buffer
 
-from client.buckets import Buckets
-from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
+from client.batch_writer import BatchWriter
+from client.byte_range import num_bytes
+from client.catalog import Catalog, Consistency
 from client.checksum import SEGMENT_BYTES
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
-from client.errors import InvalidRange, InvalidRequest
+from client.errors import InvalidRequest
 from client.in_flight import ThreadPool, in_order
 from client.names import check_bucket, check_key
+from client.namespace import Namespace
+from client.object_upload import ObjectUpload
+from client.payloads import Data, cut
 from client.reader import ContentReader, ObjectFile
 from client.record import Ack, Condition, Content, ObjectInfo, ObjectRecord
 from client.replica import ReplicaReader
@@ -34,47 +34,10 @@ from client.retry import Backoff
 from client.upload import ChunkUploader, Upload
 from client.write_id import new_write_id
 
-__all__ = ["ObjectStore", "ObjectUpload", "clamp"]
-
-A = TypeVar("A")
-T = TypeVar("T")
-Data: TypeAlias = Buffer | str | os.PathLike[str] | BinaryIO
+__all__ = ["ObjectStore"]
 
 
-class ObjectUpload:
-    """An object being written. Nothing is visible before `commit`; leaving the context without it aborts.
-
-    Use: ``with store.upload(bucket, key) as upload: upload.write(...); info = upload.commit()``.
-    """
-
-    def __init__(self, catalog: Catalog, upload: Upload, *, bucket: str, key: str, record: ObjectRecord) -> None:
-        self._catalog = catalog
-        self._upload = upload
-        self._bucket = bucket
-        self._key = key
-        self._record = record
-
-    def write(self, piece: Buffer) -> None:
-        """Append bytes of any number; they are copied."""
-        self._upload.write(piece)
-
-    def write_owned(self, payload: Buffer) -> None:
-        """Append one chunk that nobody changes until the upload has ended; it is not copied."""
-        self._upload.write_owned(payload)
-
-    def commit(self, *, condition: Condition | None = None) -> ObjectInfo:
-        """Wait until the bytes are durable, then give them the name."""
-        record = replace(self._record, content=self._upload.finish())
-        return self._catalog.commit(self._bucket, self._key, record, condition=condition or Condition())
-
-    def __enter__(self) -> ObjectUpload:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._upload.abort()
-
-
-class ObjectStore:
+class ObjectStore(Namespace):
     """Put, get, list and the rest over a catalog and a cluster of nodes. Thread-safe.
 
     Parameters
@@ -90,7 +53,7 @@ class ObjectStore:
     """
 
     def __init__(self, catalog: Catalog, cluster: Cluster, chunks: ChunkClient, config: ClientConfig) -> None:
-        self.catalog = catalog
+        super().__init__(catalog)
         self.cluster = cluster
         self.chunks = chunks
         self.config = config
@@ -98,6 +61,8 @@ class ObjectStore:
         # Calls of get_many and put_many wait for chunks, so the two kinds of work must not share threads.
         self._chunk_pool = ThreadPool(config.max_threads, name="forebay-chunk")
         self._call_pool = ThreadPool(config.max_threads, name="forebay-call")
+        # A few more than there are threads, so that a slow call at the head does not leave them idle.
+        self._max_calls = 2 * config.max_threads
 
     def close(self) -> None:
         """Stop the threads; calls in progress, and what waits for a thread, end first."""
@@ -139,7 +104,7 @@ class ObjectStore:
         """
         condition = Condition(if_match=if_match, if_none_match=if_none_match)
         with self.upload(bucket, key, ack=ack, metadata=metadata, content_type=content_type) as upload:
-            with closing(_cut(data, self.config.chunk_size_bytes)) as payloads:
+            with closing(cut(data, chunk_size_bytes=self.config.chunk_size_bytes)) as payloads:
                 for payload in payloads:
                     upload.write_owned(payload)
             return upload.commit(condition=condition)
@@ -180,8 +145,26 @@ class ObjectStore:
         return ChunkUploader(self.cluster, self.chunks, self.config, replicas=replicas, ack=ack)
 
     def put_many(self, items: Iterable[tuple[str, str, Data]]) -> list[ObjectInfo]:
-        """Put several ``(bucket, key, data)`` at once; the infos are in their order."""
-        return self._at_once(lambda item: self.put(*item), items)
+        """Put several ``(bucket, key, data)`` at once; the infos are in their order.
+
+        Objects of 1 byte to 64 KiB that are in memory go by the hundreds in one request. Of two items with one name the later
+        wins. `items` may be a generator, from which no more are taken than fit into the bounds of what is under way.
+
+        Raises
+        ------
+        BucketNotFound, NotEnoughReplicas, DiskFull
+            The first error in the order of the items, once nothing is under way any more. Others may be committed then; items
+            that were not taken are not.
+        """
+        writer = BatchWriter(
+            self.catalog,
+            put=self.put,
+            uploader=self.uploader,
+            calls=self._call_pool,
+            requests=self._chunk_pool,
+            max_puts=self._max_calls,
+        )
+        return writer.put_many(items)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str, *, if_none_match: str | None = None) -> ObjectInfo:
         """Give an object's bytes a second name. No byte moves unless the target bucket wants more replicas."""
@@ -212,15 +195,7 @@ class ObjectStore:
         record = replace(info.record, write_id=new_write_id(), replicas=replicas)
         return self.catalog.commit(info.bucket, info.key, record, condition=Condition(if_match=info.etag))
 
-    def delete(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
-        """Remove an object; in a bucket that keeps versions, add a tombstone. Raises `ObjectNotFound`."""
-        self.catalog.delete(bucket, key, write_id=new_write_id(), condition=Condition(if_match=if_match))
-
     # Reading
-
-    def stat(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
-        """What is known of an object without its bytes. Raises `ObjectNotFound`."""
-        return self.catalog.lookup(check_bucket(bucket), check_key(key), version=version, consistency=consistency)
 
     def reader(self, info: ObjectInfo) -> ContentReader:
         """Verified reads of one version's bytes."""
@@ -256,7 +231,7 @@ class ObjectStore:
             self._read(
                 bucket,
                 key,
-                lambda info: memoryview(bytearray(_clamp(info, start, end))),
+                lambda info: memoryview(bytearray(num_bytes(info, start=start, end=end))),
                 start=start,
                 end=end,
                 version=version,
@@ -266,7 +241,7 @@ class ObjectStore:
 
     def read(self, info: ObjectInfo, *, start: int = 0, end: int | None = None) -> bytes:
         """Bytes ``[start, end)`` of one version of an object; see `get`."""
-        data = bytearray(_clamp(info, start, end))
+        data = bytearray(num_bytes(info, start=start, end=end))
         self.reader(info).read_into(data, start=start)
         return bytes(data)
 
@@ -286,7 +261,7 @@ class ObjectStore:
         read = self._read(
             bucket,
             key,
-            lambda info: view[: _clamp(info, start, None)],
+            lambda info: view[: num_bytes(info, start=start, end=None)],
             start=start,
             end=start + size_bytes,
             version=version,
@@ -332,98 +307,8 @@ class ObjectStore:
 
     def get_many(self, items: Iterable[tuple[str, str, int, int | None]]) -> list[bytes]:
         """Get several ``(bucket, key, start, end)`` at once; the bytes are in their order."""
-        return self._at_once(lambda item: self.get(item[0], item[1], start=item[2], end=item[3]), items)
 
-    def _at_once(self, call: Callable[[A], T], items: Iterable[A]) -> list[T]:
-        # A few more than there are threads, so that a slow call at the head does not leave them idle.
-        return list(in_order(self._call_pool, call, items, max_in_flight=2 * self.config.max_threads))
+        def get(item: tuple[str, str, int, int | None]) -> bytes:
+            return self.get(item[0], item[1], start=item[2], end=item[3])
 
-    def list(
-        self,
-        bucket: str,
-        *,
-        prefix: str = "",
-        delimiter: str = "",
-        cursor: str | None = None,
-        limit: int = MAX_LIST_LIMIT,
-        versions: bool = False,
-    ) -> Listing:
-        """One page of a listing, ordered by key and complete at one revision; see `Listing`."""
-        if not 1 <= limit <= MAX_LIST_LIMIT:
-            raise InvalidRequest(f"a page holds 1 to {MAX_LIST_LIMIT} entries, asked for {limit}")
-        return self.catalog.list(bucket, prefix=prefix, delimiter=delimiter, cursor=cursor, limit=limit, versions=versions)
-
-    def walk(self, bucket: str, *, prefix: str = "", versions: bool = False) -> Iterator[ObjectInfo]:
-        """Every object below `prefix`, page after page, all at one revision."""
-        cursor = None
-        while True:
-            page = self.list(bucket, prefix=prefix, cursor=cursor, versions=versions)
-            yield from page.objects
-            if page.cursor is None:
-                return
-            cursor = page.cursor
-
-    def watch(
-        self, bucket: str, *, prefix: str = "", after: int | None = None, timeout_s: float = 30.0
-    ) -> Iterator[tuple[str, ObjectInfo | None]]:
-        """Changes of a bucket as they happen, without end: key and new info, or None where it was deleted.
-
-        Parameters
-        ----------
-        after : int, optional
-            A revision, such as `ObjectInfo.version`; by default only what comes from now on.
-        timeout_s : float
-            How long one request waits before it is repeated.
-        """
-        while True:
-            watched = self.catalog.watch(bucket, prefix=prefix, after=after, timeout_s=timeout_s)
-            yield from watched.changes
-            after = watched.revision
-
-    @property
-    def buckets(self) -> Buckets:
-        """Create, list, set and delete buckets."""
-        return Buckets(self.catalog)
-
-
-def _cut(data: Data, chunk_size_bytes: int) -> Generator[Buffer, None, None]:
-    """`data` in chunks; slices of a buffer, fresh buffers from a file."""
-    if isinstance(data, str | os.PathLike):
-        with Path(data).open("rb", buffering=0) as file:
-            yield from _cut_file(cast(BinaryIO, file), chunk_size_bytes)
-    elif hasattr(data, "readinto") or hasattr(data, "read"):
-        yield from _cut_file(cast(BinaryIO, data), chunk_size_bytes)
-    else:
-        if not memoryview(data).nbytes:
-            return  # Also because an empty array of several dimensions can't be cast.
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), chunk_size_bytes):
-            yield view[start : start + chunk_size_bytes]
-
-
-def _cut_file(file: BinaryIO, chunk_size_bytes: int) -> Iterator[Buffer]:
-    while True:
-        pieces, missing = [], chunk_size_bytes
-        while missing:
-            piece = file.read(missing)
-            if not piece:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        if pieces:
-            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if missing:
-            return
-
-
-def _clamp(info: ObjectInfo, start: int, end: int | None) -> int:
-    """How many bytes of an object ``[start, end)`` are."""
-    return clamp(info.bucket, info.key, info.size, start=start, end=end) - start
-
-
-def clamp(bucket: str, key: str, size: int, *, start: int, end: int | None) -> int:
-    """Where bytes ``[start, end)`` of an object of `size` bytes end; raises `InvalidRange`."""
-    end = size if end is None else min(end, size)
-    if not 0 <= start <= size or end < start:
-        raise InvalidRange(f"bytes {start} to {end} of {bucket}/{key}, which has {size} bytes")
-    return end
+        return list(in_order(self._call_pool, get, items, max_in_flight=self._max_calls))

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, MetadataUnavailable, StoreError
 from client.wire import PROTOCOL, encode_json
-from storenode.chunkstore import ChunkStore, DiskUsage
+from storenode.chunkstore import ChunkStore
+from storenode.diskspace import DiskUsage
 from storenode.metrics import CONTENT_TYPE, Metrics
 from storenode.node import Node
 from storenode.outgoing import set_aside

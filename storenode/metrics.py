@@ -17,7 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from storenode.chunkstore import DiskUsage
+from storenode.diskspace import DiskUsage
 from storenode.threads import Pools
 
 __all__ = ["CONTENT_TYPE", "Metrics"]

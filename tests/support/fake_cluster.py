@@ -8,27 +8,22 @@ write ids that a node has.
 from __future__ import annotations
 
 import json
-import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from typing_extensions import Buffer
 
-from client.checksum import blake3_id, segment_checks, xxh3
+from client.checksum import blake3_id
 from client.chunks import ChunkClient
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
 from client.errors import (
     Busy,
-    ChecksumMismatch,
-    ChunkNotFound,
     Conflict,
-    DeadlineExceeded,
-    DiskFull,
     EndpointUnreachable,
     InvalidRequest,
     MetadataUnavailable,
@@ -36,19 +31,18 @@ from client.errors import (
     TruncatedBody,
     to_problem,
 )
-from client.frames import INFO, OBJECTS_MAGIC, PROBLEM, chunk_head, decode_chunks, document_frame
+from client.frames import OBJECTS_MAGIC, decode_chunks
 from client.http_catalog import HttpCatalog
 from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
 from client.transport import Into, Response, Sending, Transport
-from client.wire import CHECK_HEADER, SEGMENTS_HEADER, WRITE_ID_HEADER, encode_json, parse_range
+from client.wire import WRITE_ID_HEADER, encode_json
+from tests.support.fake_node import FakeNode, Fault, get_chunk, object_frame, put_small, verify
 from tests.support.fake_store import FakeCatalog
 
 __all__ = ["Clock", "FakeCluster", "FakeNode", "Fault", "quick_config"]
-
-Fault = Literal["down", "silent", "busy", "full", "missing", "corrupt", "swapped", "short", "drops replies", "no metadata"]
 
 
 def quick_config(**settings: Any) -> ClientConfig:
@@ -70,41 +64,6 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.slept_s.append(seconds)
         self.now_s += seconds
-
-
-@dataclass(slots=True)
-class FakeNode:
-    """A node: its chunks by (partition, id), what is wrong with it, and what it was asked.
-
-    Faults: ``down`` refuses connections, ``silent`` never answers, ``busy`` turns everything away, ``full`` has no room,
-    ``missing`` finds no chunk, ``corrupt`` flips a bit of what it sends, ``swapped`` sends other bytes with checksums that fit
-    them, ``short`` sends too little, ``drops replies`` does what it is asked and breaks the connection, ``no metadata``
-    knows no names.
-    """
-
-    id: str
-    chunks: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
-    faults: set[Fault] = field(default_factory=set)
-    requests: list[str] = field(default_factory=list)
-    before: Callable[[str], None] = lambda request: None
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.id}:7070"
-
-    def check_reachable(self) -> None:
-        if "down" in self.faults:
-            raise EndpointUnreachable(f"{self.id} refuses", node_id=self.id)
-        if "silent" in self.faults:
-            raise DeadlineExceeded(f"{self.id} was silent", node_id=self.id)
-
-    def store(self, key: tuple[int, bytes], payload: bytes) -> None:
-        self.check_reachable()
-        if "full" in self.faults:
-            raise DiskFull(f"{self.id} is full", node_id=self.id)
-        if blake3_id(payload) != key[1]:
-            raise ChecksumMismatch("the bytes do not have this id", node_id=self.id)
-        self.chunks[key] = payload
 
 
 class FakeCluster:
@@ -230,14 +189,16 @@ class _FakeTransport(Transport):
         match request.parts:
             case ["v1", "chunks", partition, chunk_hex]:
                 key = int(partition), bytes.fromhex(chunk_hex)
-                return self._put_chunk(node, key, request) if request.method == "PUT" else _get_chunk(node, key, request)
+                if request.method == "PUT":
+                    return self._put_chunk(node, key, request)
+                return get_chunk(node, key, byte_range=request.headers.get("range"))
             case ["v1", "chunks:batchPut"]:
-                return _json({"chunks": [_put_small(node, *chunk) for chunk in decode_chunks(request.body)]})
+                return _json({"chunks": [put_small(node, *chunk) for chunk in decode_chunks(request.body)]})
             case ["v1", "chunks:touch"]:
-                found = [_verify(node, partition, name) for partition, name in request.json["chunks"]]
+                found = [verify(node, partition, name) for partition, name in request.json["chunks"]]
                 return _json({"status": ["durable" if status == "ok" else "missing" for status in found]})
             case ["v1", "chunks:verify"]:
-                return _json({"status": [_verify(node, partition, name) for partition, name in request.json["chunks"]]})
+                return _json({"status": [verify(node, partition, name) for partition, name in request.json["chunks"]]})
         if "no metadata" in node.faults:
             raise MetadataUnavailable("the metadata engine does not answer", node_id=node.id)
         return self._answer_name(node, request)
@@ -260,7 +221,7 @@ class _FakeTransport(Transport):
         catalog = self._cluster.catalog
         match request.parts:
             case ["v1", "objects:batchGet"]:
-                parts = [_object_frame(node, self._cluster.catalog, *item) for item in request.json["items"]]
+                parts = [object_frame(node, self._cluster.catalog, *item) for item in request.json["items"]]
                 body = OBJECTS_MAGIC + b"".join(parts)
                 return Response(status=200, headers={}, body=body, size=len(body))
             case ["v1", "cluster"]:
@@ -351,52 +312,6 @@ class _Request:
             assert tag is None or tag == "*" or tag == f'"{tag.strip(chr(34))}"', f"{name} is not quoted: {tag}"
         given = {name.replace("-", "_"): tag.strip('"') for name, tag in tags.items() if tag}
         return Condition(**given)
-
-
-def _get_chunk(node: FakeNode, key: tuple[int, bytes], request: _Request) -> Response:
-    if key not in node.chunks or "missing" in node.faults:
-        raise ChunkNotFound(f"{node.id} has no such chunk", node_id=node.id)
-    chunk = node.chunks[key]
-    if "swapped" in node.faults:
-        chunk = bytes(byte ^ 1 for byte in chunk)
-    start, end = parse_range(request.headers.get("range"), size_bytes=len(chunk)) or (0, len(chunk))
-    sent = bytearray(chunk[start:end])
-    checks = segment_checks(sent)
-    if "corrupt" in node.faults:
-        sent[len(sent) // 2] ^= 0x10
-    if "short" in node.faults:
-        del sent[-1]
-    words = (f"{check:016x}" for check in struct.unpack(f"<{len(checks) // 8}Q", checks))
-    headers = {CHECK_HEADER: f"{xxh3(chunk):016x}", SEGMENTS_HEADER: ",".join(words)}
-    return Response(status=206 if "range" in request.headers else 200, headers=headers, body=bytes(sent), size=len(sent))
-
-
-def _put_small(node: FakeNode, partition: int, chunk_id: bytes, payload: memoryview) -> str | dict[str, Any]:
-    try:
-        node.store((partition, chunk_id), bytes(payload))
-    except StoreError as error:
-        return to_problem(error)
-    return "durable"
-
-
-def _object_frame(node: FakeNode, catalog: FakeCatalog, bucket: str, key: str) -> bytes:
-    try:
-        info = catalog.lookup(bucket, key)
-    except StoreError as error:
-        return document_frame(PROBLEM, to_problem(error))
-    refs = info.record.content.refs
-    held = node.chunks.get((refs[0].partition, refs[0].id)) if len(refs) == 1 and "missing" not in node.faults else None
-    if held is None:
-        return document_frame(INFO, info.to_json())
-    sent = bytearray(held)
-    if "corrupt" in node.faults:
-        sent[len(sent) // 2] ^= 0x10
-    return chunk_head(refs[0]) + sent
-
-
-def _verify(node: FakeNode, partition: int, chunk_hex: str) -> str:
-    held = node.chunks.get((partition, bytes.fromhex(chunk_hex)))
-    return "missing" if held is None else "ok" if blake3_id(held).hex() == chunk_hex else "corrupt"
 
 
 def _each(answer: Callable[[Any], Response], items: list[Any]) -> Response:

@@ -182,6 +182,12 @@ class FakeChunks(ChunkClient):
             self.nodes[node][ref.partition, ref.id] = bytes(payload)
         return Stored(durable=tuple(live), failed={node: "down" for node in tee if node in self.down})
 
+    def put_many(
+        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, timeout_s: float | None = None
+    ) -> list[StoreError | None]:
+        self._node(node_id).update({(ref.partition, ref.id): bytes(payload) for ref, payload in chunks})
+        return [None] * len(chunks)
+
     def sending(
         self,
         node_id: str,

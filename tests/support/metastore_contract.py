@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from client.errors import BodyTooLarge, Conflict, CursorExpired, InvalidRequest, MetadataUnavailable
+from client.errors import BodyTooLarge, InvalidRequest, MetadataUnavailable
 from storenode.metastore import (
     MAX_ANSWER_BYTES,
     MAX_KEY_BYTES,
@@ -32,7 +32,9 @@ from storenode.metastore import (
     MetaStore,
     Put,
 )
-from tests.support.metastore_many_contract import TIMEOUT_S, TTL_S, ManyAtOnceContract, keys, put
+from tests.support.metastore_history_contract import HistoryContract
+from tests.support.metastore_lease_contract import LeaseContract
+from tests.support.metastore_many_contract import TIMEOUT_S, ManyAtOnceContract, keys, put
 
 __all__ = ["MetaStoreContract", "put"]
 
@@ -57,7 +59,7 @@ def increment(opener: Callable[[], MetaStore], key: str, count: int) -> None:
         store.close()
 
 
-class MetaStoreContract(ManyAtOnceContract):
+class MetaStoreContract(ManyAtOnceContract, HistoryContract, LeaseContract):
     """Derive a class named ``Test…`` and implement the three abstract methods."""
 
     @pytest.fixture
@@ -282,200 +284,6 @@ class MetaStoreContract(ManyAtOnceContract):
             store.txn([], [Put(key="\ud800", value=b"")])
         with pytest.raises(InvalidRequest, match=f"at most {MAX_KEY_BYTES}"):
             store.get("x" * (MAX_KEY_BYTES + 1))
-
-    # --- watches
-
-    def test_a_watch_gives_what_happened_after_its_revision(self, store: MetaStore) -> None:
-        put(store, "p/before")
-        start = store.revision()
-        one = put(store, "p/a", b"1")
-        put(store, "q/other")
-        two = store.txn([], [Delete(key="p/a"), Put(key="p/b", value=b"2")]).revision
-        seen = store.watch("p/", "p0", after_revision=start, timeout_s=TIMEOUT_S)
-        assert [event for event in seen.events if event.revision == one] == [Event(key="p/a", revision=one, value=b"1")]
-        last = {event.key: event.value for event in seen.events if event.revision == two}
-        assert last == {"p/a": None, "p/b": b"2"}
-        assert len(seen.events) == 3
-        assert seen.revision >= two
-        assert store.watch("p/", "p0", after_revision=one, timeout_s=TIMEOUT_S).events == seen.events[1:]
-
-    def test_a_watch_without_events_ends_at_its_timeout(self, store: MetaStore) -> None:
-        start = put(store, "other")
-        seen = store.watch("p/", "p0", after_revision=start, timeout_s=0.05)
-        assert seen.events == ()
-        assert seen.revision >= start
-        put(store, "p/late")
-        assert len(store.watch("p/", "p0", after_revision=seen.revision, timeout_s=TIMEOUT_S).events) == 1
-
-    def test_a_waiting_watch_hears_of_a_change_by_another(self, store: MetaStore, opener: Callable[[], MetaStore]) -> None:
-        start, other = store.revision(), opener()
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(store.watch, "p/", "p0", after_revision=start, timeout_s=TIMEOUT_S)
-            put(other, "elsewhere")
-            revision = put(other, "p/k", b"heard")
-            seen = waiting.result(TIMEOUT_S)
-        assert seen.events == (Event(key="p/k", revision=revision, value=b"heard"),)
-        other.close()
-
-    def test_a_waiting_watch_ends_when_the_store_is_closed(self, opener: Callable[[], MetaStore]) -> None:
-        store = opener()
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(store.watch, "p/", "p0", after_revision=store.revision(), timeout_s=TIMEOUT_S)
-            store.close()
-            with pytest.raises(MetadataUnavailable):
-                waiting.result(TIMEOUT_S)
-
-    def test_limits_never_divide_a_revision(self, store: MetaStore) -> None:
-        start = store.revision()
-        expected = []
-        for n in range(4):
-            store.txn([], [Put(key=f"p/{n}/{i}", value=b"") for i in range(3)])
-            expected += [f"p/{n}/{i}" for i in range(3)]
-        for limit in (1, 2, 4, 100):
-            after, found = start, list[str]()
-            while len(found) < len(expected):
-                part = store.watch("p/", "p0", after_revision=after, timeout_s=TIMEOUT_S, limit=limit)
-                assert len(part.events) % 3 == 0
-                found += [event.key for event in part.events]
-                after = part.revision
-            assert sorted(found) == expected
-
-    # --- compaction
-
-    def test_compacted_revisions_are_gone_and_the_present_is_not(self, store: MetaStore) -> None:
-        put(store, "p/stays", b"1")
-        put(store, "p/changes", b"old")
-        old = put(store, "p/goes")
-        store.txn([], [Put(key="p/changes", value=b"new"), Delete(key="p/goes")])
-        self.compact(store)
-        with pytest.raises(CursorExpired, match=str(old)):
-            store.range("p/", "p0", limit=10, revision=old)
-        with pytest.raises(CursorExpired):
-            store.watch("p/", "p0", after_revision=old, timeout_s=0)
-        assert [(item.key, item.value) for item in store.range("p/", "p0", limit=10).items] == [
-            ("p/changes", b"new"),
-            ("p/stays", b"1"),
-        ]
-
-    def test_a_key_created_again_survives_the_compaction_of_its_deletion(self, store: MetaStore) -> None:
-        put(store, "k", b"first")
-        store.txn([], [Delete(key="k")])
-        revision = put(store, "k", b"second")
-        self.compact(store)
-        found = store.get("k")
-        assert found is not None
-        assert (found.value, found.create_revision) == (b"second", revision)
-
-    def test_a_watch_that_is_up_to_date_survives_compaction(self, store: MetaStore) -> None:
-        put(store, "p/a")
-        self.compact(store)
-        now = store.revision()
-        revision = put(store, "p/b")
-        seen = store.watch("p/", "p0", after_revision=now, timeout_s=TIMEOUT_S)
-        assert [(event.key, event.revision) for event in seen.events] == [("p/b", revision)]
-
-    def test_a_revision_of_the_future_is_another_stores(self, store: MetaStore) -> None:
-        future = store.revision() + 1
-        with pytest.raises(CursorExpired, match=str(future)):
-            store.range("a", "b", limit=1, revision=future)
-        with pytest.raises(CursorExpired, match=str(future)):
-            store.watch("a", "b", after_revision=future, timeout_s=0)
-
-    # --- leases
-
-    def test_keys_go_with_their_lease_and_make_events(self, store: MetaStore) -> None:
-        lease = store.grant(TTL_S)
-        put(store, "p/free")
-        start = put(store, "p/bound", lease=lease)
-        found = store.get("p/bound")
-        assert found is not None
-        assert found.lease == lease
-        self.pass_time(TTL_S)
-        assert store.get("p/bound") is None
-        assert keys(store, "p/") == ["p/free"]
-        assert not store.keep_alive(lease)
-        seen = store.watch("p/", "p0", after_revision=start, timeout_s=TIMEOUT_S)
-        assert [(event.key, event.value) for event in seen.events] == [("p/bound", None)]
-        assert seen.events[0].revision > start
-        assert store.txn([Compare(key="p/bound", mod_revision=0)], [Put(key="p/bound", value=b"")]).ok
-
-    def test_a_lease_that_is_kept_alive_lives(self, store: MetaStore) -> None:
-        lease = store.grant(TTL_S)
-        put(store, "k", lease=lease)
-        for _ in range(3):
-            self.pass_time(TTL_S * 0.6)
-            assert store.keep_alive(lease)
-        assert store.get("k") is not None
-
-    def test_a_watch_hears_of_an_expiry(self, store: MetaStore) -> None:
-        lease = store.grant(TTL_S)
-        start = put(store, "k", lease=lease)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(store.watch, "k", "l", after_revision=start, timeout_s=TIMEOUT_S)
-            self.pass_time(TTL_S)
-            events = waiting.result(TIMEOUT_S).events
-        assert [(event.key, event.value) for event in events] == [("k", None)]
-
-    def test_expiry_is_seen_by_every_kind_of_call(self, store: MetaStore) -> None:
-        last: list[int] = []
-        checks: list[Callable[[], bool]] = [
-            lambda: store.get("k") is None,
-            lambda: store.range("k", "l", limit=1).items == (),
-            lambda: store.txn([Compare(key="k", mod_revision=0)], []).ok,
-            lambda: store.revision() > last[-1],
-        ]
-        for check in checks:
-            last.append(put(store, "k", lease=store.grant(TTL_S)))
-            self.pass_time(TTL_S)
-            assert check()
-
-    def test_revoking_deletes_at_once_and_again_does_nothing(self, store: MetaStore) -> None:
-        lease = store.grant(TTL_S)
-        put(store, "k", lease=lease)
-        store.revoke(lease)
-        assert store.get("k") is None
-        revision = store.revision()
-        store.revoke(lease)
-        assert store.revision() == revision
-
-    def test_a_put_moves_a_key_to_another_lease_or_to_none(self, store: MetaStore) -> None:
-        first, second = store.grant(TTL_S), store.grant(TTL_S)
-        for key, lease in (("moved", second), ("freed", None)):
-            put(store, key, lease=first)
-            put(store, key, lease=lease)
-        put(store, "left", lease=first)
-        store.revoke(first)
-        assert store.get("left") is None
-        assert store.get("moved") is not None
-        assert store.get("freed") is not None
-        store.revoke(second)
-        assert store.get("moved") is None
-
-    def test_a_put_under_a_lease_that_is_gone_changes_nothing(self, store: MetaStore) -> None:
-        revoked, expired = store.grant(TTL_S), store.grant(TTL_S)
-        store.revoke(revoked)
-        self.pass_time(TTL_S)
-        before = store.revision()
-        for lease in (revoked, expired):
-            with pytest.raises(Conflict, match=str(lease)):
-                store.txn([], [Put(key="free", value=b""), Put(key="bound", value=b"", lease=lease)])
-        assert store.get("free") is None
-        assert store.revision() == before
-
-    def test_a_lease_may_hold_more_keys_than_a_transaction(self, store: MetaStore) -> None:
-        lease = store.grant(TTL_S)
-        names = [f"p/{n:04}" for n in range(2 * MAX_TXN_OPERATIONS + 10)]
-        for at in range(0, len(names), 100):
-            store.txn([], [Put(key=name, value=b"", lease=lease) for name in names[at : at + 100]])
-        start = store.revision()
-        self.pass_time(TTL_S)
-        assert keys(store, "p/") == []
-        gone: list[str] = []
-        while len(gone) < len(names):
-            part = store.watch("p/", "p0", after_revision=start, timeout_s=TIMEOUT_S, limit=10)
-            gone += [event.key for event in part.events]
-            start = part.revision
-        assert sorted(gone) == names
 
     # --- concurrency
 

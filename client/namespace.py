@@ -1,0 +1,82 @@
+"""Names and records of objects, without their bytes: what needs the catalog alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from client.buckets import Buckets
+from client.catalog import MAX_LIST_LIMIT, Catalog, Consistency, Listing
+from client.errors import InvalidRequest
+from client.names import check_bucket, check_key
+from client.record import Condition, ObjectInfo
+from client.write_id import new_write_id
+
+__all__ = ["Namespace"]
+
+
+class Namespace:
+    """Look up, list, watch and delete. Thread-safe.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Names to records.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def stat(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+        """What is known of an object without its bytes. Raises `ObjectNotFound`."""
+        return self.catalog.lookup(check_bucket(bucket), check_key(key), version=version, consistency=consistency)
+
+    def delete(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        """Remove an object; in a bucket that keeps versions, add a tombstone. Raises `ObjectNotFound`."""
+        self.catalog.delete(bucket, key, write_id=new_write_id(), condition=Condition(if_match=if_match))
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        cursor: str | None = None,
+        limit: int = MAX_LIST_LIMIT,
+        versions: bool = False,
+    ) -> Listing:
+        """One page of a listing, ordered by key and complete at one revision; see `Listing`."""
+        if not 1 <= limit <= MAX_LIST_LIMIT:
+            raise InvalidRequest(f"a page holds 1 to {MAX_LIST_LIMIT} entries, asked for {limit}")
+        return self.catalog.list(bucket, prefix=prefix, delimiter=delimiter, cursor=cursor, limit=limit, versions=versions)
+
+    def walk(self, bucket: str, *, prefix: str = "", versions: bool = False) -> Iterator[ObjectInfo]:
+        """Every object below `prefix`, page after page, all at one revision."""
+        cursor = None
+        while True:
+            page = self.list(bucket, prefix=prefix, cursor=cursor, versions=versions)
+            yield from page.objects
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    def watch(
+        self, bucket: str, *, prefix: str = "", after: int | None = None, timeout_s: float = 30.0
+    ) -> Iterator[tuple[str, ObjectInfo | None]]:
+        """Changes of a bucket as they happen, without end: key and new info, or None where it was deleted.
+
+        Parameters
+        ----------
+        after : int, optional
+            A revision, such as `ObjectInfo.version`; by default only what comes from now on.
+        timeout_s : float
+            How long one request waits before it is repeated.
+        """
+        while True:
+            watched = self.catalog.watch(bucket, prefix=prefix, after=after, timeout_s=timeout_s)
+            yield from watched.changes
+            after = watched.revision
+
+    @property
+    def buckets(self) -> Buckets:
+        """Create, list, set and delete buckets."""
+        return Buckets(self.catalog)
