@@ -29,7 +29,7 @@ from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.openapi import install_schema
 from storenode.problems import install_handlers, internal_error, problem_response
-from storenode.reads import RECORDS_PATH, RecordReads
+from storenode.reads import BUCKETS_PATH, RECORDS_PATH, RecordReads
 
 __all__ = ["App", "Node", "create_app"]
 
@@ -37,11 +37,13 @@ log = logging.getLogger(__name__)
 
 _CHUNK_ROUTE = CHUNKS_PATH + "{partition}/{id}"
 _RECORD_ROUTE = RECORDS_PATH + "{bucket}/{key:path}"
+_BUCKET_ROUTE = BUCKETS_PATH + "{bucket}"
+_RECORDS = RECORDS_PATH.encode()
 # The rest of a body that was refused is received and dropped up to this length, because a client that sends all before it
 # reads would otherwise never see the answer.
 _DROPPED_BYTES = 256 * 1024 * 1024
 _PLAIN_READ = re.compile(
-    rb"GET (?P<path>/v1/records/[!->@-~]+)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
+    rb"GET (?P<path>/v1/(?:records|buckets)/[!->@-~]+)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
     rb"host: [!-~]+\r\n" + PROTOCOL_HEADER.encode() + rb": %d\r\n\r\n" % PROTOCOL
 )
 _HEAD_NOW = b"HTTP/1.1 200 OK\r\ncontent-length: %%d\r\n%%b\r\n%b: %d\r\n\r\n" % (PROTOCOL_HEADER.encode(), PROTOCOL)
@@ -104,7 +106,7 @@ class App:
         record, body = answer
         described = b"x-forebay-record: " + record if record else b"content-type: application/json"
         self._metrics.answered(
-            _RECORD_ROUTE,
+            _RECORD_ROUTE if match["path"].startswith(_RECORDS) else _BUCKET_ROUTE,
             method="GET",
             status=200,
             seconds=time.monotonic() - began_s,

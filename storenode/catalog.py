@@ -16,10 +16,10 @@ from client.errors import BucketNotFound, InvalidName, InvalidRequest, MetadataC
 from client.names import check_bucket, check_key, check_prefix
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Backoff
-from storenode.buckets import Buckets
+from storenode.buckets import Bucket, Buckets
 from storenode.commits import Commits, object_not_found
 from storenode.history import Head, decode_older
-from storenode.keyspace import object_key, objects_of, version_key
+from storenode.keyspace import bucket_key, object_key, objects_of, version_key
 from storenode.listing import ListQuery, list_page
 from storenode.markers import Markers
 from storenode.metastore import MAX_GET_KEYS, Event, KeyValue, MetaStore, WouldWait, prefix_end
@@ -86,7 +86,7 @@ class MetaCatalog:
         """See `Catalog.lookup`. Every read is linearizable, which is more than ``session`` and ``eventual`` ask for."""
         # The newest version first: one that is moved aside between the two reads is then seen by the second.
         item = self._meta.get(object_key(check_bucket(bucket), check_key(key)))
-        info = Head.decode(item).info(bucket, key) if item is not None else None
+        info = _info(bucket, key, item) if item is not None else None
         if version is not None and (info is None or info.version != version):
             older = self._meta.get(version_key(bucket, key, version))
             info = decode_older(older, bucket=bucket, key=key) if older is not None else None
@@ -110,6 +110,13 @@ class MetaCatalog:
         if info is None or info.record.tombstone:
             raise WouldWait
         return info
+
+    def bucket_now(self, bucket: str) -> BucketPolicy:
+        """What `bucket` gives, if it can be told at once; raises `WouldWait` if not, and for one that does not exist."""
+        item = self._meta.get_now(bucket_key(check_bucket(bucket)))
+        if item is None:
+            raise WouldWait
+        return Bucket.decode(item).policy
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
         """See `Catalog.lookup_many`. Up to `MAX_GET_KEYS` names are looked up at one moment."""
@@ -194,7 +201,7 @@ class MetaCatalog:
 def _found(name: tuple[str, str], item: KeyValue | None) -> ObjectInfo | StoreError | None:
     """The object in a metadata item, None for none or a tombstone."""
     try:
-        info = Head.decode(item).info(*name) if item is not None else None
+        info = _info(*name, item) if item is not None else None
     except MetadataCorrupt as error:
         return error
     return None if info is None or info.record.tombstone else info

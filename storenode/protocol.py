@@ -35,7 +35,7 @@ RECEIVE_INTO = "forebay.receive_into"
 _SCRATCH_BYTES = 256 * 1024
 _WOKEN_AT_BYTES = 512 * 1024
 _HELD_BYTES = 16 * 1024
-_READ = b"GET /v1/records/"
+_READ = b"GET /v1/"
 
 
 class NodeProtocol(asyncio.BufferedProtocol):

@@ -25,7 +25,7 @@ from client.checksum import SEGMENT_BYTES
 from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, StoreError
 from client.manifest import Ref
 from client.record import ObjectInfo
-from client.wire import RECORD_HEADER, encode_header, widen
+from client.wire import RECORD_HEADER, encode_header, encode_json, widen
 from storenode.bodies import BodySender
 from storenode.metastore import WouldWait
 from storenode.node import Node
@@ -33,8 +33,9 @@ from storenode.outgoing import open_outgoing, set_aside
 from storenode.problems import problem_response
 from storenode.requests import object_name
 
-__all__ = ["RECORDS_PATH", "RecordReads"]
+__all__ = ["BUCKETS_PATH", "RECORDS_PATH", "RecordReads"]
 
+BUCKETS_PATH = "/v1/buckets/"
 RECORDS_PATH = "/v1/records/"
 # Longer ones (of many references, or with much metadata) go as the body.
 _MAX_HEADER_BYTES = 8 * 1024
@@ -67,17 +68,20 @@ class RecordReads:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._remembered: OrderedDict[int, tuple[ObjectInfo, bytes]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
 
     def answer_now(self, path: str, query: bytes) -> tuple[bytes, bytes | bytearray] | None:
-        """The answer if it can be given without waiting: a record for the header (or none), and the body.
+        """The answer about an object or a bucket if it needs no waiting: a record for the header (or none), and the body.
 
         None, and `StoreError`s too, are for the usual way to answer.
         """
-        (bucket, key), asked = object_name(path), _parse(query)
-        if asked.version is not None:
-            return None
         try:
+            if path.startswith(BUCKETS_PATH):
+                policy = self._node.catalog.bucket_now(path.removeprefix(BUCKETS_PATH))
+                return None if query else (b"", encode_json(policy.to_json()))
+            (bucket, key), asked = object_name(path), _parse(query)
+            if asked.version is not None:
+                return None
             info = self._node.catalog.lookup_now(bucket, key)
         except WouldWait:
             return None
@@ -116,14 +120,13 @@ class RecordReads:
         return await run(lookup, bucket, key, version=asked.version, consistency=asked.consistency)
 
     def _encoded(self, info: ObjectInfo) -> bytes:
-        """The record as it is sent; remembered, as the catalog remembers those that are read again and again."""
-        known = self._remembered.get(id(info))
-        if known is not None and known[0] is info:
-            return known[1]
-        encoded = encode_header(info.to_json())
-        self._remembered[id(info)] = info, encoded
-        if len(self._remembered) > _MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+        """The record as it is sent, remembered for those that are read again and again: a version never changes."""
+        name = info.bucket, info.key, info.version
+        encoded = self._remembered.get(name)
+        if encoded is None:
+            encoded = self._remembered[name] = encode_header(info.to_json())
+            if len(self._remembered) > _MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
         return encoded
 
     async def _send_small(self, send: Send, header: bytes, ref: Ref) -> None:

@@ -283,6 +283,18 @@ def test_what_needs_no_waiting_is_answered_as_it_is_otherwise(bed: TestBed, key:
     assert 'forebay_requests_total{method="GET",route="/v1/records/{bucket}/{key:path}",status="200"} 3.0' in counted
 
 
+def test_a_bucket_s_policy_is_told_at_once(bed: TestBed) -> None:
+    told, otherwise = at_once(bed, "/v1/buckets/data"), call(bed.app, "GET", "/v1/buckets/data")
+    assert told is not None
+    assert (told.headers["content-type"], told.json()) == ("application/json", otherwise.json())
+    bed.node.catalog.set_bucket("data", BucketPolicy(replicas=1))
+    told = at_once(bed, "/v1/buckets/data")
+    assert told is not None
+    assert told.json()["replicas"] == 1
+    for path in ("/v1/buckets/none", "/v1/buckets/data?x=1", "/v1/buckets/D", "/v1/buckets/data/x"):
+        assert at_once(bed, path) is None
+
+
 def test_what_needs_waiting_is_not_answered_at_once(bed: TestBed, monkeypatch: pytest.MonkeyPatch) -> None:
     info = name(bed, "small", SMALL)
     name(bed, "large", LARGE)
