@@ -74,7 +74,8 @@ class NodeProtocol(asyncio.BufferedProtocol):
         if not self._rest:
             self._rest = None
             self._http.body_was_taken()
-            self._filled.set_result(None)
+            if not self._filled.done():  # It may have been given up a moment ago.
+                self._filled.set_result(None)
 
     def _answer_now(self, request: bytes) -> bool:
         answer = self._http.config.app.answer_now(request)  # type: ignore[union-attr]
@@ -91,7 +92,8 @@ class NodeProtocol(asyncio.BufferedProtocol):
         """See `asyncio.BaseProtocol`."""
         if self._rest is not None:
             self._rest = None
-            self._filled.set_exception(TruncatedBody("the client went away in the middle of the body; nothing was stored"))
+            if not self._filled.done():
+                self._filled.set_exception(TruncatedBody("the client went away in the middle of the body; nothing was stored"))
         self._http.connection_lost(exc)
 
     def pause_writing(self) -> None:

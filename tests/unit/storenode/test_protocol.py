@@ -245,6 +245,26 @@ def test_a_body_that_was_given_up_touches_the_buffer_no_more_and_ends_the_connec
     assert bytes(buffer) == seen
 
 
+@pytest.mark.parametrize("then", ["the rest comes", "the client goes"])
+def test_a_body_may_end_in_the_moment_in_which_it_is_given_up(then: str) -> None:
+    app = App(len(BODY))
+
+    async def scenario() -> None:
+        line = Line(app)
+        await line.send(HEAD % len(BODY) + BODY[:400_000])
+        line.protocol._filled.cancel()
+        if then == "the client goes":
+            line.protocol.connection_lost(None)
+        else:
+            line.protocol.get_buffer(-1)[:] = BODY[400_000:]
+            line.protocol.buffer_updated(len(BODY) - 400_000)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert app.paths == ["/x"]
+
+
 # --- answers at once
 
 
