@@ -3,7 +3,8 @@
 #   PYTHON   the interpreter that makes the environment     make PYTHON=python3.13 test
 #   VENV     where the environment lies                     make VENV=.venv-3.13 test
 #   ARGS     passed on to pytest, or to the benchmark       make test ARGS="-k upload -x"
-#   SUITE    which benchmarks `bench` runs: store, loader   make bench SUITE=loader
+#   SUITE    which benchmarks `bench` runs: store, loader,
+#            sockets                                        make bench SUITE=loader
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -51,7 +52,7 @@ test-e2e: $(INSTALLED)  ## the README's commands and Python, run as shown
 
 # As a module: run as a script, benchmarks/loader.py would have its own folder first on the import path and be the
 # package `loader` to all that it imports.
-bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader
+bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader|sockets
 	$(BIN)/python -m benchmarks.$(SUITE) $(ARGS)
 
 clean:  ## remove the environment and everything that was generated

@@ -104,6 +104,10 @@ class ChunkClient:
         self._lock = threading.Lock()
         self.reads = Reads()
 
+    def came_along(self, size_bytes: int) -> None:
+        """Count bytes that came over HTTP with a record."""
+        self._count(http=1, http_bytes=size_bytes)
+
     def colocated(self) -> Collection[str]:
         """The nodes that seem to be on this host."""
         return () if self._colocated is None else self._colocated.nodes()

@@ -294,6 +294,8 @@ class ObjectStore(Namespace):
             consistency=consistency,
             place=place,
         )
+        if filled:
+            self.chunks.came_along(filled)
         if filled < len(buffer):
             self.reader(info).read_into(buffer[filled:], start=start + filled)
         return buffer
