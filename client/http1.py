@@ -167,6 +167,8 @@ class Connection:
             if seen is not None:
                 seen(view[taken : taken + count])
             taken += count
+        if woken_at != 1:
+            self._wake_at(1)  # All of the end came at once; the next answer is short and must be noticed.
 
     def _wake_at(self, size_bytes: int) -> None:
         assert self.sock is not None

@@ -127,3 +127,30 @@ def test_a_body_over_the_limit_is_not_received(framing: bytes) -> None:
 def test_an_answer_says_whether_the_connection_lives_on(head: bytes, closes: bool) -> None:
     with _answered(head) as connection:
         assert connection.receive(method="GET").closes is closes
+
+
+class _Generous:
+    """A socket that has `at_once` bytes whenever it is asked, and notes at how many it is to wake its reader."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.woken_at = 1
+        self.most = 1
+
+    def recv_into(self, view: memoryview) -> int:
+        return min(len(view), self.at_once)
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+        self.woken_at = value
+        self.most = max(self.most, value)
+
+
+@pytest.mark.parametrize("at_once", [100_000, 600_000, 1 << 20, 1_100_000, 7 << 20, 8 << 20])
+def test_a_reader_is_woken_for_anything_again_however_a_long_body_comes(at_once: int) -> None:
+    connection = Connection("test", 80)
+    generous = _Generous(at_once)
+    connection.adopt(generous)  # type: ignore[arg-type]
+    connection.take_into(memoryview(bytearray(8 << 20)))
+    assert generous.most > 100_000
+    assert generous.woken_at == 1
