@@ -34,6 +34,7 @@ from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
+from client.retry import Deadline
 
 __all__ = ["FakeCatalog", "FakeChunks", "FakeStore"]
 
@@ -173,7 +174,7 @@ class FakeChunks(ChunkClient):
         self.before_verify: Callable[[], None] = lambda: None
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
+        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Stored:
         self._node(node_id)
         live = [node for node in (node_id, *tee) if node not in self.down]
@@ -190,6 +191,7 @@ class FakeChunks(ChunkClient):
         size_bytes: int,
         tee: Sequence[str] = (),
         timeout_s: float | None = None,
+        deadline: Deadline | None = None,
     ) -> ChunkSending:
         self._node(node_id)
         return FakeSending(self, node_id, Ref(partition=partition, id=bytes.fromhex(chunk_hex), size=size_bytes, check=0))
