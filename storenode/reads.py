@@ -25,6 +25,7 @@ from client.manifest import Ref
 from client.record import ObjectInfo
 from client.wire import RECORD_HEADER, encode_header, encode_json, widen
 from storenode.bodies import BodySender
+from storenode.budget import Budget
 from storenode.metastore import WouldWait
 from storenode.node import Node
 from storenode.outgoing import open_outgoing, set_aside
@@ -59,10 +60,19 @@ class _Asked:
 
 
 class RecordReads:
-    """The ASGI application for ``GET /v1/records/{bucket}/{key}``."""
+    """The ASGI application for ``GET /v1/records/{bucket}/{key}``.
 
-    def __init__(self, node: Node) -> None:
+    Parameters
+    ----------
+    node : Node
+        Names and chunks.
+    reads : Budget
+        Chunks that are being sent.
+    """
+
+    def __init__(self, node: Node, *, reads: Budget) -> None:
         self._node = node
+        self._reads = reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -75,7 +85,8 @@ class RecordReads:
                 if ref.size <= SEGMENT_BYTES:
                     await self._send_small(send, header, ref)
                 else:
-                    await self._send_large(send, header, ref, *widen(low, high, size_bytes=ref.size))
+                    with self._reads.take():
+                        await self._send_large(send, header, ref, *widen(low, high, size_bytes=ref.size))
                 return
             response = Response(encode_json(info.to_json()), media_type="application/json")
         except StoreError as error:
