@@ -1,9 +1,9 @@
 """The client of Forebay, and the contract that it shares with the storage node.
 
 A PUT flows down: `client` (what applications call) → `objects` (names and policies) → `upload` (chunks, acknowledgements) →
-`chunks` (one chunk, one node) → `transport` and `http1` (HTTP) and at last `http_catalog` (the commit of the name). A GET flows
-`objects` → `reader` (ranges to chunks) → `replica` (verified, next replica on failure) → `chunks` → `transport`. Many small
-objects at once go by `batch_writer` and `batch`.
+`chunks` (one chunk, one node) → `transport`, `connections` and `http1` (HTTP) and at last `http_catalog` (the commit of the
+name). A GET flows `objects` → `reader` (ranges to chunks) → `replica` (verified, next replica on failure) → `chunks` →
+`transport`. Many small objects at once go by `batch_writer` and `batch`.
 
 Built on that: `transfer` and `sync` move files and folders (`folder`, `parallel`), `verify` counts copies where they lie
 (`health`), `replication` changes how many there are.

@@ -113,7 +113,7 @@ class ChunkClient:
         return () if self._colocated is None else self._colocated.nodes()
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
+        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Stored:
         """Store a chunk on `node_id`, which forwards it to the nodes in `tee` meanwhile.
 
@@ -122,7 +122,7 @@ class ChunkClient:
         StoreError
             What the node answered, or that it did not. It may hold the chunk all the same.
         """
-        with self.sending(node_id, ref.partition, ref.hex, size_bytes=ref.size, tee=tee, timeout_s=timeout_s) as sending:
+        with self.sending(node_id, ref.partition, ref.hex, size_bytes=ref.size, tee=tee, deadline=deadline) as sending:
             sending.send(memoryview(payload).cast("B"))
             return sending.finish()
 
@@ -135,15 +135,18 @@ class ChunkClient:
         size_bytes: int,
         tee: Sequence[str] = (),
         timeout_s: float | None = None,
+        deadline: Deadline | None = None,
     ) -> ChunkSending:
         """A `put` whose payload is sent part by part; left before its end, the node stores nothing."""
         path = chunk_path(partition, chunk_hex) + (f"?tee={','.join(tee)}" if tee else "")
         url = self._cluster.endpoint(node_id)
-        sending = self._transport.begin("PUT", url, path, size_bytes=size_bytes, timeout_s=timeout_s, node_id=node_id)
+        sending = self._transport.begin(
+            "PUT", url, path, size_bytes=size_bytes, timeout_s=timeout_s, deadline=deadline, node_id=node_id
+        )
         return ChunkSending(self._cluster, sending, node_id=node_id)
 
     def put_many(
-        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, timeout_s: float | None = None
+        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, deadline: Deadline | None = None
     ) -> list[StoreError | None]:
         """Store small chunks on `node_id` alone, within the bounds of `client.frames`.
 
@@ -157,7 +160,7 @@ class ChunkClient:
         StoreError
             What the node answered to all, or that it did not. It may hold chunks all the same.
         """
-        response = self._call(node_id, "POST", BATCH_PUT_PATH, body=encode_chunks(chunks), timeout_s=timeout_s)
+        response = self._call(node_id, "POST", BATCH_PUT_PATH, body=encode_chunks(chunks), deadline=deadline)
         answer = decode_json(response.body)
         told = answer.get("chunks") if isinstance(answer, dict) else None
         if not isinstance(told, list) or len(told) != len(chunks):

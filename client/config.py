@@ -33,6 +33,7 @@ class ClientConfig(BaseSettings):
     chunk_size_bytes: int = Field(8 * MIB, ge=64 * 1024, le=64 * MIB, description="Size that objects are cut into")
     max_in_flight_chunks: int = Field(4, ge=1, le=256, description="Chunks under way at once, per transfer")
     max_threads: int = Field(16, ge=1, le=1024, description="Threads that move chunks, per client")
+    max_connections: int = Field(256, ge=1, le=4096, description="Requests under way at once per endpoint; more fail as busy")
     max_idle_connections: int = Field(16, ge=0, le=1024, description="Kept alive per endpoint")
     connect_timeout_s: float = Field(2.0, gt=0)
     read_timeout_s: float = Field(15.0, gt=0, description="Longest silence of a node within one request")

@@ -111,8 +111,7 @@ class GroupUpload:
                 return
 
     def _put(self, node_id: str, part: Sequence[_Chunk]) -> list[StoreError | None]:
-        timeout_s = min(self._config.read_timeout_s, self._deadline.remaining_s())
-        return self._client.put_many(node_id, [(chunk.ref, chunk.payload) for chunk in part], timeout_s=timeout_s)
+        return self._client.put_many(node_id, [(chunk.ref, chunk.payload) for chunk in part], deadline=self._deadline)
 
     def _note(self, node_id: str, part: Sequence[_Chunk], future: Future[list[StoreError | None]]) -> None:
         try:

@@ -240,6 +240,8 @@ class HttpCatalog:
         # What a node said is worth more than that others are silent.
         for answer in said.values():
             if not isinstance(answer, EndpointUnreachable):
+                # The next round is worth it once the first of them may be asked again.
+                answer.retry_after_s = min(error.retry_after_s or 0.0 for error in said.values())
                 raise answer
         raise EndpointUnreachable(
             f"no node answers at {', '.join(urls)} (from {self._origin}). Is the cluster up? "

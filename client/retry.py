@@ -1,7 +1,7 @@
 """Deadlines and retries: how long one call may take, and how it waits between attempts.
 
 Retrying is safe because every write carries an id that the other side remembers. Backoff doubles with full jitter
-(Brooker, "Exponential Backoff and Jitter"), and a node that names a time is not asked before it.
+(Brooker, "Exponential Backoff and Jitter"), and begins where a node names a time, before which it is not asked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Backoff:
     def wait(self, attempt: int, *, error: StoreError, deadline: Deadline) -> bool:
         """Wait before attempt number ``attempt + 1``; False, without waiting, if the deadline comes first."""
         pause_s = self.uniform(0.0, min(self.max_s, self.base_s * 2 ** min(attempt, _MAX_DOUBLINGS)))
-        pause_s = max(pause_s, error.retry_after_s or 0.0)
+        # On top: those who were refused at one moment must not come back at one moment.
+        pause_s += error.retry_after_s or 0.0
         if pause_s >= deadline.remaining_s():
             return False
         self.sleep(pause_s)

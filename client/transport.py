@@ -1,14 +1,13 @@
 """The one blocking HTTP transport: kept-alive connections, bodies received into the caller's buffers.
 
-It speaks HTTP through `client.http1`, keeps connections, and turns faults and error responses into `StoreError`s. It knows
-nothing of chunks, names or retries.
+It speaks HTTP through `client.http1` over the connections that `client.connections` keeps, and turns faults and error responses
+into `StoreError`s. It knows nothing of chunks, names or retries.
 
 A connection is kept only after an exchange that both sides have completed: the whole request sent, the whole answer read.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,11 +16,12 @@ from typing import TypeAlias, TypeVar
 from typing_extensions import Buffer
 
 from client.config import ClientConfig
+from client.connections import Connections
 from client.errors import BodyTooLarge, DeadlineExceeded, EndpointUnreachable, StoreError, TruncatedBody
 from client.http1 import Answer, Connection
 from client.process import HomeProcess
 from client.retry import Deadline
-from client.wire import PROTOCOL, PROTOCOL_HEADER, check_protocol, error_of, parse_endpoint
+from client.wire import PROTOCOL, PROTOCOL_HEADER, TIMEOUT_HEADER, check_protocol, error_of
 
 __all__ = ["Into", "Response", "Sending", "Transport"]
 
@@ -60,15 +60,18 @@ class Transport:
     Parameters
     ----------
     config : ClientConfig
-        Timeouts, the token and the number of idle connections kept.
+        Timeouts, the token and the bounds on connections.
+
+    Attributes
+    ----------
+    connections : Connections
+        To all endpoints.
     """
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._home = HomeProcess()
-        self._lock = threading.Lock()
-        self._idle: dict[str, list[Connection]] = {}
-        self._closed = False
+        self.connections = Connections(max_open=config.max_connections, max_idle=config.max_idle_connections)
 
     def request(
         self,
@@ -100,7 +103,7 @@ class Transport:
         timeout_s : float, optional
             Longest silence of the node; the configured ``read_timeout_s`` if not given.
         deadline : Deadline, optional
-            Makes that shorter when there is less time left.
+            Makes that shorter when there is less time left, and is passed on: the node does not work for longer either.
         node_id : str
             Named in errors; the URL if not given.
 
@@ -117,9 +120,15 @@ class Transport:
         """
         view = None if body is None else memoryview(body).cast("B")
         size_bytes = None if view is None else len(view)
-        patience_s = self._patience_s(timeout_s, deadline)
         with self.begin(
-            method, url, path, headers=headers, size_bytes=size_bytes, timeout_s=patience_s, node_id=node_id
+            method,
+            url,
+            path,
+            headers=headers,
+            size_bytes=size_bytes,
+            timeout_s=timeout_s,
+            deadline=deadline,
+            node_id=node_id,
         ) as sending:
             if view is not None:
                 sending.send(view)
@@ -134,6 +143,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         size_bytes: int | None,
         timeout_s: float | None = None,
+        deadline: Deadline | None = None,
         node_id: str = "",
     ) -> Sending:
         """A request whose body, of `size_bytes`, is sent part by part; the other parameters are those of `request`."""
@@ -141,6 +151,8 @@ class Transport:
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
         if self._config.token:
             sent["authorization"] = f"Bearer {self._config.token}"
+        if deadline is not None:
+            sent[TIMEOUT_HEADER] = str(int(deadline.remaining_s() * 1000))
         return Sending(
             self,
             method,
@@ -148,18 +160,13 @@ class Transport:
             path,
             headers=sent,
             size_bytes=size_bytes,
-            timeout_s=self._patience_s(timeout_s, None),
+            timeout_s=self._patience_s(timeout_s, deadline),
             node_id=node_id,
         )
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
-        with self._lock:
-            self._closed = True
-            idle = [connection for pool in self._idle.values() for connection in pool]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        self.connections.close()
 
     def _patience_s(self, timeout_s: float | None, deadline: Deadline | None) -> float:
         """How long the node may be silent."""
@@ -176,33 +183,6 @@ class Transport:
             raise ConnectionError(f"no connection within {connect_timeout_s:.3g} s") from exc
         except UnicodeError as exc:
             raise ConnectionError(f"{connection.host!r} is no name of a host") from exc
-
-    def borrow(self, url: str) -> tuple[Connection, bool]:
-        """A connection to `url`, and whether it was used before."""
-        while True:
-            with self._lock:
-                idle = self._idle.get(url)
-                connection = idle.pop() if idle else None
-            if connection is None:
-                return self.connect(url), False
-            if not connection.can_be_read():
-                return connection, True
-            connection.close()
-
-    def connect(self, url: str) -> Connection:
-        """A connection that is not open yet."""
-        host, port = parse_endpoint(url)
-        return Connection(host, port)
-
-    def give_back(self, url: str, connection: Connection, answer: Answer | None) -> None:
-        """Keep a connection whose exchange is complete; otherwise the rest of a body would be read as the next answer."""
-        if answer is not None and answer.is_complete and not answer.closes:
-            with self._lock:
-                pool = self._idle.setdefault(url, [])
-                if not self._closed and len(pool) < self._config.max_idle_connections:
-                    pool.append(connection)
-                    return
-        connection.close()
 
 
 class Sending:
@@ -232,11 +212,15 @@ class Sending:
         self._method, self._url, self._path = method, url, path
         self._timeout_s = timeout_s
         self._node_id = node_id or url
-        self._connection, self._reused = transport.borrow(url)
-        self._head = self._connection.head(method, path, headers=headers, size_bytes=size_bytes)
         self._parts: list[memoryview] = []
         self._num_sent = -1  # Not even the head.
         self._answer: Answer | None = None
+        self._connection, self._reused = transport.connections.borrow(url)
+        try:
+            self._head = self._connection.head(method, path, headers=headers, size_bytes=size_bytes)
+        except ValueError:
+            self.__exit__(None, None, None)
+            raise
 
     def send(self, part: memoryview) -> None:
         """Send the next bytes of the body, which must not change before the end. Raises what `Transport.request` does."""
@@ -250,12 +234,19 @@ class Sending:
             return _receive(answer, into=into, seen=seen, node_id=self._node_id)
         except OSError as exc:
             raise self._named(exc) from exc
+        except StoreError as error:
+            if error.retry_after_s:
+                self._transport.connections.leave_alone(self._url, error)
+            raise
 
     def __enter__(self) -> Sending:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._transport.give_back(self._url, self._connection, self._answer)
+        answer = self._answer
+        # After less than a complete exchange the rest of a body would be read as the next answer.
+        reusable = answer is not None and answer.is_complete and not answer.closes
+        self._transport.connections.give_back(self._url, self._connection, reusable=reusable)
 
     def _patiently(self, step: Callable[[], T]) -> T:
         """Take a step, on a fresh connection if the kept one turns out to be dead."""
@@ -267,7 +258,7 @@ class Sending:
             if not self._reused or isinstance(exc, TimeoutError):
                 raise self._named(exc) from exc
         self._connection.close()
-        self._connection, self._reused, self._num_sent = self._transport.connect(self._url), False, -1
+        self._connection, self._reused, self._num_sent = self._transport.connections.connect(self._url), False, -1
         try:
             return step()
         except OSError as exc:

@@ -160,8 +160,7 @@ class ChunkUploader:
                 continue
             tee = [node for node in targets if node not in durable and node != coordinator and node not in said]
             try:
-                timeout_s = min(self._config.read_timeout_s, deadline.remaining_s())
-                stored = self._chunks.put(coordinator, ref, payload, tee=tee, timeout_s=timeout_s)
+                stored = self._chunks.put(coordinator, ref, payload, tee=tee, deadline=deadline)
             except StoreError as error:
                 said[coordinator] = f"{error.title}: {error.message}"
                 if isinstance(error, DiskFull):

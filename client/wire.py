@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -35,6 +36,7 @@ __all__ = [
     "PROTOCOL_HEADER",
     "RECORD_HEADER",
     "SEGMENTS_HEADER",
+    "TIMEOUT_HEADER",
     "WRITE_ID_HEADER",
     "announced_checks",
     "check_protocol",
@@ -57,6 +59,7 @@ CHECK_HEADER = "x-forebay-check"
 SEGMENTS_HEADER = "x-forebay-segment-checks"
 RECORD_HEADER = "x-forebay-record"
 WRITE_ID_HEADER = "x-forebay-write-id"
+TIMEOUT_HEADER = "x-forebay-timeout-ms"  # The time that the client has left for the whole request.
 BATCH_GET_PATH = "/v1/objects:batchGet"
 BATCH_PUT_PATH = "/v1/chunks:batchPut"
 META_PREFIX = "x-forebay-meta-"
@@ -125,9 +128,20 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, *, node_id: s
         problem = None
     if not isinstance(problem, dict) or "type" not in problem:
         problem = _unnamed_problem(status, body)
-    retry_after = headers.get("retry-after", "")
-    seconds = float(retry_after) if retry_after.isdecimal() else None
-    return from_problem(problem, node_id=node_id, retry_after_s=seconds)
+    return from_problem(problem, node_id=node_id, retry_after_s=_retry_after_s(headers))
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """``Retry-After`` (RFC 9110, 10.2.3); None without a sensible one."""
+    told = headers.get("retry-after", "")
+    if told.isdecimal():
+        return float(told)
+    try:
+        # A proxy may name a moment. It counts from the proxy's own time, because nobody knows whose clock is right.
+        wait = parsedate_to_datetime(told) - parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, wait.total_seconds())
+    except (ValueError, TypeError):  # no date, or only one of the two has a time zone
+        return None
 
 
 def _unnamed_problem(status: int, body: bytes) -> dict[str, Any]:

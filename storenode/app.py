@@ -2,29 +2,30 @@
 
 Chunks go straight to `storenode.chunks`, reads of records to `storenode.reads`, everything else to FastAPI. Around all of them
 lies one layer of plain ASGI (a framework's middleware would put every body through a queue) that checks and states the
-protocol version, counts, and catches what nobody caught: a defect costs one request, is logged with its traceback, and
-reaches the client as a problem document or as a connection that was closed in the middle of a response.
+protocol version, counts, ends requests whose client left or has no more time (`storenode.exchange`), and catches what nobody
+caught: a defect costs one request, is logged with its traceback, and reaches the client as a problem document or as a
+connection that was closed in the middle of a response.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
-from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from client.errors import ProtocolMismatch, StoreError
-from client.wire import BATCH_PUT_PATH, PROTOCOL, PROTOCOL_HEADER, check_protocol
+from client.errors import StoreError
+from client.wire import BATCH_PUT_PATH, PROTOCOL, PROTOCOL_HEADER, TIMEOUT_HEADER
 from storenode import admin, batch, objects, record_batch, records
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
 from storenode.chunk_batch import ChunkBatchRoute
 from storenode.chunks import CHUNKS_PATH, ChunkRoutes
+from storenode.exchange import Deadlines, Exchange
 from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.openapi import install_schema
@@ -39,15 +40,12 @@ _CHUNK_ROUTE = CHUNKS_PATH + "{partition}/{id}"
 _RECORD_ROUTE = RECORDS_PATH + "{bucket}/{key:path}"
 _BUCKET_ROUTE = BUCKETS_PATH + "{bucket}"
 _RECORDS = RECORDS_PATH.encode()
-# The rest of a body that was refused is received and dropped up to this length, because a client that sends all before it
-# reads would otherwise never see the answer.
-_DROPPED_BYTES = 256 * 1024 * 1024
 _PLAIN_READ = re.compile(
     rb"GET (?P<path>/v1/(?:records|buckets)/[!->@-~]+)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
-    rb"host: [!-~]+\r\n" + PROTOCOL_HEADER.encode() + rb": %d\r\n\r\n" % PROTOCOL
+    rb"host: [!-~]+\r\n%b: %d\r\n(?:%b: [1-9][0-9]{0,8}\r\n)?\r\n"
+    % (PROTOCOL_HEADER.encode(), PROTOCOL, TIMEOUT_HEADER.encode())
 )
 _HEAD_NOW = b"HTTP/1.1 200 OK\r\ncontent-length: %%d\r\n%%b\r\n%b: %d\r\n\r\n" % (PROTOCOL_HEADER.encode(), PROTOCOL)
-_PROTOCOL = (PROTOCOL_HEADER.encode(), str(PROTOCOL).encode())
 
 
 def create_app(node: Node) -> App:
@@ -65,14 +63,16 @@ def create_app(node: Node) -> App:
     api.state.metrics = metrics
     api.state.num_partitions = num_partitions
     api.state.transfers = Budget("transfers of objects", limit=node.config.max_object_requests)
+    api.state.documents = Budget("bytes of documents", limit=node.config.max_document_bytes)
     routers = (records.router, record_batch.router, objects.router, batch.router, admin.router)
     for router in routers:
         api.include_router(router)
     install_handlers(api, node_id=node.node_id, routers=routers)
     install_schema(api)
-    chunks = ChunkRoutes(node, num_partitions=num_partitions, metrics=metrics)
+    reads = Budget("reads of chunks", limit=node.config.max_reads)
+    chunks = ChunkRoutes(node, num_partitions=num_partitions, reads=reads, metrics=metrics)
     batches = ChunkBatchRoute(node, num_partitions=num_partitions, bodies=chunks.bodies, metrics=metrics)
-    return App(node.node_id, api, chunks=chunks, batches=batches, reads=RecordReads(node), metrics=metrics)
+    return App(node.node_id, api, chunks=chunks, batches=batches, reads=RecordReads(node, reads=reads), metrics=metrics)
 
 
 class App:
@@ -87,6 +87,7 @@ class App:
         self._batches = batches
         self._reads = reads
         self._metrics = metrics
+        self._deadlines = Deadlines()
 
     def answer_now(self, request: bytes) -> list[bytes | bytearray] | None:
         """The whole response to a whole request, for the few reads that need no waiting; None: go the usual way.
@@ -121,11 +122,12 @@ class App:
             return
         # Routed by the path as it was sent: decoded once, by whoever knows which of its slashes are data.
         scope = {**scope, "path": (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")}
-        exchange = _Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send)
         app, route = self._route(scope["method"], scope["path"])
         try:
             await self._answer(exchange, app)
         finally:
+            self._deadlines.remove(exchange)
             self._metrics.answered(
                 route or _template(scope),
                 method=scope["method"],
@@ -143,13 +145,19 @@ class App:
             return self._reads, _RECORD_ROUTE
         return (self._batches, BATCH_PUT_PATH) if path == BATCH_PUT_PATH else (self._api, "")
 
-    async def _answer(self, exchange: _Exchange, app: ASGIApp) -> None:
+    async def _answer(self, exchange: Exchange, app: ASGIApp) -> None:
         scope = exchange.scope
         try:
-            check_protocol(Headers(scope=scope).get(PROTOCOL_HEADER))
+            exchange.begin(self._deadlines)
             await app(scope, exchange.receive, exchange.send)
-        except ProtocolMismatch as error:
+        except StoreError as error:
             await self._refuse(exchange, error)
+        except asyncio.CancelledError:
+            if exchange.ended is None:
+                raise  # The node stops.
+            log.info("%s %s was ended: %s", scope["method"], scope["path"], exchange.ended)
+            if isinstance(exchange.ended, StoreError):
+                await self._refuse(exchange, exchange.ended)
         except ResponseAborted as error:
             # Left incomplete: the server closes the connection, which is what tells the client. As text, because a handler may
             # keep what it is given, and with the error all that its traceback refers to: maps of chunks.
@@ -158,50 +166,10 @@ class App:
             log.exception("%s %s met a defect", scope["method"], scope["path"])
             await self._refuse(exchange, internal_error())
 
-    async def _refuse(self, exchange: _Exchange, error: StoreError) -> None:
+    async def _refuse(self, exchange: Exchange, error: StoreError) -> None:
         if not exchange.status:
             response = problem_response(error, node_id=self._node_id)
             await response(exchange.scope, exchange.receive, exchange.send)
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """One request and its response, as they pass by."""
-
-    scope: Scope
-    _receive: Receive
-    _send: Send
-    status: int = 0
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    began_s: float = field(default_factory=time.monotonic)
-    _received_all: bool = False
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self.received_bytes += len(message.get("body", b""))
-            self._received_all = not message.get("more_body", False)
-        return message
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message.get("headers", ()), _PROTOCOL]
-            if self.status >= 400 and self._has_too_much_left():
-                headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
-        else:
-            self.sent_bytes += len(message.get("body", b""))
-        await self._send(message)
-
-    def _has_too_much_left(self) -> bool:
-        """Whether more of the body may be on its way than is worth receiving."""
-        headers = Headers(scope=self.scope)
-        if self._received_all:
-            return False
-        announced = headers.get("content-length", "0")
-        return "transfer-encoding" in headers or not announced.isdecimal() or int(announced) > _DROPPED_BYTES
 
 
 def _template(scope: Scope) -> str:

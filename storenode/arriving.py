@@ -93,5 +93,5 @@ async def receive(scope: Scope, arriving: Arriving, *, stall_timeout_s: float) -
         arriving.fail(error)
         raise
     except asyncio.CancelledError:
-        arriving.fail(DeadlineExceeded("the node is stopping"))
+        arriving.fail(DeadlineExceeded("the request was ended in the middle of its body; nothing was stored"))
         raise

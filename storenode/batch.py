@@ -90,7 +90,7 @@ class _Frames(Response):
                     # Only now, so that a node without metadata or disk says so, and the client asks another one.
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await sender.piece(frames)
-        await sender.end()
+            await sender.end()
 
 
 def _frames(node: Node, items: Sequence[Item], *, prefix: bytes) -> bytearray:

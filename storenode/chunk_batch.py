@@ -82,7 +82,11 @@ class ChunkBatchRoute:
             for partition, _, _ in chunks:
                 if partition >= self._num_partitions:
                     raise InvalidRequest(f"partition {partition}: this cluster has {self._num_partitions}")
-            errors = await node.pools.batch.run_to_end(_store, node.store, chunks)
+            errors: list[StoreError | None] = []
+            # Group by group, so that a client that goes away ends it.
+            for first in range(0, len(chunks), _GROUP_CHUNKS):
+                group = chunks[first : first + _GROUP_CHUNKS]
+                errors += await node.pools.batch.run_to_end(_store, node.store, group)
         return Response(encode_json({"chunks": [self._told(error) for error in errors]}), media_type="application/json")
 
     def _told(self, error: StoreError | None) -> str | dict[str, Any]:
@@ -92,12 +96,8 @@ class ChunkBatchRoute:
         return to_problem(error)
 
 
-def _store(store: ChunkStore, chunks: Sequence[tuple[int, bytes, Buffer]]) -> list[StoreError | None]:
-    errors: list[StoreError | None] = []
-    for first in range(0, len(chunks), _GROUP_CHUNKS):
-        part = chunks[first : first + _GROUP_CHUNKS]
-        try:
-            errors.extend(store.put_group(part))
-        except StoreError as error:
-            errors.extend([error] * len(part))
-    return errors
+def _store(store: ChunkStore, group: Sequence[tuple[int, bytes, Buffer]]) -> Sequence[StoreError | None]:
+    try:
+        return store.put_group(group)
+    except StoreError as error:
+        return [error] * len(group)

@@ -24,12 +24,14 @@ from starlette.types import Receive, Scope, Send
 
 from client.checksum import SEGMENT_BYTES
 from client.errors import BodyTooLarge, DeadlineExceeded, InvalidRange, InvalidRequest, StoreError
+from client.retry import Deadline
 from client.wire import CHECK_HEADER, encode_json, parse_range
 from storenode.arriving import Arriving, receive
 from storenode.bodies import BodySender
 from storenode.budget import Budget
 from storenode.buffers import Buffers
 from storenode.chunkwriter import ChunkWriter
+from storenode.exchange import DEADLINE
 from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.outgoing import open_outgoing
@@ -56,13 +58,16 @@ class ChunkRoutes:
         Disk, threads, bounds and the way to other nodes.
     num_partitions : int
         Fixed when the cluster was made, so it is read once.
+    reads : Budget
+        Chunks that are being sent.
     metrics : Metrics
         Counts what fails.
     """
 
-    def __init__(self, node: Node, *, num_partitions: int, metrics: Metrics) -> None:
+    def __init__(self, node: Node, *, num_partitions: int, reads: Budget, metrics: Metrics) -> None:
         self._node = node
         self._num_partitions = num_partitions
+        self._reads = reads
         self._metrics = metrics
         config = node.config
         self.bodies = Budget("bytes of chunk bodies", limit=config.max_body_bytes)
@@ -87,7 +92,9 @@ class ChunkRoutes:
         partition, chunk_id = self._parse_path(scope["path"])
         headers = Headers(scope=scope)
         if scope["method"] in ("GET", "HEAD"):
-            await self._get(send, partition, chunk_id, wanted=headers.get("range"), head=scope["method"] == "HEAD")
+            # Each holds a map of a file for as long as its client takes for it.
+            with self._reads.take():
+                await self._get(send, partition, chunk_id, wanted=headers.get("range"), head=scope["method"] == "HEAD")
             return None
         if scope["method"] == "PUT":
             tees = self._parse_tees(scope["query_string"])
@@ -157,24 +164,26 @@ class ChunkRoutes:
             raise kind(f"a chunk of {size_bytes} bytes: this node takes 1 to {self._node.config.max_chunk_bytes}")
         with self.bodies.take(size_bytes) as body_room, self._forwarded.take(size_bytes if tees else 0) as tee_room:
             arriving = Arriving(self._buffers.take(size_bytes))
-            copies = self._start_copies(partition, chunk_id, arriving, tees)
+            copies = self._start_copies(partition, chunk_id, arriving, tees, deadline=scope.get(DEADLINE))
             # A thread that outlives this request still holds the body, so the room is given back when the last one is done.
             body_room.keep_until(copies.values(), then=partial(self._buffers.give_back, arriving.buffer))
             tee_room.keep_until(copies.values())
             try:
                 await receive(scope, arriving, stall_timeout_s=self._node.config.stall_timeout_s)
+                return await self._outcome(copies)
             except BaseException:
+                # Copies of a body that did not come whole fail by themselves. Others are made to their end, even if nobody
+                # is told: a client that lost patience with a slow disk finds the chunk there when it comes again.
                 for node_id, copy in copies.items():
                     self._expect_late(node_id, copy)
                 raise
-            return await self._outcome(copies)
 
     def _start_copies(
-        self, partition: int, chunk_id: bytes, arriving: Arriving, tees: tuple[str, ...]
+        self, partition: int, chunk_id: bytes, arriving: Arriving, tees: tuple[str, ...], *, deadline: Deadline | None
     ) -> dict[str, asyncio.Task[object]]:
         """Begin to store the chunk here and on the nodes in `tees`, all at once."""
         copying: dict[str, Coroutine[Any, Any, object]] = {self._node.node_id: self._store(partition, chunk_id, arriving)}
-        copying |= {node_id: self._tee.forward(node_id, partition, chunk_id, arriving) for node_id in tees}
+        copying |= {node_id: self._tee.forward(node_id, partition, chunk_id, arriving, deadline=deadline) for node_id in tees}
         return {node_id: asyncio.create_task(copy) for node_id, copy in copying.items()}
 
     async def _store(self, partition: int, chunk_id: bytes, arriving: Arriving) -> None:

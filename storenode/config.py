@@ -50,7 +50,10 @@ class NodeConfig(BaseSettings):
     max_batch_queue: int = Field(64, ge=1, le=65_536, description="Batches of chunks under way or waiting; more are refused")
 
     # Requests
-    stall_timeout_s: float = Field(60.0, gt=0, description="Longest silence of a client in the middle of a body, either way")
+    max_connections: int = Field(1024, ge=8, le=65_536, description="Open at once; idle ones make room, else more are refused")
+    max_reads: int = Field(512, ge=1, le=65_536, description="Chunks, or parts of them, sent at once; more are refused")
+    max_document_bytes: int = Field(64 * MIB, ge=4 * MIB, description="Bodies of JSON held at once, all requests together")
+    stall_timeout_s: float = Field(60.0, gt=0, description="Longest time in which a client sends, takes or asks nothing")
 
     # Chunks passed to processes on this host, as descriptors
     max_colocated_connections: int = Field(256, ge=1, le=4096, description="Processes' connections; more are refused")

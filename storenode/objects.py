@@ -10,7 +10,6 @@ chunk can't be read after the reply has begun, the connection is closed, so that
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from typing import Annotated
 
@@ -242,35 +241,21 @@ class _VerifiedBody(Response):
                 # The first bytes before the head: while nothing was sent, an error is still an answer.
                 first = await pool.run_to_end(_next, pieces)
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                await self._send_rest(first, pieces, receive, send)
+                await self._send_rest(first, pieces, send)
             finally:
                 # Waits for what is being read ahead, so that the place is given back after the memory.
                 await pool.run_to_end(pieces.close)
 
-    async def _send_rest(
-        self, piece: bytearray | None, pieces: Generator[bytearray, None, None], receive: Receive, send: Send
-    ) -> None:
+    async def _send_rest(self, piece: bytearray | None, pieces: Generator[bytearray, None, None], send: Send) -> None:
         pool, sender = self._node.pools.gateway, BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
-        # The server takes and drops what is sent to a client that has gone; without this, all of a large object would be
-        # read for nobody.
-        gone = asyncio.create_task(_disconnected(receive))
         try:
             while piece is not None:
                 await sender.piece(piece)
-                if gone.done():
-                    raise ResponseAborted("the client went away")
                 piece = await pool.run_to_end(_next, pieces)
         except StoreError as error:
             raise ResponseAborted(f"{self._info.bucket}/{self._info.key}: {error.title}: {error.message}") from error
-        finally:
-            gone.cancel()
         await sender.end()
 
 
 def _next(pieces: Generator[bytearray, None, None]) -> bytearray | None:
     return next(pieces, None)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

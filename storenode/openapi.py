@@ -13,7 +13,15 @@ from fastapi.openapi.utils import get_openapi
 
 from client.catalog import CONSISTENCY_LEVELS
 from client.names import MAX_KEY_BYTES
-from client.wire import BATCH_PUT_PATH, CHECK_HEADER, PROTOCOL, PROTOCOL_HEADER, RECORD_HEADER, SEGMENTS_HEADER
+from client.wire import (
+    BATCH_PUT_PATH,
+    CHECK_HEADER,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    RECORD_HEADER,
+    SEGMENTS_HEADER,
+    TIMEOUT_HEADER,
+)
 from storenode.schemas import BYTES, SCHEMAS, json_of, problems
 
 __all__ = ["install_schema"]
@@ -65,7 +73,8 @@ def _build(app: FastAPI) -> dict[str, Any]:
         title="Forebay storage node",
         version=str(PROTOCOL),
         description=(
-            f"Every message carries {PROTOCOL_HEADER}; a request without it is taken as current. "
+            f"Every message carries {PROTOCOL_HEADER}; a request without it is taken as current. A request may say in "
+            f"{TIMEOUT_HEADER} how many milliseconds its client has left, after which it is ended. "
             "Every failure is a problem document (RFC 9457)."
         ),
         routes=app.routes,
@@ -76,6 +85,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     for operations in schema["paths"].values():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
+            operation["responses"].setdefault("504", problems(504)[504])
             if method == "head":
                 # The same descriptions serve GET; the answer to HEAD has no body, not even of a problem.
                 operation["responses"] = {

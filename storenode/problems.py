@@ -19,7 +19,7 @@ from starlette.routing import Match, Route
 from client.errors import InternalError, InvalidRequest, StoreError, to_problem
 from client.wire import PROBLEM_TYPE, encode_json
 
-__all__ = ["install_handlers", "internal_error", "problem_response"]
+__all__ = ["install_handlers", "internal_error", "problem_response", "refusal"]
 
 
 def problem_response(
@@ -44,6 +44,13 @@ def problem_response(
     if error.retry_after_s is not None:
         sent["retry-after"] = str(math.ceil(error.retry_after_s))
     return Response(encode_json(problem), status_code=problem["status"], headers=sent, media_type=PROBLEM_TYPE)
+
+
+def refusal(error: StoreError, *, node_id: str) -> bytes:
+    """What is written to a connection that is closed before anything was asked on it."""
+    response = problem_response(error, node_id=node_id, headers={"connection": "close"})
+    head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+    return b"HTTP/1.1 %d \r\n%s\r\n%s" % (response.status_code, head, response.body)
 
 
 def internal_error() -> InternalError:

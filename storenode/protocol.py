@@ -14,12 +14,20 @@ as they came and gives those to send. Whatever else comes goes uvicorn's way.
 
 The parser sees the head of a long body's request and no more. It is replaced by a fresh one at the end of the body, of which
 the length was announced, so that nothing behind it was read.
+
+And because uvicorn takes and drops what is sent to a client that has gone, an application can ask to be told, by `WHEN_GONE`:
+
+    scope["extensions"][WHEN_GONE](then)
+
+calls ``then()`` if the client goes away before the response is complete. In the middle of a body that is received by the
+other extension, `TruncatedBody` tells it instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -28,10 +36,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from client.errors import BodyTooLarge, TruncatedBody
+from storenode.connections import Connections
 
-__all__ = ["RECEIVE_INTO", "NodeProtocol"]
+__all__ = ["RECEIVE_INTO", "WHEN_GONE", "NodeProtocol"]
 
 RECEIVE_INTO = "forebay.receive_into"
+WHEN_GONE = "forebay.when_gone"
 _SCRATCH_BYTES = 256 * 1024
 _WOKEN_AT_BYTES = 512 * 1024
 _HELD_BYTES = 16 * 1024
@@ -39,13 +49,23 @@ _READ = b"GET /v1/"
 
 
 class NodeProtocol(asyncio.BufferedProtocol):
-    """One connection. Made by uvicorn, which is given this class as its ``http`` implementation."""
+    """One connection, a `storenode.connections.Line`. Made by uvicorn, as its ``http`` implementation.
+
+    Parameters
+    ----------
+    connections : Connections
+        All of the node's.
+    args
+        From uvicorn.
+    """
 
     # What is received outside of long bodies is handed on before the next read, so all connections of the loop share it.
     _scratch: ClassVar[memoryview] = memoryview(bytearray(_SCRATCH_BYTES))
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._http = _Http(self._receive_into, *args, **kwargs)
+    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
+        self._connections = connections
+        self.moved_s = 0.0
+        self._http = _Http(self._receive_into, self._moved, *args, **kwargs)
         self._transport: asyncio.Transport
         self._rest: memoryview | None = None  # What is missing of a body that is being received into a buffer.
         self._progress: Callable[[int], None]
@@ -56,6 +76,24 @@ class NodeProtocol(asyncio.BufferedProtocol):
         """See `asyncio.BaseProtocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without being of the class.
         self._http.connection_made(cast(asyncio.Transport, _Corked(self._transport)))
+        if not self._connections.opened(self):
+            self._transport.write(self._connections.refusal)
+            self._transport.close()
+
+    def num_unsent_bytes(self) -> int:
+        """See `Line`."""
+        return self._transport.get_write_buffer_size()
+
+    def is_idle(self) -> bool:
+        """See `Line`."""
+        return self._http.cycle is None or self._http.cycle.response_complete
+
+    def cut_off(self) -> None:
+        """See `Line`."""
+        self._transport.abort()
+
+    def _moved(self) -> None:
+        self.moved_s = time.monotonic()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -82,6 +120,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
         if answer is None:
             return False
         self._transport.writelines(answer)
+        self._moved()
         self._http.was_active()
         return True
 
@@ -90,11 +129,15 @@ class NodeProtocol(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
-        if self._rest is not None:
+        self._connections.closed(self)
+        was_receiving = self._rest is not None
+        if was_receiving:
             self._rest = None
             if not self._filled.done():
                 self._filled.set_exception(TruncatedBody("the client went away in the middle of the body; nothing was stored"))
         self._http.connection_lost(exc)
+        if not was_receiving:
+            self._http.tell_gone()
 
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -102,6 +145,7 @@ class NodeProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
+        self._moved()
         self._http.resume_writing()
 
     async def _receive_into(self, cycle: RequestResponseCycle, view: memoryview, progress: Callable[[int], None]) -> None:
@@ -175,11 +219,14 @@ class _Corked:
 
 
 class _Http(HttpToolsProtocol):
-    """uvicorn's protocol, which tells applications of the other way."""
+    """uvicorn's protocol, which offers applications our extensions, and tells of requests that begin and end."""
 
-    def __init__(self, receive_into: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, receive_into: Callable[..., Any], moved: Callable[[], None], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._receive_into = receive_into
+        self._moved = moved
+        self._served: RequestResponseCycle | None = None  # The one whose application asked to be told.
+        self._then: Callable[[], None]
         self._is_in_message = False
         self._active_s = 0.0
 
@@ -215,8 +262,31 @@ class _Http(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin a request."""
         super().on_headers_complete()
+        self._moved()
         # Of this very request: by the time the application asks, the parser may be at the next one.
-        self.scope["extensions"] = {RECEIVE_INTO: partial(self._receive_into, self.cycle)}  # type: ignore[dict-item]
+        extensions: Any = {
+            RECEIVE_INTO: partial(self._receive_into, self.cycle),
+            WHEN_GONE: partial(self._when_gone, self.cycle),
+        }
+        self.scope["extensions"] = extensions
+
+    def on_response_complete(self) -> None:
+        """End it."""
+        self._moved()
+        self._served = None
+        super().on_response_complete()
+
+    def _when_gone(self, cycle: RequestResponseCycle, then: Callable[[], None]) -> None:
+        self._served, self._then = cycle, then
+        if cycle.disconnected:
+            self.tell_gone()
+
+    def tell_gone(self) -> None:
+        """Tell the application of the present request that its client has gone."""
+        cycle, self._served = self._served, None
+        if cycle is not None:
+            cycle.disconnected = True  # uvicorn says so only of the request that came last.
+            self._then()
 
     def body_was_taken(self) -> None:
         """Go on behind the body that the parser has not seen."""

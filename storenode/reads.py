@@ -27,6 +27,7 @@ from client.manifest import Ref
 from client.record import ObjectInfo
 from client.wire import RECORD_HEADER, encode_header, encode_json, widen
 from storenode.bodies import BodySender
+from storenode.budget import Budget
 from storenode.metastore import WouldWait
 from storenode.node import Node
 from storenode.outgoing import open_outgoing, set_aside
@@ -64,10 +65,19 @@ class _Asked:
 
 
 class RecordReads:
-    """The ASGI application for ``GET /v1/records/{bucket}/{key}``."""
+    """The ASGI application for ``GET /v1/records/{bucket}/{key}``.
 
-    def __init__(self, node: Node) -> None:
+    Parameters
+    ----------
+    node : Node
+        Names and chunks.
+    reads : Budget
+        Chunks that are being sent.
+    """
+
+    def __init__(self, node: Node, *, reads: Budget) -> None:
         self._node = node
+        self._reads = reads
         self._remembered: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
 
     def answer_now(self, path: str, query: bytes) -> tuple[bytes, bytes | bytearray] | None:
@@ -103,7 +113,8 @@ class RecordReads:
                 if ref.size <= SEGMENT_BYTES:
                     await self._send_small(send, encoded, ref)
                 else:
-                    await self._send_large(send, encoded, ref, *widen(low, high, size_bytes=ref.size))
+                    with self._reads.take():
+                        await self._send_large(send, encoded, ref, *widen(low, high, size_bytes=ref.size))
                 return
             response = Response(encoded, media_type="application/json")
         except StoreError as error:

@@ -6,6 +6,7 @@ slashes were data and has replacement characters where bytes were no UTF-8, so t
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -179,13 +180,18 @@ def check_headers(metadata: Mapping[str, str], *, content_type: str) -> None:
 
 
 async def whole_body(request: Request, *, max_bytes: int) -> bytes:
-    """A request's body; raises `BodyTooLarge` if it is longer than `max_bytes`."""
+    """A request's body; raises `BodyTooLarge` if it is longer than `max_bytes`, `Busy` if there is no room for it."""
     announced = announced_bytes(request.headers)
     if announced is not None and announced > max_bytes:
         raise BodyTooLarge(f"a body of {announced} bytes; this request takes {max_bytes}")
     node: Node = request.app.state.node
+    documents: Budget = request.app.state.documents
     receiver = BodyReceiver(request.receive, stall_timeout_s=node.config.stall_timeout_s)
-    return await receiver.whole(max_bytes=max_bytes)
+    answering: asyncio.Task[object] | None = asyncio.current_task()
+    assert answering is not None
+    with documents.take(max_bytes if announced is None else announced) as room:
+        room.keep_until([answering])  # What is made of the body needs memory, too.
+        return await receiver.whole(max_bytes=max_bytes)
 
 
 async def json_body(request: Request, *, max_bytes: int, default: Any = None) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -28,7 +30,7 @@ from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.colocated import Colocated
 from client.config import load_config
-from client.errors import Misconfigured
+from client.errors import Busy, Misconfigured
 from client.objects import ObjectStore
 from client.transport import Transport
 from storenode.app import create_app
@@ -36,6 +38,7 @@ from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.colocated import ChunkDoor
 from storenode.config import NodeConfig
+from storenode.connections import Connections
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
 from storenode.filesystem import FileSystem
@@ -46,12 +49,13 @@ from storenode.listener import BACKLOG, listen, url_of
 from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
 from storenode.node import Node
 from storenode.openchunks import OpenChunks
+from storenode.problems import refusal
 from storenode.protocol import NodeProtocol
 from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from storenode.scrub import Scrub
 from storenode.sqlite import SqliteMetaStore
-from storenode.threads import Pools
+from storenode.threads import BUSY_RETRY_S, Pools
 
 __all__ = ["Ready", "serve"]
 
@@ -91,6 +95,7 @@ def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
     # server runs it has handlers of its own and raises the signal again when it is done.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
+    _allow_many_files()
     with ExitStack() as stack:
         listener = stack.enter_context(listen(config.host, config.port))
         endpoint = url_of(listener, host=config.host)
@@ -104,7 +109,7 @@ def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
         options = uvicorn.Config(
             create_app(node),
             loop="uvloop",
-            http=NodeProtocol,  # type: ignore[arg-type]  # uvicorn takes any factory of protocols.
+            http=partial(NodeProtocol, connections=_connections(config, node.node_id)),  # type: ignore[arg-type]
             ws="none",
             log_config=None,
             access_log=False,
@@ -117,6 +122,18 @@ def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
         )
         stack.callback(_limit_shutdown, config.shutdown_timeout_s)
         _Server(options, announce=lambda: announce(ready)).run(sockets=[listener])
+
+
+def _allow_many_files() -> None:
+    """Take all descriptors that the system grants: the bounds in the configuration add up to more than the usual 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _connections(config: NodeConfig, node_id: str) -> Connections:
+    limit = config.max_connections
+    full = Busy(f"this node has {limit} connections, and a request on each of them", retry_after_s=BUSY_RETRY_S)
+    return Connections(limit=limit, patience_s=config.stall_timeout_s, refusal=refusal(full, node_id=node_id))
 
 
 def _limit_shutdown(timeout_s: float) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 
 from client.chunks import ChunkClient, ChunkSending, Stored
 from client.errors import Busy, NotEnoughReplicas
+from client.retry import Deadline
 from storenode.arriving import Arriving
 from storenode.threads import BUSY_RETRY_S, BoundedPool
 
@@ -39,8 +40,15 @@ class Tee:
         self._timeout_s = timeout_s
         self._under_way: Counter[str] = Counter()
 
-    async def forward(self, node_id: str, partition: int, chunk_id: bytes, arriving: Arriving) -> None:
+    async def forward(
+        self, node_id: str, partition: int, chunk_id: bytes, arriving: Arriving, *, deadline: Deadline | None = None
+    ) -> None:
         """Put the chunk on `node_id`; returns once it is durable there.
+
+        Parameters
+        ----------
+        deadline : Deadline, optional
+            Of the client that sends the chunk; the other node is told of it.
 
         Raises
         ------
@@ -56,7 +64,7 @@ class Tee:
             )
         self._under_way[node_id] += 1
         try:
-            stored = await self._send(node_id, partition, chunk_id.hex(), arriving)
+            stored = await self._send(node_id, partition, chunk_id.hex(), arriving, deadline=deadline)
         finally:
             self._under_way[node_id] -= 1
             if not self._under_way[node_id]:
@@ -65,11 +73,15 @@ class Tee:
             # It answered without an error, and yet not that it holds the chunk. Not counted.
             raise NotEnoughReplicas(f"node {node_id} did not confirm chunk {partition}/{chunk_id.hex()}: {stored.failed}")
 
-    async def _send(self, node_id: str, partition: int, chunk_hex: str, arriving: Arriving) -> Stored:
+    async def _send(
+        self, node_id: str, partition: int, chunk_hex: str, arriving: Arriving, *, deadline: Deadline | None
+    ) -> Stored:
         # To the end, each time: the thread reads the payload until then, and counts against its node.
         run, size_bytes = self._pool.run_to_end, len(arriving)
         part = await arriving.part(0)
-        with self._chunks.sending(node_id, partition, chunk_hex, size_bytes=size_bytes, timeout_s=self._timeout_s) as sending:
+        with self._chunks.sending(
+            node_id, partition, chunk_hex, size_bytes=size_bytes, timeout_s=self._timeout_s, deadline=deadline
+        ) as sending:
             sent = 0
             while sent + len(part) < size_bytes:
                 await run(sending.send, part)

@@ -76,12 +76,14 @@ class BoundedPool:
 
     async def run_to_end(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` as `run` does, but return, even when cancelled, only after the thread has let go of its arguments."""
-        future = asyncio.wrap_future(self._submit(function, *args, **kwargs))
+        submitted = self._submit(function, *args, **kwargs)
+        future = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            with suppress(Exception):
-                await future
+            if not submitted.cancel():
+                with suppress(Exception):
+                    await future
             raise
 
     def close(self) -> None:

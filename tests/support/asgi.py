@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message
 
 from client.errors import BodyTooLarge, TruncatedBody
-from storenode.protocol import RECEIVE_INTO
+from storenode.protocol import RECEIVE_INTO, WHEN_GONE
 
 __all__ = ["Answer", "ask", "call"]
 
@@ -66,6 +67,7 @@ async def ask(
     stall: bool = False,
     gone: asyncio.Event | None = None,
     waiting: asyncio.Event | None = None,
+    leave: asyncio.Event | None = None,
 ) -> Answer:
     """Send a request and gather the response.
 
@@ -85,6 +87,8 @@ async def ask(
         The client goes away when it is set.
     waiting : asyncio.Event, optional
         Set when the application has received everything and waits for more.
+    leave : asyncio.Event, optional
+        When it is set the client goes away, after all that it had to send.
     """
     pieces = [body] if isinstance(body, bytes) else list(body)
     sent = {name.lower(): value for name, value in (headers or {}).items()}
@@ -139,14 +143,16 @@ async def ask(
         if filled < len(view):
             raise TruncatedBody("the body ended early")
 
-    scope["extensions"] = {RECEIVE_INTO: receive_into}
+    then: list[Callable[[], None]] = []
+    scope["extensions"] = {RECEIVE_INTO: receive_into, WHEN_GONE: then.append}
 
     async def send(message: Message) -> None:
         # What a server holds on to must not change later, so it is looked at only in the end.
         came.append(message)
         await asyncio.sleep(0)
 
-    await app(scope, receive, send)
+    async with _leaving(leave, then):
+        await app(scope, receive, send)
     if not came:
         return Answer()
     start, rest = came[0], came[1:]
@@ -161,6 +167,19 @@ async def ask(
     if answer.complete and announced is not None and method != "HEAD":
         assert int(announced) == len(answer.body), "a server would refuse this"
     return answer
+
+
+@asynccontextmanager
+async def _leaving(leave: asyncio.Event | None, then: list[Callable[[], None]]) -> AsyncIterator[None]:
+    async def tell() -> None:
+        await (leave or asyncio.Event()).wait()
+        then[0]()
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 def call(app: ASGIApp, method: str, path: str, **options: Any) -> Answer:

@@ -35,6 +35,7 @@ from client.names import check_bucket, check_key
 from client.objects import ObjectStore
 from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
+from client.retry import Deadline
 
 __all__ = ["FakeCatalog", "FakeChunks", "FakeStore"]
 
@@ -174,7 +175,7 @@ class FakeChunks(ChunkClient):
         self.before_verify: Callable[[], None] = lambda: None
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
+        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Stored:
         self._node(node_id)
         live = [node for node in (node_id, *tee) if node not in self.down]
@@ -183,7 +184,7 @@ class FakeChunks(ChunkClient):
         return Stored(durable=tuple(live), failed={node: "down" for node in tee if node in self.down})
 
     def put_many(
-        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, timeout_s: float | None = None
+        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, deadline: Deadline | None = None
     ) -> list[StoreError | None]:
         self._node(node_id).update({(ref.partition, ref.id): bytes(payload) for ref, payload in chunks})
         return [None] * len(chunks)
@@ -197,6 +198,7 @@ class FakeChunks(ChunkClient):
         size_bytes: int,
         tee: Sequence[str] = (),
         timeout_s: float | None = None,
+        deadline: Deadline | None = None,
     ) -> ChunkSending:
         self._node(node_id)
         return FakeSending(self, node_id, Ref(partition=partition, id=bytes.fromhex(chunk_hex), size=size_bytes, check=0))

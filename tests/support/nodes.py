@@ -20,6 +20,7 @@ from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout
 from client.placement import Node as LayoutNode
+from client.retry import Deadline
 from storenode.app import create_app
 from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
@@ -49,11 +50,11 @@ class PeerChunks(FakeChunks):
         self.released = threading.Event()
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), timeout_s: float | None = None
+        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
     ) -> Stored:
         if node_id in self.hanging:
             self.released.wait(timeout=30.0)
-        return super().put(node_id, ref, payload, tee=tee, timeout_s=timeout_s)
+        return super().put(node_id, ref, payload, tee=tee, deadline=deadline)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from client.errors import StoreError, to_problem
 from client.wire import encode_json
 
-__all__ = ["Connection", "Script", "SocketServer", "answer", "each", "echo", "problem", "serving"]
+__all__ = ["Connection", "Request", "Script", "SocketServer", "answer", "each", "echo", "problem", "serving"]
 
 WAIT_S = 10.0
 

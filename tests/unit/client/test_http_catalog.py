@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,7 @@ from client.errors import (
     BucketExists,
     BucketNotEmpty,
     BucketNotFound,
+    Busy,
     Conflict,
     EndpointUnreachable,
     InvalidName,
@@ -24,7 +26,7 @@ from client.errors import (
 )
 from client.http_catalog import HttpCatalog
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
-from client.retry import Deadline
+from client.retry import Backoff, Deadline
 from client.transport import Response
 from client.wire import encode_json
 from tests.support.fake_cluster import FakeCluster, Fault
@@ -298,6 +300,23 @@ def test_what_a_node_said_is_worth_more_than_that_others_are_silent(fake: FakeCl
     fake.fail("node-1", fault="no metadata")
     with pytest.raises(MetadataUnavailable):
         catalog.buckets()
+
+
+def test_a_round_in_which_all_are_busy_waits_for_the_first_that_may_be_asked_again(
+    fake: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = fake.http_catalog()
+    catalog.buckets()
+    monkeypatch.setattr(catalog, "_backoff", Backoff(base_s=0.0, max_s=0.0, sleep=fake.clock.sleep))
+
+    def turn_away(request: str, *, seconds: float) -> None:
+        if not fake.clock.slept_s:
+            raise Busy("full", retry_after_s=seconds)
+
+    for node, seconds in zip(fake.nodes.values(), (5.0, 2.0, 3.0), strict=True):
+        node.before = partial(turn_away, seconds=seconds)
+    catalog.buckets()
+    assert fake.clock.slept_s == [2.0]
 
 
 def test_a_round_ends_with_the_deadline(fake: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,10 @@ def test_pauses_are_drawn_from_zero(clock: Clock) -> None:
     assert clock.slept_s == [0.5, 1.0]
 
 
-def test_a_node_that_names_a_time_is_not_asked_before_it(clock: Clock, backoff: Backoff) -> None:
-    retrying(failing(Busy("full", retry_after_s=30.0)), backoff=backoff, deadline=Deadline(100.0, clock=clock))
-    assert clock.slept_s == [30.0]
+def test_a_node_that_names_a_time_is_not_asked_before_it_nor_by_all_at_once(clock: Clock, backoff: Backoff) -> None:
+    errors = [Busy("full", retry_after_s=30.0), Busy("full", retry_after_s=10.0)]
+    retrying(failing(*errors), backoff=backoff, deadline=Deadline(100.0, clock=clock))
+    assert clock.slept_s == [30.0 + 1.0, 10.0 + 2.0]  # Of the jitter this test draws the longest.
 
 
 def test_an_error_for_good_is_raised_at_once(clock: Clock, backoff: Backoff) -> None:

@@ -132,7 +132,7 @@ def test_a_long_body_comes_whole_wherever_it_is_cut(transport: Transport, cut: i
 def test_after_a_long_body_the_connection_wakes_for_anything(transport: Transport) -> None:
     with serving(each(answer(body=BODY), answer(body=b"x"))) as server:
         transport.request("GET", server.url, "/", into=memoryview(bytearray(len(BODY))))
-        (connection,) = transport._idle[server.url]
+        (connection,) = transport.connections._idle[server.url]
         assert connection.sock is not None
         assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         assert transport.request("GET", server.url, "/").body == b"x"

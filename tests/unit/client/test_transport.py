@@ -18,8 +18,9 @@ from client.errors import (
     StoreError,
     TruncatedBody,
 )
+from client.retry import Deadline
 from client.transport import Transport
-from tests.support.fake_cluster import quick_config
+from tests.support.fake_cluster import Clock, quick_config
 from tests.support.socket_server import Connection, SocketServer, answer, each, echo, problem, serving
 
 WAIT_S = 10.0
@@ -92,6 +93,25 @@ def test_any_buffer_can_be_a_body(transport: Transport) -> None:
     with serving(echo) as server:
         wide = memoryview(bytes(range(24))).cast("Q")
         assert transport.request("PUT", server.url, "/", body=wide).body == bytes(range(24))
+
+
+def test_the_time_that_is_left_is_passed_on(transport: Transport) -> None:
+    seen: list[str | None] = []
+
+    def script(connection: Connection) -> None:
+        while request := connection.request():
+            seen.append(request.headers.get("x-forebay-timeout-ms"))
+            connection.send(answer(200))
+
+    clock = Clock()
+    deadline = Deadline(2.5, clock=clock)
+    with serving(script) as server:
+        transport.request("GET", server.url, "/", deadline=deadline)
+        clock.sleep(1.0)
+        with transport.begin("PUT", server.url, "/", size_bytes=0, deadline=deadline) as sending:
+            sending.finish()
+        transport.request("GET", server.url, "/")
+    assert seen == ["2500", "1500", None]
 
 
 # --- which connections are used again

@@ -178,6 +178,21 @@ def test_an_unknown_problem_is_a_plain_error() -> None:
 @pytest.mark.parametrize(
     ("header", "expected"), [("3", 3.0), ("", None), ("soon", None), ("-1", None), ("\xb2", None), ("1.5", None)]
 )
-def test_retry_after_counts_only_in_seconds(header: str, expected: float | None) -> None:
+def test_retry_after_counts_in_whole_seconds(header: str, expected: float | None) -> None:
     body = json.dumps(to_problem(Busy("full"))).encode()
     assert error_of(503, {"retry-after": header}, body, node_id="n").retry_after_s == expected
+
+
+@pytest.mark.parametrize(
+    ("until", "now", "expected"),
+    [
+        ("Fri, 31 Dec 1999 23:59:59 GMT", "Fri, 31 Dec 1999 23:59:29 GMT", 30.0),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", "Sat, 01 Jan 2000 08:00:00 GMT", 0.0),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", "", None),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", "Fri, 31 Dec 1999 23:59:29 -0000", None),
+        ("Fri, 99 Dec 1999", "Fri, 31 Dec 1999 23:59:29 GMT", None),
+    ],
+)
+def test_a_moment_counts_from_the_time_of_who_names_it(until: str, now: str, expected: float | None) -> None:
+    headers = {"retry-after": until, "date": now}
+    assert error_of(503, headers, b"overloaded", node_id="proxy").retry_after_s == expected

@@ -109,7 +109,7 @@ def test_a_body_that_does_not_come_fails_for_all(how: str) -> None:
     assert ("nothing came" in asyncio.run(scenario()).message) == (how == "stalls")
 
 
-def test_a_node_that_stops_leaves_nobody_waiting() -> None:
+def test_a_request_that_is_ended_leaves_nobody_waiting() -> None:
     async def never(view: memoryview, progress: Callable[[int], None]) -> None:
         await asyncio.Event().wait()
 
@@ -118,7 +118,7 @@ def test_a_node_that_stops_leaves_nobody_waiting() -> None:
         task = asyncio.create_task(receive(scope_of(never), arriving, stall_timeout_s=60.0))
         await settled()
         task.cancel()
-        with pytest.raises(StoreError, match="stopping"):
+        with pytest.raises(StoreError, match="was ended"):
             await arriving.part(0)
 
     asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from client.manifest import REF_BYTES, Ref
 from client.record import BucketPolicy, ObjectInfo
 from client.wire import BATCH_GET_PATH
 from storenode.batch import FRAMES_TYPE
-from tests.support.asgi import Answer, call
+from tests.support.asgi import Answer, ask, call
 from tests.support.nodes import TestBed, open_node
 
 SMALL = {"a": b"aa", "b": bytes(range(256)) * 16, "full": bytes(MAX_SMALL_BYTES)}
@@ -103,6 +104,34 @@ def test_an_answer_streams_in_slices(bed: TestBed) -> None:
     answer = batch(bed, *[["data", "a"]] * 300)
     assert len(told(answer, 300)) == 300
     assert len([piece for piece in answer.pieces if piece]) == 3
+
+
+def test_an_answer_that_its_client_does_not_take_keeps_its_place_to_the_last_byte() -> None:
+    body = json.dumps({"items": []}).encode()
+
+    async def scenario(bed: TestBed) -> Answer:
+        ending = asyncio.Event()
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def stuck(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                ending.set()
+                await asyncio.Event().wait()
+
+        path = BATCH_GET_PATH
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": []}
+        answering: Any = bed.app(scope, receive, stuck)
+        taking = asyncio.create_task(answering)
+        await asyncio.wait_for(ending.wait(), 10.0)
+        try:
+            return await ask(bed.app, "POST", BATCH_GET_PATH, body=body)
+        finally:
+            taking.cancel()
+
+    with open_node(max_object_requests=1) as bed:
+        assert asyncio.run(scenario(bed)).error == "busy"
 
 
 def test_empty_batch_is_an_empty_answer(bed: TestBed) -> None:

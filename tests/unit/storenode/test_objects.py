@@ -284,9 +284,9 @@ def test_chunk_that_fails_in_the_middle_breaks_the_response_off(bed: TestBed) ->
 
 def test_client_that_goes_away_ends_the_reading(bed: TestBed) -> None:
     async def scenario() -> Answer:
-        gone = asyncio.Event()
-        gone.set()
-        return await ask(bed.app, "GET", PATH, gone=gone)
+        leave = asyncio.Event()
+        leave.set()
+        return await ask(bed.app, "GET", PATH, leave=leave)
 
     put(bed)
     answer = asyncio.run(scenario())

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from client.errors import BodyTooLarge, TruncatedBody
-from storenode.protocol import RECEIVE_INTO, NodeProtocol
+from storenode.connections import Connections
+from storenode.protocol import RECEIVE_INTO, WHEN_GONE, NodeProtocol
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
 HEAD = b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
@@ -40,6 +41,8 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.written = bytearray()
         self.reading = True
+        self.unsent = 0
+        self.was_aborted = False
         self.was_closed = asyncio.Event()
         self.socket = FakeSocket()
 
@@ -61,17 +64,36 @@ class FakeTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.was_closed.is_set()
 
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
     def close(self) -> None:
         self.was_closed.set()
+
+    def abort(self) -> None:
+        self.was_aborted = True
+
+
+async def settled() -> None:
+    """Until the application has done all that it can do by itself."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 class Line:
     """A connection whose other end the test holds."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], **settings: Any) -> None:
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        *,
+        connections: Connections | None = None,
+        **settings: Any,
+    ) -> None:
         config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, **settings)
         self.transport = FakeTransport()
-        self.protocol = NodeProtocol(config=config, server_state=ServerState(), app_state={})
+        connections = connections or Connections(limit=10, patience_s=60.0, refusal=b"")
+        self.protocol = NodeProtocol(config=config, server_state=ServerState(), app_state={}, connections=connections)
         self.protocol.connection_made(self.transport)
 
     async def send(self, data: bytes, *, at_once: int = 300_000) -> None:
@@ -87,8 +109,7 @@ class Line:
             buffer[:count] = data[:count]
             self.protocol.buffer_updated(count)
             data = data[count:]
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await settled()
 
     @property
     def answers(self) -> list[bytes]:
@@ -103,6 +124,7 @@ class App:
         self.progress: list[int] = []
         self.paths: list[str] = []
         self.error: Exception | None = None
+        self.gone: list[str] = []
         self.at_once: list[bytes] = []
         self.answers_reads = True
         self.may_answer = asyncio.Event()
@@ -114,6 +136,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.paths.append(scope["path"])
+        scope["extensions"][WHEN_GONE](lambda: self.gone.append(scope["path"]))
         if scope["method"] == "PUT":
             try:
                 await scope["extensions"][RECEIVE_INTO](memoryview(self.buffer), self.progress.append)
@@ -202,11 +225,11 @@ def test_a_client_that_goes_away_in_the_middle_is_noticed(sent: int) -> None:
         line = Line(app)
         await line.send(HEAD % len(BODY) + BODY[:sent])
         line.protocol.connection_lost(None)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await settled()
 
     asyncio.run(scenario())
     assert isinstance(app.error, TruncatedBody)
+    assert app.gone == []  # Once is enough.
 
 
 @pytest.mark.parametrize(("size", "kind"), [(5, BodyTooLarge), (20, TruncatedBody)])
@@ -359,3 +382,122 @@ def test_a_connection_is_closed_when_it_was_idle_for_long_enough_and_not_before(
 
     assert asyncio.run(scenario()) > 0.05
     assert len(app.at_once) == 4
+
+
+# --- clients that leave, and room for connections
+
+
+class Waiting:
+    """An application that answers when it is told to, and notes whose client has gone."""
+
+    def __init__(self) -> None:
+        self.gone: list[str] = []
+        self.answer = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"][WHEN_GONE](lambda: self.gone.append(scope["path"]))
+        await self.answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(("answered", "told"), [(False, ["/next"]), (True, [])])
+def test_an_application_is_told_of_a_client_that_left_before_its_answer(answered: bool, told: list[str]) -> None:
+    async def scenario() -> list[str]:
+        app = Waiting()
+        line = Line(app)
+        await line.send(NEXT)
+        if answered:
+            app.answer.set()
+            await settled()
+        line.protocol.connection_lost(None)
+        return app.gone
+
+    assert asyncio.run(scenario()) == told
+
+
+def test_an_application_whose_client_sent_more_requests_is_told_of_the_first_and_sends_nothing_more() -> None:
+    async def scenario() -> tuple[list[str], bytes]:
+        app = Waiting()
+        line = Line(app)
+        await line.send(NEXT + NEXT.replace(b"next", b"later"))
+        line.protocol.connection_lost(None)
+        app.answer.set()
+        await settled()
+        return app.gone, bytes(line.transport.written)
+
+    assert asyncio.run(scenario()) == (["/next"], b"")
+
+
+def test_an_application_whose_client_left_before_it_was_called_is_told_at_once() -> None:
+    async def scenario() -> list[str]:
+        app = Waiting()
+        line = Line(app)
+        line.protocol.get_buffer(-1)[: len(NEXT)] = NEXT
+        line.protocol.buffer_updated(len(NEXT))
+        line.protocol.connection_lost(None)
+        await settled()
+        return app.gone
+
+    assert asyncio.run(scenario()) == ["/next"]
+
+
+def test_a_connection_for_which_there_is_no_room_is_told_so_and_closed() -> None:
+    async def scenario() -> tuple[bytes, bool, Line]:
+        connections = Connections(limit=1, patience_s=60.0, refusal=b"HTTP/1.1 503 full\r\n\r\n")
+        first = Line(Waiting(), connections=connections)
+        await first.send(NEXT)
+        refused = Line(Waiting(), connections=connections)
+        refused.protocol.connection_lost(None)
+        first.protocol.connection_lost(None)
+        return bytes(refused.transport.written), refused.transport.is_closing(), Line(Waiting(), connections=connections)
+
+    written, closed, third = asyncio.run(scenario())
+    assert (written, closed) == (b"HTTP/1.1 503 full\r\n\r\n", True)
+    assert not third.transport.is_closing()
+
+
+def test_a_connection_is_idle_between_its_requests() -> None:
+    async def scenario() -> list[bool]:
+        app = Waiting()
+        line = Line(app)
+        seen = [line.protocol.is_idle()]
+        await line.send(NEXT)
+        seen.append(line.protocol.is_idle())
+        app.answer.set()
+        await settled()
+        return [*seen, line.protocol.is_idle()]
+
+    assert asyncio.run(scenario()) == [True, False, True]
+
+
+@pytest.mark.parametrize("what", ["a request", "an answer", "room to write"])
+def test_whatever_moves_is_noted(what: str) -> None:
+    async def scenario() -> bool:
+        app = Waiting()
+        line = Line(app)
+        if what == "an answer":
+            await line.send(NEXT)
+        line.protocol.moved_s = 0.0
+        if what == "a request":
+            await line.send(NEXT)
+        elif what == "an answer":
+            app.answer.set()
+            await settled()
+        else:
+            line.protocol.resume_writing()
+        return line.protocol.moved_s > 0.0
+
+    assert asyncio.run(scenario())
+
+
+def test_a_client_that_takes_nothing_loses_its_connection_at_once() -> None:
+    async def scenario() -> bool:
+        line = Line(Waiting(), connections=Connections(limit=1, patience_s=0.04, refusal=b""))
+        line.transport.unsent = 5
+        async with asyncio.timeout(10):
+            while not line.transport.was_aborted:  # noqa: ASYNC110 - the transport only notes it
+                await asyncio.sleep(0.001)
+        return line.transport.is_closing()
+
+    assert not asyncio.run(scenario())  # Closing would wait for the client.

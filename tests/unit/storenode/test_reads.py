@@ -323,6 +323,7 @@ def test_what_needs_waiting_is_not_answered_at_once(bed: TestBed, monkeypatch: p
         b"",
         b"host: n1\r\n",
         b"host: n1\r\nx-forebay-protocol: 0\r\n",
+        b"host: n1\r\nx-forebay-protocol: 1\r\nx-forebay-timeout-ms: 0\r\n",
         b"host: n1\r\nx-forebay-protocol: 1\r\nauthorization: Bearer x\r\n",
         b"host: n1\r\nx-forebay-protocol: 1\r\ncontent-length: 1\r\n",
         b"host: n1\r\nx-forebay-protocol: 1\r\nconnection: close\r\n",
@@ -331,7 +332,8 @@ def test_what_needs_waiting_is_not_answered_at_once(bed: TestBed, monkeypatch: p
 )
 def test_only_requests_as_our_client_writes_them_are_answered_at_once(bed: TestBed, headers: bytes) -> None:
     name(bed, "k", SMALL)
-    assert at_once(bed, record_path("data", "k")) is not None
+    ours = b"host: n1\r\nx-forebay-protocol: 1\r\nx-forebay-timeout-ms: 60000\r\n"
+    assert at_once(bed, record_path("data", "k"), headers=ours) is not None
     assert at_once(bed, record_path("data", "k"), headers=headers) is None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -64,13 +65,14 @@ def test_run_to_end_waits_for_the_thread_even_when_cancelled(pool: BoundedPool) 
     asyncio.run(scenario())
 
 
-def test_cancelled_call_that_has_not_begun_is_dropped(pool: BoundedPool) -> None:
+@pytest.mark.parametrize("run", [BoundedPool.run, BoundedPool.run_to_end])
+def test_cancelled_call_that_has_not_begun_is_dropped(pool: BoundedPool, run: Callable[..., Any]) -> None:
     called: list[int] = []
 
     async def scenario() -> None:
         release = threading.Event()
         first = asyncio.create_task(pool.run(release.wait, 10.0))
-        second = asyncio.create_task(pool.run(called.append, 1))
+        second = asyncio.create_task(run(pool, called.append, 1))
         await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
