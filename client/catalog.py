@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from client.errors import MetadataCorrupt, StoreError
+from client.manifest import Ref
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Commit",
     "Consistency",
     "Listing",
+    "Opened",
     "Watched",
     "parts",
 ]
@@ -136,6 +138,26 @@ def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A read that began with a name.
+
+    Attributes
+    ----------
+    buffer : memoryview
+        For all that is read.
+    filled : int
+        How many bytes at its beginning are there already, verified.
+    corrupt : Ref or None
+        A chunk of which bytes came that were not right; some node's copy is bad.
+    """
+
+    info: ObjectInfo
+    buffer: memoryview
+    filled: int = 0
+    corrupt: Ref | None = None
+
+
 class Catalog(Protocol):
     """What the metadata does for the data path. All calls block and are linearizable."""
 
@@ -168,7 +190,7 @@ class Catalog(Protocol):
         version: int | None,
         consistency: Consistency,
         place: Callable[[ObjectInfo], memoryview],
-    ) -> tuple[ObjectInfo, memoryview, int]:
+    ) -> Opened:
         """What `lookup` gives, for a read that begins at byte `start`, and perhaps its first bytes.
 
         Parameters
@@ -179,11 +201,6 @@ class Catalog(Protocol):
             No more bytes than this are wanted along.
         place : callable
             Makes the buffer of the read once the record is known; may be called again, by a repeat.
-
-        Returns
-        -------
-        ObjectInfo, memoryview, int
-            The record, the buffer, and how many bytes at its beginning are there already, verified.
         """
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:

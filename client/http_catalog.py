@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit, Consistency, Listing, Watched
+from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit, Consistency, Listing, Opened, Watched
 from client.checksum import xxh3
 from client.cluster import ClusterView
 from client.config import ClientConfig
@@ -91,7 +91,7 @@ class HttpCatalog:
         version: int | None,
         consistency: Consistency,
         place: Callable[[ObjectInfo], memoryview],
-    ) -> tuple[ObjectInfo, memoryview, int]:
+    ) -> Opened:
         """See `Catalog.begin_read`."""
         query = f"?start={start}"
         for name, number in (("end", end), ("most", most), ("version", version)):
@@ -105,7 +105,7 @@ class HttpCatalog:
         response = self._call("GET", path + query, into=opening, seen=opening.seen, spread_by=path)
         if response.body:
             opening.take_record(response.body)
-        return opening.info, opening.buffer, opening.filled()
+        return opening.opened()
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
         """See `Catalog.lookup_many`."""

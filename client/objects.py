@@ -21,8 +21,9 @@ from client.checksum import SEGMENT_BYTES
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.config import ClientConfig
-from client.errors import InvalidRequest
+from client.errors import ChunkCorrupt, InvalidRequest
 from client.in_flight import ThreadPool, in_order
+from client.manifest import Ref
 from client.names import check_bucket, check_key
 from client.namespace import Namespace
 from client.object_upload import ObjectUpload
@@ -283,7 +284,7 @@ class ObjectStore(Namespace):
         """Look an object up and fill the buffer that `place` makes for it with bytes from `start` on."""
         if start < 0 or (end is not None and end <= start):
             return place(self.stat(bucket, key, version=version, consistency=consistency))  # Nothing, or an error.
-        info, buffer, filled = self.catalog.begin_read(
+        opened = self.catalog.begin_read(
             bucket,
             key,
             start=start,
@@ -294,11 +295,20 @@ class ObjectStore(Namespace):
             consistency=consistency,
             place=place,
         )
-        if filled:
-            self.chunks.came_along(filled)
-        if filled < len(buffer):
-            self.reader(info).read_into(buffer[filled:], start=start + filled)
+        info, buffer = opened.info, opened.buffer
+        if opened.filled:
+            self.chunks.came_along(opened.filled)
+        if opened.filled < len(buffer):
+            self.reader(info).read_into(buffer[opened.filled :], start=start + opened.filled)
+        if opened.corrupt is not None:
+            self._report(opened.corrupt, info)
         return buffer
+
+    def _report(self, ref: Ref, info: ObjectInfo) -> None:
+        """Have the replicas of a chunk look at their copies: one sent bad bytes with a record, and which is not known."""
+        holders = self.cluster.layout.replicas(ref.partition, count=info.record.replicas)
+        error = ChunkCorrupt(f"chunk {ref}: the bytes that came with the record do not match the checksum", key=str(ref))
+        self.replica_reader.report_corrupt(ref, dict.fromkeys(holders, error))
 
     def open(
         self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong"

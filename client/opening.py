@@ -2,13 +2,14 @@
 
 See `storenode.reads` for the other side. Bytes that came along are checked against the reference in the record, as those from
 the chunk routes are. If they are not right, or none came, the read goes on as if only the record had come: the verified read
-then asks the replicas, moves on from bad ones and reports them.
+then asks the replicas. That a copy is bad is said, for whoever tells the nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from client.catalog import Opened
 from client.checksum import SEGMENT_BYTES, ReadCheck
 from client.errors import ProtocolMismatch
 from client.record import ObjectInfo
@@ -69,15 +70,15 @@ class Opening:
         self.info = ObjectInfo.from_json(decode_json(record))
         self.buffer = self._place(self.info)
 
-    def filled(self) -> int:
-        """How many of the first bytes are in the buffer, verified."""
+    def opened(self) -> Opened:
+        """What came of it, after the answer has been received."""
         if self._check is None:
-            return 0
+            return Opened(info=self.info, buffer=self.buffer)
         if not self._whole:
             self._check.update(self._body)  # Only now: what comes at once is not cut where segments are.
         if not self._check.matches(self._ref.check, announced_checks(self._headers)):
-            return 0
+            return Opened(info=self.info, buffer=self.buffer, corrupt=self._ref)
         count = self._high - self._low
         if len(self._body) != count:
             self.buffer[:count] = self._body[self._low : self._high]
-        return count
+        return Opened(info=self.info, buffer=self.buffer, filled=count)

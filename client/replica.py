@@ -111,7 +111,7 @@ class ReplicaReader:
         for node_id, error in failed.items():
             if not isinstance(error, ChunkCorrupt):
                 continue
-            log.warning("node %s sent corrupt bytes for chunk %s; asking it to verify its copy", node_id, ref)
+            log.warning("corrupt bytes came for chunk %s; asking node %s to verify its copy", ref, node_id)
             try:
                 self._chunks.verify(node_id, [ref])
             except StoreError as trouble:

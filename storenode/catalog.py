@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from client.catalog import MAX_BATCH_ITEMS, Commit, Consistency, Listing, Watched, parts
+from client.catalog import MAX_BATCH_ITEMS, Commit, Consistency, Listing, Opened, Watched, parts
 from client.errors import BucketNotFound, InvalidName, InvalidRequest, MetadataCorrupt, ObjectNotFound, StoreError
 from client.names import check_bucket, check_key, check_prefix
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
@@ -133,10 +133,10 @@ class MetaCatalog:
         version: int | None,
         consistency: Consistency,
         place: Callable[[ObjectInfo], memoryview],
-    ) -> tuple[ObjectInfo, memoryview, int]:
+    ) -> Opened:
         """See `Catalog.begin_read`. No bytes lie here."""
         info = self.lookup(bucket, key, version=version, consistency=consistency)
-        return info, place(info), 0
+        return Opened(info=info, buffer=place(info))
 
     def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
         """See `Catalog.commit`."""

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 
 from typing_extensions import Buffer
 
-from client.catalog import Commit, Consistency, Listing, Watched
+from client.catalog import Commit, Consistency, Listing, Opened, Watched
 from client.checksum import blake3_id
 from client.chunks import ChunkClient, ChunkSending, Stored
 from client.client import Client
@@ -91,9 +91,9 @@ class FakeCatalog:
         consistency: Consistency,
         place: Callable[[ObjectInfo], memoryview],
         **_: object,
-    ) -> tuple[ObjectInfo, memoryview, int]:
+    ) -> Opened:
         info = self.lookup(check_bucket(bucket), check_key(key), version=version, consistency=consistency)
-        return info, place(info), 0
+        return Opened(info=info, buffer=place(info))
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
         return [_outcome(self.lookup, *name) for name in names]

@@ -7,10 +7,11 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from client.catalog import Watched
+from client.catalog import Opened, Watched
 from client.errors import (
     AllReplicasFailed,
     BucketNotFound,
@@ -24,6 +25,7 @@ from client.errors import (
 from client.objects import ObjectStore
 from client.record import BucketPolicy
 from tests.support.fake_cluster import FakeCluster
+from tests.support.fake_store import FakeStore
 
 CHUNK_BYTES = 64 * 1024
 DATA = random.Random(11).randbytes(5 * CHUNK_BYTES + 123)
@@ -306,3 +308,18 @@ def test_watching_yields_changes_from_one_revision_to_the_next(fake: FakeCluster
     changes = store.watch("data")
     assert [next(changes) for _ in range(3)] == [("k", info), ("gone", None), ("k", None)]
     assert asked == [None, 5, 7, 8]
+
+
+def test_bad_bytes_that_came_with_a_record_are_read_again_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeStore() as store:
+        store.buckets.create("data")
+        info = store.put("data", "k", b"some bytes")
+        (ref,) = info.record.content.refs
+
+        def begin_read(bucket: str, key: str, *, place: Any, **_: object) -> Opened:
+            return Opened(info=info, buffer=place(info), corrupt=ref)
+
+        monkeypatch.setattr(store.fake_catalog, "begin_read", begin_read)
+        store.fake_chunks.verified.clear()
+        assert store.get("data", "k") == b"some bytes"
+        assert sorted(store.fake_chunks.verified) == [(node_id, 1) for node_id in store.node_ids]

@@ -48,7 +48,7 @@ def read(start: int, end: int, body: bytes, sent: dict[str, str]) -> tuple[Openi
     view[:] = body
     for at in range(0, len(body), 1000):
         opening.seen(view[at : at + 1000])
-    return opening, opening.filled()
+    return opening, opening.opened().filled
 
 
 def test_a_whole_chunk_is_taken_and_the_rest_is_left_to_the_reader() -> None:
@@ -89,7 +89,9 @@ def test_bytes_that_are_not_right_do_not_count(kind: str) -> None:
         "announced": (10, 20, FIRST[:SEGMENT_BYTES], headers(FIRST, end=SEGMENT_BYTES, x_forebay_check="1")),
         "segments": (10, 20, FIRST[:SEGMENT_BYTES], headers(x_forebay_check=f"{refs()[0].check:016x}")),
     }
-    assert read(*cases[kind])[1] == 0
+    opening, filled = read(*cases[kind])
+    assert filled == 0
+    assert opening.opened().corrupt == (refs()[1] if kind == "small" else refs()[0])
 
 
 def test_a_record_alone_is_a_record() -> None:
@@ -98,7 +100,7 @@ def test_a_record_alone_is_a_record() -> None:
     opening = Opening(start=0, place=lambda info: memoryview(bytearray(info.size)))
     assert opening({}, 1234) is None
     opening.take_record(encode_header(INFO.to_json()))
-    assert (opening.info, opening.filled()) == (INFO, 0)
+    assert (opening.info, opening.opened().filled) == (INFO, 0)
 
 
 def test_a_repeat_begins_anew() -> None:
@@ -108,7 +110,7 @@ def test_a_repeat_begins_anew() -> None:
     opening.seen(first[:1000])  # Then the connection broke.
     assert opening({}, 10) is None
     opening.take_record(encode_header(INFO.to_json()))
-    assert opening.filled() == 0
+    assert opening.opened().filled == 0
 
 
 def test_an_answer_of_another_length_is_refused() -> None:

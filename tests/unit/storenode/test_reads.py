@@ -60,7 +60,7 @@ def read(bed: TestBed, key: str, query: str) -> tuple[Answer, ObjectInfo, bytes]
         return answer, opening.info, b""
     view[:] = answer.body
     opening.seen(view)
-    return answer, opening.info, bytes(opening.buffer[: opening.filled()])
+    return answer, opening.info, bytes(opening.buffer[: opening.opened().filled])
 
 
 def file_of(bed: TestBed, ref: Ref) -> Path:
