@@ -116,7 +116,7 @@ class Etcd:
         """As the cluster's owner would have it done."""
         self.ask("/v3/kv/compaction", {"revision": str(revision), "physical": True})
 
-    def keys(self) -> list[bytes]:
+    def names(self) -> list[bytes]:
         """All keys of all prefixes."""
         kvs = self.ask("/v3/kv/range", {"key": "AA==", "range_end": "AA==", "keys_only": True}).get("kvs", [])
         return [b64decode(kv["key"]) for kv in kvs]
