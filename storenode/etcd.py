@@ -35,7 +35,6 @@ from storenode.etcd_wire import (
     Json,
     Keyspace,
     Rejected,
-    page_of,
     runs,
 )
 from storenode.group_commit import GroupCommit, Outcome
@@ -123,12 +122,11 @@ class EtcdMetaStore:
         assert limit >= 1 and (revision is None or revision >= 1), (limit, revision)
         message = self._keyspace.range(start, end, limit=limit, revision=revision)
         try:
-            body, whole = self._gateway.call_for_body("/v3/kv/range", message, limit=MAX_RANGE_BODY_BYTES)
+            page = self._gateway.call("/v3/kv/range", message, limit=MAX_RANGE_BODY_BYTES)
         except Rejected as exc:
             if exc.code == OUT_OF_RANGE:
                 raise CursorExpired(f"revision {revision} can't be read: {exc.message}; begin again") from exc
             raise exc.named() from exc
-        page = page_of(body, whole=whole)
         items: list[KeyValue] = []
         size_bytes = 0
         kvs = page.get("kvs", ())

@@ -26,7 +26,7 @@ from client.retry import Deadline
 from client.wire import encode_json
 from storenode.etcd_address import Endpoint, EtcdAddress
 from storenode.etcd_connections import Connections, NoConnection, Reply
-from storenode.etcd_wire import MAX_TXN_BODY_BYTES, UNAUTHENTICATED, UNAVAILABLE, Json, Rejected
+from storenode.etcd_wire import MAX_TXN_BODY_BYTES, UNAUTHENTICATED, UNAVAILABLE, Json, Rejected, close_page
 
 __all__ = ["Gateway", "Stream"]
 
@@ -88,13 +88,15 @@ class Gateway:
     def num_members(self) -> int:
         return len(self._address.endpoints)
 
-    def call(self, path: str, message: Json, *, repeatable: bool = True) -> Json:
+    def call(self, path: str, message: Json, *, repeatable: bool = True, limit: int = MAX_TXN_BODY_BYTES) -> Json:
         """The answer to a message.
 
         Parameters
         ----------
         repeatable : bool
             Whether it does no harm if two members do it.
+        limit : int
+            Most bytes of the answer, which is then the page of a range that ends early.
 
         Raises
         ------
@@ -103,19 +105,15 @@ class Gateway:
         MetadataUnavailable
             No answer in time, or the store was closed. If `repeatable`, nothing was changed, else that is unknown.
         """
-        body, _ = self.call_for_body(path, message, limit=MAX_TXN_BODY_BYTES, repeatable=repeatable)
-        return _document(body)
-
-    def call_for_body(self, path: str, message: Json, *, limit: int, repeatable: bool = True) -> tuple[bytes, bool]:
-        """The body of the answer, or its first bytes if it is longer than `limit`, and whether it is whole; as `call`."""
         request = encode_json(message)
 
-        def attempt(endpoint: Endpoint, deadline: Deadline) -> tuple[bytes, bool]:
+        def attempt(endpoint: Endpoint, deadline: Deadline) -> Json:
             reply = self._send(endpoint, path, request, deadline=deadline)
             try:
-                return reply.body(limit=limit, deadline=deadline)
+                body, is_whole = reply.body(limit=limit, deadline=deadline)
             finally:
                 reply.close()
+            return _document(body if is_whole else close_page(body))
 
         return self._patiently(path, attempt, repeatable=repeatable)
 

@@ -12,7 +12,6 @@ largest one below it together.
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ from storenode.metastore import (
     txn_bytes,
 )
 
-__all__ = ["MAX_RANGE_BODY_BYTES", "MAX_TXN_BODY_BYTES", "Keyspace", "Rejected", "page_of", "runs"]
+__all__ = ["MAX_RANGE_BODY_BYTES", "MAX_TXN_BODY_BYTES", "Keyspace", "Rejected", "close_page", "runs"]
 
 Json = Mapping[str, Any]
 
@@ -189,13 +188,10 @@ def runs(txns: Iterable[tuple[Txn, int]]) -> Iterator[list[Txn]]:
         yield run
 
 
-def page_of(body: bytes, *, whole: bool) -> Json:
-    """The answer of a range. Of one that was cut off in the middle, the keys before the cut, and that there are more."""
-    if not whole:
-        # Base64 has no braces, so this is the end of a key's object.
-        body = body[: body.rindex(b"},{")] + b"}]" + b',"more":true}'
-    document: Json = json.loads(body)
-    return document
+def close_page(body: bytes) -> bytes:
+    """The answer of a range that was cut off in the middle, without the key at the cut, and saying that there are more."""
+    # Base64 has no braces, so this is the end of a key's object.
+    return body[: body.rindex(b"},{")] + b'}],"more":true}'
 
 
 def _text(data: bytes) -> str:
