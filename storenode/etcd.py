@@ -25,7 +25,7 @@ from itertools import islice
 from client.errors import Conflict, CursorExpired, InvalidRequest, MetadataUnavailable, StoreError
 from client.retry import Deadline
 from storenode.etcd_address import EtcdAddress
-from storenode.etcd_gateway import Gateway
+from storenode.etcd_gateway import Gateway, Stream
 from storenode.etcd_watch import Gathering
 from storenode.etcd_wire import (
     INVALID_ARGUMENT,
@@ -109,9 +109,10 @@ class EtcdMetaStore:
             raise InvalidRequest(f"{len(keys)} keys in one call; at most {MAX_GET_KEYS} are allowed")
         found: list[KeyValue | None] = []
         revision = 0
+        deadline = Deadline(self._timeout_s)
         while len(found) < len(keys):
             part = keys[len(found) : len(found) + MAX_TXN_OPERATIONS]
-            answer = self._ask("/v3/kv/txn", self._keyspace.get_all(part, revision=revision))
+            answer = self._ask("/v3/kv/txn", self._keyspace.get_all(part, revision=revision), deadline=deadline)
             revision = revision or int(answer["header"]["revision"])
             for response in answer["responses"]:
                 kvs = response["response_range"].get("kvs")
@@ -148,16 +149,20 @@ class EtcdMetaStore:
     def watch(self, start: str, end: str, *, after_revision: int, timeout_s: float, limit: int = 1000) -> Watch:
         assert limit >= 1, limit
         deadline = Deadline(timeout_s)
-        # A member that ends is no reason to end a watch; that one after another ends it is.
-        for turn in range(self._gateway.num_members + 1):
+        broken: MetadataUnavailable | None = None
+        # A member that ends in the middle is no reason to end a watch; that one after another does is.
+        for _ in range(self._gateway.num_members + 1):
             gathering = Gathering(self._keyspace, start, end, after=after_revision, limit=limit)
+            stream = self._begin_watch(end, after=after_revision)
             try:
-                self._gather(gathering, end, deadline=deadline)
-                break
-            except MetadataUnavailable:
-                if turn == self._gateway.num_members:
-                    raise
-        return gathering.watched()
+                self._gather(gathering, stream, deadline=deadline)
+                return gathering.watched()
+            except MetadataUnavailable as exc:
+                broken = exc
+            finally:
+                stream.close()
+        assert broken is not None
+        raise broken
 
     def grant(self, ttl_s: float) -> int:
         return int(self._ask("/v3/lease/grant", {"TTL": str(math.ceil(ttl_s))})["ID"])
@@ -178,26 +183,27 @@ class EtcdMetaStore:
     def close(self) -> None:
         self._gateway.close()
 
-    def _ask(self, path: str, message: Json) -> Json:
+    def _ask(self, path: str, message: Json, *, deadline: Deadline | None = None) -> Json:
         try:
-            return self._gateway.call(path, message)
+            return self._gateway.call(path, message, deadline=deadline)
         except Rejected as exc:
             raise exc.named() from exc
 
     def _commit(self, calls: Sequence[Sequence[Txn]]) -> list[Outcome]:
         """All transactions of all calls, in as few requests as etcd allows."""
         done: list[TxnResult | Conflict] = []
+        deadline = Deadline(self._timeout_s)
         for run in runs((txn, self._keyspace.run_bytes(txn)) for call in calls for txn in call):
-            done += self._apply(run)
+            done += self._apply(run, deadline=deadline)
         rest = iter(done)
         return [_outcome(list(islice(rest, len(call)))) for call in calls]
 
-    def _apply(self, run: Sequence[Txn]) -> list[TxnResult | Conflict]:
+    def _apply(self, run: Sequence[Txn], *, deadline: Deadline) -> list[TxnResult | Conflict]:
         try:
-            answer = self._gateway.call("/v3/kv/txn", self._keyspace.transaction(run), repeatable=False)
+            answer = self._gateway.call("/v3/kv/txn", self._keyspace.transaction(run), repeatable=False, deadline=deadline)
         except Rejected as exc:
             if len(run) > 1 and exc.code in (NOT_FOUND, INVALID_ARGUMENT):
-                return [result for txn in run for result in self._apply([txn])]
+                return [result for txn in run for result in self._apply([txn], deadline=deadline)]
             if exc.code == NOT_FOUND:
                 return [_lease_gone(run[0])]
             raise exc.named() from exc
@@ -205,27 +211,26 @@ class EtcdMetaStore:
         parts = [answer] if len(run) == 1 else [part["response_txn"] for part in answer["responses"]]
         return [TxnResult(ok=bool(part.get("succeeded")), revision=revision) for part in parts]
 
-    def _gather(self, gathering: Gathering, end: str, *, deadline: Deadline) -> None:
-        """Until there are events, or the time is up."""
-        after = gathering.certain
+    def _begin_watch(self, end: str, *, after: int) -> Stream:
         try:
-            stream = self._gateway.watch(self._keyspace.watch(end, revision=max(1, after)))
+            return self._gateway.watch(self._keyspace.watch(end, revision=max(1, after)))
         except Rejected as exc:
             raise exc.named() from exc
-        try:
-            # What this member knows; it may be behind the others.
-            behind = int(stream.first["header"]["revision"]) - after
-            if behind < 0 and (newest := self.revision()) < after:
-                raise CursorExpired(f"revision {after} can't be watched from: the store has come to {newest}; begin again")
-            mark = self._put_mark() if behind > _MAX_LAG or (behind > 0 and deadline.remaining_s() < _MIN_WAIT_S) else 0
-            for_mark = Deadline(self._timeout_s)
-            while message := stream.next(deadline=for_mark if gathering.certain < mark else deadline):
-                if message.get("canceled"):
-                    raise _canceled(message, after=after)
-                if gathering.add(message):
-                    return
-        finally:
-            stream.close()
+
+    def _gather(self, gathering: Gathering, stream: Stream, *, deadline: Deadline) -> None:
+        """Until there are events, or the time is up."""
+        after = gathering.certain
+        # What this member knows; it may be behind the others.
+        behind = int(stream.first["header"]["revision"]) - after
+        if behind < 0 and (newest := self.revision()) < after:
+            raise CursorExpired(f"revision {after} can't be watched from: the store has come to {newest}; begin again")
+        mark = self._put_mark() if behind > _MAX_LAG or (behind > 0 and deadline.remaining_s() < _MIN_WAIT_S) else 0
+        for_mark = Deadline(self._timeout_s)
+        while message := stream.next(deadline=for_mark if gathering.certain < mark else deadline):
+            if message.get("canceled"):
+                raise _canceled(message, after=after)
+            if gathering.add(message):
+                return
 
     def _put_mark(self) -> int:
         return int(self._ask("/v3/kv/txn", self._keyspace.marking())["header"]["revision"])

@@ -143,7 +143,8 @@ class Connections:
         with self._lock:
             del self._used[connection]
             idle = self._idle.setdefault(endpoint, [])
-            keep = keep and not self._closed and len(idle) + len(self._used) < self._limit
+            num_open = sum(map(len, self._idle.values())) + len(self._used)
+            keep = keep and not self._closed and num_open < self._limit
             if keep:
                 idle.append(connection)
         if not keep:

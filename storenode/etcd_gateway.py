@@ -88,7 +88,15 @@ class Gateway:
     def num_members(self) -> int:
         return len(self._address.endpoints)
 
-    def call(self, path: str, message: Json, *, repeatable: bool = True, limit: int = MAX_TXN_BODY_BYTES) -> Json:
+    def call(
+        self,
+        path: str,
+        message: Json,
+        *,
+        repeatable: bool = True,
+        limit: int = MAX_TXN_BODY_BYTES,
+        deadline: Deadline | None = None,
+    ) -> Json:
         """The answer to a message.
 
         Parameters
@@ -97,6 +105,8 @@ class Gateway:
             Whether it does no harm if two members do it.
         limit : int
             Most bytes of the answer, which is then the page of a range that ends early.
+        deadline : Deadline, optional
+            Of several calls together; by default this one has ``timeout_s``.
 
         Raises
         ------
@@ -115,7 +125,7 @@ class Gateway:
                 reply.close()
             return _document(body if is_whole else close_page(body))
 
-        return self._patiently(path, attempt, repeatable=repeatable)
+        return self._patiently(path, attempt, repeatable=repeatable, deadline=deadline or Deadline(self._timeout_s))
 
     def watch(self, message: Json) -> Stream:
         """A watch that a member has begun; raises what `call` does."""
@@ -133,15 +143,14 @@ class Gateway:
                 raise
             return Stream(reply, first)
 
-        return self._patiently("/v3/watch", attempt, repeatable=True)
+        return self._patiently("/v3/watch", attempt, repeatable=True, deadline=Deadline(self._timeout_s))
 
     def close(self) -> None:
         """End all calls under way."""
         self._closed.set()
         self._connections.close()
 
-    def _patiently(self, path: str, attempt: Callable[[Endpoint, Deadline], T], *, repeatable: bool) -> T:
-        deadline = Deadline(self._timeout_s)
+    def _patiently(self, path: str, attempt: Callable[[Endpoint, Deadline], T], *, repeatable: bool, deadline: Deadline) -> T:
         share_s = self._timeout_s / self.num_members if repeatable else self._timeout_s
         failures: dict[Endpoint, str] = {}
         while True:

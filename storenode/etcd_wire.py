@@ -43,7 +43,7 @@ __all__ = ["MAX_RANGE_BODY_BYTES", "MAX_TXN_BODY_BYTES", "Keyspace", "Rejected",
 Json = Mapping[str, Any]
 
 # gRPC's codes.
-INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION = 3, 5, 7, 8, 9
+INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, RESOURCE_EXHAUSTED = 3, 5, 7, 8
 OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = 11, 14, 15, 16
 # What members say before they have done anything.
 _NOT_BEGUN = ("etcdserver: no leader", "etcdserver: rpc not supported for learner")

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -161,7 +162,8 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         stack.callback(meta.close)
         cluster_id = read_cluster_id(meta)
         if cluster_id is None:
-            raise Misconfigured(f"the metadata at {config.meta} holds no cluster; `forebay up --data DIR` creates one")
+            hint = "; `forebay up --data DIR` creates one" if isinstance(config.meta_engine, Path) else ""
+            raise Misconfigured(f"the metadata at {config.meta} holds no cluster{hint}")
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
         store = ChunkStore(directory.root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes)
         open_chunks = OpenChunks(store, limit=config.max_open_chunks)

@@ -175,6 +175,19 @@ def test_a_watch_that_must_not_wait_has_all_that_happened(etcd_one: Etcd) -> Non
         assert nothing.revision > revisions[-1]
 
 
+def test_the_mark_of_a_watch_is_nobodys_key(etcd_one: Etcd) -> None:
+    with etcd_one.store(etcd_one.address()) as store:
+        start = put(store, "k")
+        put(store, "k")
+        put(store, "z")
+        assert [event.key for event in store.watch("", "l", after_revision=start, timeout_s=0).events] == ["k"]
+        marked = store.watch("a", "b", after_revision=start, timeout_s=0).revision
+        assert marked == store.revision()
+        assert store.watch("", "b", after_revision=start, timeout_s=0.5).events == ()
+        assert [item.key for item in store.range("", "\U0010ffff", limit=10).items] == ["k", "z"]
+        assert [item.key for item in store.range("", "\U0010ffff", limit=1).items] == ["k"]
+
+
 def test_a_watch_of_what_is_quiet_keeps_up_with_a_busy_store(etcd_one: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd_module, "_MAX_LAG", 10)
     with etcd_one.store(etcd_one.address()) as store:
