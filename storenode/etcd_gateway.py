@@ -164,7 +164,9 @@ class Gateway:
                     if isinstance(exc, Rejected) and exc.code != UNAVAILABLE:
                         raise
                     self._require_open()
-                    failures[endpoint] = str(exc) or repr(exc)
+                    # What the end of the time cut short tells less than what was found before.
+                    if deadline.remaining_s() or endpoint not in failures:
+                        failures[endpoint] = str(exc) or repr(exc)
                     if index == self._preferred:
                         self._preferred = (index + 1) % self.num_members
                     if not repeatable and not _did_nothing(exc):

@@ -69,7 +69,7 @@ def test_tls_is_spoken_with_who_has_a_certificate_of_the_authority_and_nobody_el
             assert found.value == large
         # The first does not trust etcd, and etcd does not trust the second, who learns of it as TLS has it.
         for trust, said in ((None, "CERTIFICATE_VERIFY_FAILED"), (ca, "alert|EOF|reset|closed")):
-            stranger = EtcdMetaStore(address, tls=tls_context(ca_file=trust, cert_file=None, key_file=None), timeout_s=0.5)
+            stranger = EtcdMetaStore(address, tls=tls_context(ca_file=trust, cert_file=None, key_file=None), timeout_s=1.0)
             with pytest.raises(MetadataUnavailable, match=said):
                 stranger.get("k")
             stranger.close()

@@ -78,18 +78,18 @@ def test_of_racing_writers_exactly_one_wins_each_key_while_the_leader_is_killed(
 def test_a_paused_member_costs_a_read_its_share_of_the_time_and_nobody_after_it(etcd: Etcd) -> None:
     member = next(member for member in etcd.members if member is not etcd.leader())
     others = [other for other in etcd.members if other is not member]
-    with etcd.store(etcd.address(member, *others), timeout_s=3.0) as store:
+    with etcd.store(etcd.address(member, *others), timeout_s=6.0) as store:
         put_key(store, "k", b"before")
         with member.paused():
             began_s = time.monotonic()
             found = store.get("k")
             assert found is not None
             assert found.value == b"before"
-            assert 0.9 < time.monotonic() - began_s < 2.5
+            assert 1.9 < time.monotonic() - began_s < 4.0
             began_s = time.monotonic()
             revision = put_key(store, "k", b"after")
             assert store.watch("k", "l", after_revision=revision - 1, timeout_s=TIMEOUT_S).revision == revision
-            assert time.monotonic() - began_s < 0.9
+            assert time.monotonic() - began_s < 1.9
 
 
 def test_a_transaction_that_a_paused_engine_was_asked_for_has_an_unknown_outcome(tmp_path: Path) -> None:

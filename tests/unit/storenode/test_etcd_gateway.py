@@ -117,3 +117,17 @@ def test_closing_ends_a_call_under_way() -> None:
         store.close()
         with pytest.raises(MetadataUnavailable, match="closed"):
             waiting.result(10.0)
+
+
+def test_an_error_names_what_was_found_and_not_that_the_time_was_up() -> None:
+    def leaderless_then_silent(connection: Connection) -> None:
+        connection.request()
+        connection.send(NO_LEADER)
+        connection.wait_for_close()
+
+    with (
+        serving(leaderless_then_silent) as server,
+        store_on(server, timeout_s=0.3) as store,
+        pytest.raises(MetadataUnavailable, match="no leader"),
+    ):
+        store.revision()
