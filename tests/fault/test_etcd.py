@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -24,6 +26,7 @@ from tests.support.catalogs import MARKER_TTL_S, NEW, put, retried
 from tests.support.cluster import eventually
 from tests.support.etcd import Etcd, Member, free_port, running_etcd
 from tests.support.metastore_contract import put as put_key
+from tests.support.socket_server import Connection, SocketServer, answer, serving
 
 TIMEOUT_S = 60.0
 
@@ -41,7 +44,8 @@ def catalog_on(meta: EtcdMetaStore) -> MetaCatalog:
 
 def test_of_racing_writers_exactly_one_wins_each_key_while_the_leader_is_killed(etcd: Etcd) -> None:
     num_keys, num_writers, turn = 40, 3, threading.Barrier(3)
-    leader, address = etcd.leader(), etcd.address()
+    leader = etcd.leader()
+    address = etcd.address(leader, *(member for member in etcd.members if member is not leader))
     with ExitStack() as stack:
         metas = [stack.enter_context(etcd.store(address, timeout_s=2.0)) for _ in range(num_writers)]
         catalogs = [catalog_on(meta) for meta in metas]
@@ -73,6 +77,31 @@ def test_of_racing_writers_exactly_one_wins_each_key_while_the_leader_is_killed(
         etcd.await_health()
         with etcd.store(address) as meta:
             assert catalog_on(meta).lookup("data", "k0").version == winners["k0"].version
+
+
+def test_a_write_whose_answer_was_lost_is_found_by_its_marker(etcd: Etcd) -> None:
+    member, lost = etcd.members[0], list[bytes]()
+
+    def lose_the_answer_of_a_write(connection: Connection) -> None:
+        while request := connection.request():
+            with urlopen(Request(f"http://{member.endpoint}{request.path}", request.body), timeout=TIMEOUT_S) as reply:
+                body = reply.read()
+            if b"request_put" in request.body and not lost:
+                lost.append(body)
+                return
+            connection.send(answer(200, body))
+
+    address = etcd.address(member)
+    with etcd.store(address) as store, serving(lose_the_answer_of_a_write) as relay:
+        catalog_on(store).create_bucket("data", BucketPolicy())
+        with etcd.store(replace(address, endpoints=(_endpoint_of(relay), member.endpoint))) as behind:
+            catalog, write_id = catalog_on(behind), new_write_id()
+            with pytest.raises(MetadataUnavailable, match="whether it happened is unknown"):
+                put(catalog, "k", write_id=write_id, condition=NEW)
+            version = json.loads(lost[0])["header"]["revision"]
+            assert put(catalog, "k", write_id=write_id, condition=NEW).version == int(version)
+            with pytest.raises(PreconditionFailed):
+                put(catalog, "k", condition=NEW)
 
 
 def test_a_paused_member_costs_a_read_its_share_of_the_time_and_nobody_after_it(etcd: Etcd) -> None:
@@ -155,6 +184,10 @@ def test_writes_go_on_when_the_lease_of_their_markers_was_lost(etcd: Etcd) -> No
         second = put(catalog, "b")
         assert second.version > first.version
         assert catalog.lookup("data", "b").record.write_id == second.record.write_id
+
+
+def _endpoint_of(server: SocketServer) -> Endpoint:
+    return Endpoint(host="127.0.0.1", port=int(server.url.rpartition(":")[2]))
 
 
 def _failure(store: EtcdMetaStore) -> str:
