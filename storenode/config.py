@@ -10,10 +10,11 @@ import ipaddress
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from client.errors import Misconfigured
+from storenode.etcd_address import ETCD_FORM, EtcdAddress
 
 __all__ = ["NodeConfig", "load_node_config"]
 
@@ -26,11 +27,11 @@ SQLITE_SCHEME = "sqlite:///"
 class NodeConfig(BaseSettings):
     """Settings of one storage node."""
 
-    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # Identity and place
     data_dir: Path = Field(description="Chunks, quarantine and the node's identity; one node owns it")
-    meta: str = Field(description="Metadata engine: sqlite:///relative/path or sqlite:////absolute/path")
+    meta: str = Field(description=f"Metadata engine: sqlite:///relative/path, sqlite:////absolute/path or {ETCD_FORM}")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(7070, ge=0, le=65_535, description="Port to listen on; 0 takes a free one")
     advertise: str = Field("", description="URLs at which others reach this node, comma separated; by default host and port")
@@ -82,6 +83,12 @@ class NodeConfig(BaseSettings):
 
     # Metadata engine
     metadata_timeout_s: float = Field(5.0, gt=0, description="How long a call waits for the engine, and for a turn with it")
+    max_etcd_connections: int = Field(64, ge=4, le=4096, description="To etcd; each call and each watch has one")
+    etcd_user: str = Field("", description="Who may read and write under the prefix, if etcd asks")
+    etcd_password: SecretStr = Field(SecretStr(""), description="That user's")
+    etcd_ca_file: Path | None = Field(None, description="Authorities that etcds:// trusts; by default the system's")
+    etcd_cert_file: Path | None = Field(None, description="This node's certificate, if etcd asks for one")
+    etcd_key_file: Path | None = Field(None, description="Its key, unless it is in the same file")
 
     # Membership
     lease_ttl_s: float = Field(10.0, gt=0, description="How long a silent node counts as up")
@@ -99,8 +106,11 @@ class NodeConfig(BaseSettings):
     @field_validator("meta")
     @classmethod
     def _meta_is_known(cls, value: str) -> str:
-        if not value.startswith(SQLITE_SCHEME) or len(value) == len(SQLITE_SCHEME):
-            raise ValueError(f"expected {SQLITE_SCHEME}PATH, found {value!r}")
+        if value.startswith(("etcd://", "etcds://")):
+            EtcdAddress.parse(value)
+        elif not value.startswith(SQLITE_SCHEME) or len(value) == len(SQLITE_SCHEME):
+            # Shown without what could be a password.
+            raise ValueError(f"expected {SQLITE_SCHEME}PATH or {ETCD_FORM}, found {value.rpartition('@')[2]!r}")
         return value
 
     @model_validator(mode="after")
@@ -122,9 +132,11 @@ class NodeConfig(BaseSettings):
         return self
 
     @property
-    def meta_path(self) -> Path:
-        """Where the metadata's SQLite file lies."""
-        return Path(self.meta.removeprefix(SQLITE_SCHEME))
+    def meta_engine(self) -> Path | EtcdAddress:
+        """Where the metadata is: in an SQLite file, or in etcd."""
+        if self.meta.startswith(SQLITE_SCHEME):
+            return Path(self.meta.removeprefix(SQLITE_SCHEME))
+        return EtcdAddress.parse(self.meta)
 
 
 def load_node_config(**settings: Any) -> NodeConfig:

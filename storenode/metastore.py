@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 The engine keeps keys in the order of their UTF-8 bytes, which for `str` is the order of code points. Every transaction that
-changes something takes the next *revision*, one number for the whole store; a key carries the revision that created it and
-the one that changed it last. History is kept for a while, so a range can be read at an older revision and a watch can go on
-from one; what is older is *compacted*, and asking for it is `CursorExpired`: begin again from the present.
+changes something takes the next *revision*, one number for the whole store; those that an engine commits together and that
+touch different keys may share one. A key carries the revision that created it and the one that changed it last. History is
+kept for a while, so a range can be read at an older revision and a watch can go on from one; what is older is *compacted*,
+and asking for it is `CursorExpired`: begin again from the present.
 
 A *lease* is a promise to come back. Keys put under it are deleted when it expires or is revoked; that takes revisions and
 makes events like any other deletion, and no read returns such a key afterwards.

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -41,12 +42,16 @@ from storenode.config import NodeConfig
 from storenode.connections import Connections
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
+from storenode.etcd import EtcdMetaStore
+from storenode.etcd_address import EtcdAddress
+from storenode.etcd_connections import tls_context
 from storenode.filesystem import FileSystem
 from storenode.follower import Follower
 from storenode.identity import claim
 from storenode.jobs import Jobs
 from storenode.listener import BACKLOG, listen, url_of
 from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
+from storenode.metastore import MetaStore
 from storenode.node import Node
 from storenode.openchunks import OpenChunks
 from storenode.problems import refusal
@@ -174,7 +179,8 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         stack.callback(meta.close)
         cluster_id = read_cluster_id(meta)
         if cluster_id is None:
-            raise Misconfigured(f"the metadata at {config.meta_path} holds no cluster; `forebay up --data DIR` creates one")
+            hint = "; `forebay up --data DIR` creates one" if isinstance(config.meta_engine, Path) else ""
+            raise Misconfigured(f"the metadata at {config.meta} holds no cluster{hint}")
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
         store = ChunkStore(directory.root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes)
         open_chunks = OpenChunks(store, limit=config.max_open_chunks)
@@ -251,19 +257,27 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         )
 
 
-def _open_metadata(config: NodeConfig) -> SqliteMetaStore:
-    path = config.meta_path
-    # Opening would make an empty file, and where the metadata was lost or misplaced that must not look like a new start.
-    if not path.exists():
-        raise Misconfigured(
-            f"there is no metadata at {path}; `forebay up --data DIR` creates a cluster, FOREBAY_META names one"
+def _open_metadata(config: NodeConfig) -> MetaStore:
+    engine = config.meta_engine
+    if isinstance(engine, EtcdAddress):
+        files = {"ca_file": config.etcd_ca_file, "cert_file": config.etcd_cert_file, "key_file": config.etcd_key_file}
+        return EtcdMetaStore(
+            engine,
+            timeout_s=config.metadata_timeout_s,
+            max_connections=config.max_etcd_connections,
+            user=config.etcd_user,
+            password=config.etcd_password.get_secret_value(),
+            tls=tls_context(**files) if engine.tls else None,
         )
-    return SqliteMetaStore(path, busy_timeout_s=config.metadata_timeout_s)
+    # Opening would make an empty file, and where the metadata was lost or misplaced that must not look like a new start.
+    if not engine.exists():
+        raise Misconfigured(
+            f"there is no metadata at {engine}; `forebay up --data DIR` creates a cluster, FOREBAY_META names one"
+        )
+    return SqliteMetaStore(engine, busy_timeout_s=config.metadata_timeout_s)
 
 
-def _make_follower(
-    config: NodeConfig, copies: Copies, *, desired: DesiredSet, meta: SqliteMetaStore, cluster_id: str
-) -> Follower:
+def _make_follower(config: NodeConfig, copies: Copies, *, desired: DesiredSet, meta: MetaStore, cluster_id: str) -> Follower:
     repair = Repair(
         copies,
         Quarantine(config.data_dir),

@@ -6,6 +6,7 @@ import array
 import io
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,7 @@ def test_watching_yields_changes_from_one_revision_to_the_next(fake: FakeCluster
 
 
 def test_bad_bytes_that_came_with_a_record_are_read_again_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeStore() as store:
+    with closing(FakeStore()) as store:
         store.buckets.create("data")
         info = store.put("data", "k", b"some bytes")
         (ref,) = info.record.content.refs

@@ -19,8 +19,8 @@ def test_settings_come_from_the_environment_and_arguments_win(monkeypatch: pytes
     monkeypatch.setenv("FOREBAY_PORT", "8080")
     config = load_node_config(port=9090)
     assert (config.data_dir, config.port) == (Path("/from/env"), 9090)
-    assert config.meta_path == Path("meta.db")
-    assert load_node_config(**REQUIRED).meta_path == Path("/meta/meta.db")
+    assert config.meta_engine == Path("meta.db")
+    assert load_node_config(**REQUIRED).meta_engine == Path("/meta/meta.db")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
@@ -41,7 +41,9 @@ def test_other_addresses_need_the_operator_to_say_so(host: str) -> None:
     ("settings", "said"),
     [
         ({"port": 70_000}, "FOREBAY_PORT"),
-        ({"meta": "redis://x"}, "expected sqlite:///PATH, found 'redis://x'"),
+        ({"meta": "redis://x"}, r"expected sqlite:///PATH or etcd://.*found 'redis://x'"),
+        ({"meta": "etcd://"}, "HOST:PORT"),
+        ({"max_etcd_connections": 0}, "FOREBAY_MAX_ETCD_CONNECTIONS"),
         ({"meta": "sqlite:///"}, "expected sqlite:///PATH"),
         ({"weight": 0}, "FOREBAY_WEIGHT"),
         ({"weight": float("inf")}, "FOREBAY_WEIGHT"),
