@@ -52,8 +52,11 @@ class OpenChunks:
             return None  # Not in memory, or a file system that can't tell. The thread reads it, or names the error.
         return payload if count == ref.size else None
 
-    def keep(self, ref: Ref, fd: int) -> None:
-        """Take over a descriptor of the chunk's file."""
+    def keep(self, ref: Ref, fd: int, *, withdrawn: int) -> None:
+        """Take over a descriptor of the chunk's file; `withdrawn` is the store's `num_withdrawn` from before it was opened."""
+        if withdrawn != self._store.num_withdrawn:
+            os.close(fd)  # Perhaps this is the copy that was taken out of its place meanwhile.
+            return
         known = self._open.pop((ref.partition, ref.id), None)
         if known is not None:
             os.close(known)

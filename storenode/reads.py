@@ -149,6 +149,7 @@ class RecordReads:
 
     async def _read_in_thread(self, ref: Ref) -> bytearray:
         """The whole payload, nothing if this node has no copy that could be right."""
+        withdrawn = self._node.store.num_withdrawn
         try:
             payload, fd = await self._node.pools.disk.run(_read_small, self._node, ref)
         except ChunkNotFound:
@@ -156,7 +157,7 @@ class RecordReads:
         except ChunkCorrupt:
             await set_aside(self._node, ref.partition, ref.id)
             return bytearray()
-        self._node.open_chunks.keep(ref, fd)
+        self._node.open_chunks.keep(ref, fd, withdrawn=withdrawn)
         return payload
 
     async def _send_large(self, send: Send, header: bytes, ref: Ref, start: int, end: int) -> None:

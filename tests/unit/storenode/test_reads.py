@@ -229,21 +229,35 @@ def test_no_more_files_are_kept_open_than_allowed(bed: TestBed) -> None:
     payloads = [os.urandom(100) for _ in range(5)]
     refs = [name(bed, f"k{number}", payload).record.content.refs[0] for number, payload in enumerate(payloads)]
     for ref in (*refs, refs[-1]):
-        opened.keep(ref, os.open(file_of(bed, ref), os.O_RDONLY))
+        opened.keep(ref, os.open(file_of(bed, ref), os.O_RDONLY), withdrawn=bed.node.store.num_withdrawn)
     assert open_fds() == before + 3
     assert [opened.read_now(ref) for ref in refs] == [None, None, *payloads[2:]]
     opened.read_now(refs[2])
     extra = name(bed, "extra", b"extra").record.content.refs[0]
-    opened.keep(extra, os.open(file_of(bed, extra), os.O_RDONLY))
+    opened.keep(extra, os.open(file_of(bed, extra), os.O_RDONLY), withdrawn=bed.node.store.num_withdrawn)
     assert opened.read_now(refs[2]) is not None  # Read last, so another one went.
     opened.close()
+    assert open_fds() == before
+
+
+@pytest.mark.usefixtures("in_memory")
+def test_a_copy_that_was_taken_away_while_it_was_opened_is_not_kept(bed: TestBed) -> None:
+    before = open_fds()
+    ref = name(bed, "k", SMALL).record.content.refs[0]
+    opened = OpenChunks(bed.node.store, limit=3)
+    withdrawn = bed.node.store.num_withdrawn
+    fd = os.open(file_of(bed, ref), os.O_RDONLY)
+    bed.node.store.delete(ref.partition, ref.id)
+    assert opened.read_now(ref) is None
+    opened.keep(ref, fd, withdrawn=withdrawn)
+    assert opened.read_now(ref) is None
     assert open_fds() == before
 
 
 def test_what_is_not_in_memory_is_not_waited_for(bed: TestBed, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = name(bed, "k", SMALL).record.content.refs[0]
     opened = OpenChunks(bed.node.store, limit=3)
-    opened.keep(ref, os.open(file_of(bed, ref), os.O_RDONLY))
+    opened.keep(ref, os.open(file_of(bed, ref), os.O_RDONLY), withdrawn=bed.node.store.num_withdrawn)
 
     def cold(*_: object) -> int:
         raise BlockingIOError
