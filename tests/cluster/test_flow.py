@@ -132,9 +132,11 @@ def test_readers_that_take_nothing_hold_no_more_than_is_allowed_and_are_cut_off(
             readers = [stack.enter_context(Reader(cluster.endpoint(node_id))) for _ in range(NUM_READERS)]
             for reader in readers:
                 reader.send(method, path, body=body)
+            for reader in readers:
+                assert reader.sock.recv(1)  # Its answer has begun.
+            assert anonymous_bytes(pid) - before < NUM_READERS * held_bytes + 32 * MIB
             assert client.get("data", "large") == LARGE  # Others are served meanwhile.
             assert client.get_many([("data", "small", 0, None)] * 2) == [SMALL] * 2
-            assert anonymous_bytes(pid) - before < NUM_READERS * held_bytes + 32 * MIB
             eventually(lambda: num_sockets(pid) <= sockets, what="all are cut off", deadline_s=10 * STALL_S)
             eventually(lambda: mapped_chunks(pid) == 0, what="no file is mapped any more")
             assert all(len(reader.rest()) < len(LARGE) for reader in readers)

@@ -201,20 +201,22 @@ def test_other_nodes_are_told_how_much_time_is_left(bed: TestBed, monkeypatch: p
     assert told[2:] == [None, None]
 
 
-def test_a_body_that_has_come_is_stored_even_if_nobody_waits_for_it(bed: TestBed) -> None:
-    async def scenario() -> None:
-        bed.peers.hanging.add("n2")
-        leave = asyncio.Event()
+def test_a_body_that_has_come_is_stored_even_if_nobody_waits_for_it() -> None:
+    async def scenario(bed: TestBed) -> None:
+        leave, release = asyncio.Event(), threading.Event()
+        holding = asyncio.create_task(bed.node.pools.tee.run(release.wait, 10.0))  # The copy waits for this thread.
         asking = asyncio.create_task(ask(bed.app, "PUT", f"{CHUNK}?tee=n2", body=PAYLOAD, leave=leave))
         while not bed.node.store.contains(REF.partition, REF.id):  # noqa: ASYNC110 - it happens in another thread
             await asyncio.sleep(0.001)
         leave.set()
         assert (await asking).status == 0
-        bed.peers.released.set()
+        release.set()
+        await holding
         await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=10.0)
 
-    asyncio.run(scenario())
-    assert bed.peers.nodes["n2"] == {(REF.partition, REF.id): PAYLOAD}
+    with open_node(max_tee_threads=1) as bed:
+        asyncio.run(scenario(bed))
+        assert bed.peers.nodes["n2"] == {(REF.partition, REF.id): PAYLOAD}
 
 
 def test_reads_beyond_the_bound_are_refused_at_once() -> None:
