@@ -13,6 +13,7 @@ from storenode.metastore import MetaStore
 from tests.support.etcd import Etcd
 from tests.support.metastore_contract import MetaStoreContract
 
+pytestmark = pytest.mark.slow
 _SLACK_S = 10.0
 
 
@@ -44,7 +45,6 @@ class TestOneMember(EtcdContract):
                 self.etcd.ask("/v3/lease/revoke", {"ID": lease})
 
 
-@pytest.mark.slow
 class TestThreeMembers(EtcdContract):
     """Time passes as it does."""
 

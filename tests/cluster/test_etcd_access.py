@@ -32,6 +32,7 @@ from tests.support.etcd import Etcd, running_etcd
 from tests.support.metastore_contract import put
 
 USER, PASSWORD = "forebay", "correct horse"
+pytestmark = pytest.mark.slow
 TOKEN_S = 1
 
 # --- TLS
@@ -102,7 +103,6 @@ def guarded(tmp_path: Path) -> Iterator[Etcd]:
         yield etcd
 
 
-@pytest.mark.slow
 def test_a_token_that_expired_is_renewed(guarded: Etcd) -> None:
     address = guarded.address()
     with guarded.store(address, user=USER, password=PASSWORD) as store:

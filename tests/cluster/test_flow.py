@@ -19,6 +19,7 @@ from client.manifest import Ref, make_ref
 from client.wire import BATCH_GET_PATH, chunk_path, encode_json, record_path
 from tests.support.cluster import LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
 MIB = 1024 * 1024
 LARGE = random.Random(3).randbytes(24 * MIB)  # One chunk, and more than the system takes from a node for a client.
 SMALL = random.Random(4).randbytes(64 * 1024)
