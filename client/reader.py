@@ -26,6 +26,9 @@ from client.retry import Backoff, Deadline, retrying
 __all__ = ["ContentReader", "ObjectFile", "Span"]
 
 _MAX_CACHED_MANIFESTS = 64
+# Chunks that are received into the caller's own buffer take no memory, so more of them are under way: 12 instead of 4 read
+# 1 GiB over loopback 12 % faster (medians of 9, alternating: 2,915 and 2,601 MB/s).
+_INTO_A_BUFFER = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class ContentReader:
     executor : Executor
         Runs the reads; shared.
     max_in_flight : int
-        Chunks read at once by `read_into` and ahead by `stream`.
+        Chunks read ahead by `stream`; `read_into` reads a few times as many at once, which takes no memory.
     backoff : Backoff
         Between rounds over all replicas.
     deadline_s : float
@@ -105,7 +108,7 @@ class ContentReader:
     def read_into(self, buffer: Buffer, *, start: int = 0) -> int:
         """Fill `buffer` with content bytes from `start` on; returns the number of bytes, which is its length.
 
-        Chunks are received straight into the buffer, a few at a time. When it raises, the buffer's contents are
+        Chunks are received straight into the buffer, several at a time. When it raises, the buffer's contents are
         worthless.
         """
         view = memoryview(buffer)
@@ -123,7 +126,8 @@ class ContentReader:
             self._read_span(span, view[place : place + span.end - span.start])
 
         # Nothing is left under way even by an error, or it would go on writing into a buffer that the caller has back.
-        deque(in_order(self._executor, read, chain((first,), spans), max_in_flight=self._max_in_flight), maxlen=0)
+        max_in_flight = _INTO_A_BUFFER * self._max_in_flight
+        deque(in_order(self._executor, read, chain((first,), spans), max_in_flight=max_in_flight), maxlen=0)
         return len(view)
 
     def stream(self, start: int = 0, end: int | None = None) -> Generator[bytearray, None, None]:
