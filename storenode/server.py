@@ -177,10 +177,7 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
     with ExitStack() as stack:
         meta = _open_metadata(config)
         stack.callback(meta.close)
-        cluster_id = read_cluster_id(meta)
-        if cluster_id is None:
-            hint = "; `forebay up --data DIR` creates one" if isinstance(config.meta_engine, Path) else ""
-            raise Misconfigured(f"the metadata at {config.meta} holds no cluster{hint}")
+        cluster_id = _cluster_of(config, meta)
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
         store = ChunkStore(directory.root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes)
         open_chunks = OpenChunks(store, limit=config.max_open_chunks)
@@ -199,17 +196,7 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         pools = Pools.of(config)
         stack.callback(pools.close)
 
-        membership = Membership(
-            meta,
-            node_id=directory.node_id,
-            record=NodeRecord(
-                endpoints=tuple(url.strip() for url in config.advertise.split(",") if url.strip()) or (endpoint,),
-                zone=config.zone,
-                host=config.machine or socket.gethostname(),
-                data_dir=str(config.data_dir.resolve()),
-            ),
-            ttl_s=config.lease_ttl_s,
-        )
+        membership = _make_membership(config, meta, node_id=directory.node_id, endpoint=endpoint)
         membership.start()
         stack.callback(membership.stop)
         watcher = ViewWatcher(meta, cluster=cluster, watch_s=config.follow_wait_s)
@@ -255,6 +242,24 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
             follower=follower,
             jobs=jobs,
         )
+
+
+def _cluster_of(config: NodeConfig, meta: MetaStore) -> str:
+    cluster_id = read_cluster_id(meta)
+    if cluster_id is None:
+        hint = "; `forebay up --data DIR` creates one" if isinstance(config.meta_engine, Path) else ""
+        raise Misconfigured(f"the metadata at {config.meta} holds no cluster{hint}")
+    return cluster_id
+
+
+def _make_membership(config: NodeConfig, meta: MetaStore, *, node_id: str, endpoint: str) -> Membership:
+    record = NodeRecord(
+        endpoints=tuple(url.strip() for url in config.advertise.split(",") if url.strip()) or (endpoint,),
+        zone=config.zone,
+        host=config.machine or socket.gethostname(),
+        data_dir=str(config.data_dir.resolve()),
+    )
+    return Membership(meta, node_id=node_id, record=record, ttl_s=config.lease_ttl_s)
 
 
 def _open_metadata(config: NodeConfig) -> MetaStore:
