@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.cluster import CHUNK_BYTES, CLIENT, LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAYLOAD = random.Random(7).randbytes(20 * CHUNK_BYTES + 5)  # enough chunks for a manifest
 TIMEOUT_S = 60
