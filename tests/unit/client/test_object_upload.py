@@ -84,11 +84,18 @@ def test_a_failed_put_names_nothing_and_leaves_the_callers_buffer_alone(fake: Fa
         in_request.pop()
 
     class Breaking(io.BytesIO):
+        """Gives one chunk, and breaks while that is being sent."""
+
+        gave_a_chunk = False
+
         def read(self, size: int | None = -1) -> bytes:
-            if entered.is_set():
+            if self.gave_a_chunk:
+                assert entered.wait(WAIT_S)
                 release.set()
                 raise OSError("the source is gone")
-            return DATA[:size]
+            piece = DATA[:size]
+            self.gave_a_chunk = len(piece) == size
+            return piece
 
     for node in fake.nodes.values():
         node.before = hold
