@@ -88,11 +88,11 @@ def test_a_connection_is_closed_when_it_was_idle_for_long_enough_and_not_before(
     app = App(0)
 
     async def scenario() -> float:
-        line = Line(app, timeout_keep_alive=0.2)
+        line = Line(app, timeout_keep_alive=1.0)
         clock = asyncio.get_running_loop().time
         for _ in range(4):
             await line.send(READ)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
             assert not line.transport.is_closing()
         last_s = clock()
         await asyncio.wait_for(line.transport.was_closed.wait(), 10)
