@@ -101,6 +101,8 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy
 from loader import ShardWriter
+
+pytestmark = pytest.mark.slow
 writer = ShardWriter({URL!r}, {{"n": "int64"}}, "none", 65536, num_lanes=1)
 stored = writer._store
 def told(*args):
