@@ -21,6 +21,7 @@ from loader.verify import verify_dataset
 from loader.writer import ShardWriter
 from tests.support.cluster import LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
 URL = "forebay://data/sets/tokens"
 ROOT = Path(__file__).parents[2]
 
@@ -101,8 +102,6 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy
 from loader import ShardWriter
-
-pytestmark = pytest.mark.slow
 writer = ShardWriter({URL!r}, {{"n": "int64"}}, "none", 65536, num_lanes=1)
 stored = writer._store
 def told(*args):
