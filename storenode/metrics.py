@@ -53,7 +53,6 @@ class Metrics:
         self._chunk_errors = Counter(
             "forebay_chunk_errors", "Chunks that could not be stored or read here, by error", ["error"], registry=registry
         )
-        self._tees = Counter("forebay_tees", "Chunks forwarded to other nodes", ["outcome"], registry=registry)
         self._disk = Gauge("forebay_disk_bytes", "The disk that holds the chunks", ["kind"], registry=registry)
         queue = Gauge("forebay_queue_length", "Calls under way or waiting", ["pool"], registry=registry)
         for pool in pools.all():
@@ -78,10 +77,6 @@ class Metrics:
     def chunk_failed(self, code: str) -> None:
         """Count a chunk that could not be stored or read, by the error's code."""
         self._chunk_errors.labels(code).inc()
-
-    def teed(self, outcome: str) -> None:
-        """Count a forwarded chunk: durable, failed or late."""
-        self._tees.labels(outcome).inc()
 
     def render(self, usage: DiskUsage | None) -> bytes:
         """All counters in Prometheus' text format; `usage` is None if the disk does not say."""
