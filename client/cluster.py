@@ -16,11 +16,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError
-from client.placement import Layout
+from client.placement import Layout, Layouts
 
-__all__ = ["Cluster", "ClusterView"]
+__all__ = ["Anchor", "Cluster", "ClusterView"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """What holds an upload's chunks in place until they have a name.
+
+    Copies count only on the nodes of the current layout, and garbage collection spares chunks that were stored or touched
+    lately. So a commit says under which layout and epoch its chunks were stored, and is refused if that is too long ago.
+
+    Attributes
+    ----------
+    layout : int
+        Version of the layout under which the copies were acknowledged.
+    epoch : int
+        Of garbage collection; all chunks are tagged with it or a later one.
+    """
+
+    layout: int
+    epoch: int
+
+    def holds(self, now: Anchor) -> bool:
+        """Whether a commit may rely on it when `now` is the state of the cluster."""
+        return self.layout == now.layout and now.epoch <= self.epoch + 1
+
+    def to_json(self) -> dict[str, int]:
+        """The anchor as a JSON object."""
+        return {"layout": self.layout, "epoch": self.epoch}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Anchor:
+        """The inverse of `to_json`; raises `MetadataCorrupt`."""
+        try:
+            return cls(layout=int(value["layout"]), epoch=int(value["epoch"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise MetadataCorrupt(f"an anchor can't be read: {exc!r} in {str(value)[:200]}") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +66,10 @@ class ClusterView:
     ----------
     cluster_id : str
         Made once, when the cluster is created.
-    layout : Layout
+    layouts : Layouts
         Who holds what.
+    epoch : int
+        Of garbage collection: an upload that begins now tags its chunks with it.
     endpoints : mapping of str to tuple of str
         For each node that holds a lease: its URLs, the preferred one first. A node that is down is missing.
     sockets : mapping of str to str
@@ -40,27 +77,44 @@ class ClusterView:
     """
 
     cluster_id: str
-    layout: Layout
+    layouts: Layouts
     endpoints: Mapping[str, tuple[str, ...]]
     sockets: Mapping[str, str] = field(default_factory=dict)
+    epoch: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """The current layout."""
+        return self.layouts.current
+
+    @property
+    def anchor(self) -> Anchor:
+        """What an upload that begins now is anchored to."""
+        return Anchor(layout=self.layout.version, epoch=self.epoch)
 
     def to_json(self) -> dict[str, Any]:
         """The view as a JSON object."""
         nodes: dict[str, dict[str, Any]] = {node_id: {"endpoints": list(urls)} for node_id, urls in self.endpoints.items()}
         for node_id, path in self.sockets.items():
             nodes[node_id]["socket"] = path
-        return {"cluster_id": self.cluster_id, "layout": self.layout.to_json(), "nodes": nodes}
+        return {"cluster_id": self.cluster_id, "layouts": self.layouts.to_json(), "epoch": self.epoch, "nodes": nodes}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ClusterView:
         """The inverse of `to_json`; raises `MetadataCorrupt`."""
         try:
-            layout = Layout.from_json(value["layout"])
+            layouts = Layouts.from_json(value["layouts"])
             endpoints = {str(k): tuple(map(str, v["endpoints"])) for k, v in value["nodes"].items()}
             # A node of an earlier release names none.
             sockets = {str(k): str(v["socket"]) for k, v in value["nodes"].items() if "socket" in v}
-            return cls(cluster_id=str(value["cluster_id"]), layout=layout, endpoints=endpoints, sockets=sockets)
-        except (KeyError, TypeError, AttributeError) as exc:
+            return cls(
+                cluster_id=str(value["cluster_id"]),
+                layouts=layouts,
+                endpoints=endpoints,
+                sockets=sockets,
+                epoch=int(value["epoch"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise MetadataCorrupt(f"the view of the cluster can't be read: {exc!r}") from exc
 
 
@@ -140,8 +194,18 @@ class Cluster:
 
     @property
     def layout(self) -> Layout:
-        """The layout of the current view."""
+        """The current layout."""
         return self.view().layout
+
+    @property
+    def layouts(self) -> Layouts:
+        """All layouts that are not retired."""
+        return self.view().layouts
+
+    @property
+    def anchor(self) -> Anchor:
+        """What an upload that begins now is anchored to."""
+        return self.view().anchor
 
     def endpoint(self, node_id: str) -> str:
         """The URL of a node; raises `EndpointUnreachable` for one that holds no lease."""

@@ -16,14 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from client.checksum import xxh3
 from client.errors import MetadataCorrupt, Misconfigured
 
-__all__ = ["DEFAULT_PARTITIONS", "Layout", "Node", "choose_groups", "partition_of"]
+__all__ = ["DEFAULT_PARTITIONS", "Layout", "Layouts", "Node", "NodeState", "choose_groups", "partition_of"]
 
 DEFAULT_PARTITIONS = 65_536
+NodeState = Literal["active", "draining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,15 @@ class Node:
         Share of the data relative to other nodes, greater than 0.
     zone, host : str
         Failure domains, the wider one first.
+    state : str
+        active, or draining: then it is given no partitions, and what it holds under older layouts moves away.
     """
 
     id: str
     weight: float = 1.0
     zone: str = "zone-1"
     host: str = "localhost"
+    state: NodeState = "active"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,13 @@ class Layout:
             raise Misconfigured("node weights must be greater than 0")
         if len({node.id for node in self.nodes}) != len(self.nodes):
             raise Misconfigured("a node occurs twice in the layout")
+        if any(node.state not in get_args(NodeState) for node in self.nodes):
+            raise Misconfigured(f"node states must be one of {', '.join(get_args(NodeState))}")
+
+    @property
+    def active(self) -> tuple[Node, ...]:
+        """The nodes that are given partitions."""
+        return tuple(node for node in self.nodes if node.state == "active")
 
     def replicas(self, partition: int, *, count: int) -> tuple[str, ...]:
         """Ids of the nodes that hold `partition`, best first.
@@ -80,7 +91,7 @@ class Layout:
         return cached
 
     def _rank(self, partition: int, *, count: int) -> tuple[str, ...]:
-        by_score = sorted(self.nodes, key=lambda node: (-_score(node, partition), node.id))
+        by_score = sorted(self.active, key=lambda node: (-_score(node, partition), node.id))
         chosen: list[Node] = []
         for distinct in (_zone_of, _host_of, _id_of):
             taken = {distinct(node) for node in chosen}
@@ -94,7 +105,7 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """The layout as a JSON object."""
-        nodes = [{"id": n.id, "weight": n.weight, "zone": n.zone, "host": n.host} for n in self.nodes]
+        nodes = [{"id": n.id, "weight": n.weight, "zone": n.zone, "host": n.host, "state": n.state} for n in self.nodes]
         return {"version": self.version, "partitions": self.partitions, "nodes": nodes}
 
     @classmethod
@@ -102,12 +113,58 @@ class Layout:
         """The layout that `to_json` wrote; raises `MetadataCorrupt` for anything else."""
         try:
             nodes = tuple(
-                Node(id=str(n["id"]), weight=float(n["weight"]), zone=str(n["zone"]), host=str(n["host"]))
+                Node(id=str(n["id"]), weight=float(n["weight"]), zone=str(n["zone"]), host=str(n["host"]), state=n["state"])
                 for n in value["nodes"]
             )
             return cls(version=int(value["version"]), partitions=int(value["partitions"]), nodes=nodes)
         except (KeyError, TypeError, ValueError, OverflowError, Misconfigured) as exc:
             raise MetadataCorrupt(f"the layout record can't be read: {exc!r} in {str(value)[:200]}") from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """All layouts under which copies may lie: the current one, and those that it has not yet replaced everywhere.
+
+    Attributes
+    ----------
+    current : Layout
+        Where new copies go, and where all copies belong.
+    older : tuple of Layout
+        Not retired yet, newest first: their nodes may hold copies that the current holders still lack.
+    """
+
+    current: Layout
+    older: tuple[Layout, ...] = ()
+
+    def __post_init__(self) -> None:
+        versions = [layout.version for layout in (self.current, *self.older)]
+        if versions != sorted(set(versions), reverse=True):
+            raise Misconfigured(f"layouts must be listed newest first, found versions {versions}")
+        if {layout.partitions for layout in self.older} - {self.current.partitions}:
+            raise Misconfigured("the number of partitions is fixed when the cluster is made; these layouts differ in it")
+
+    def holders(self, partition: int, *, count: int) -> tuple[str, ...]:
+        """Ids of all nodes that may hold `partition`, those of the current layout first, then those of older ones."""
+        current = self.current.replicas(partition, count=count)
+        if not self.older:
+            return current
+        more = (node_id for layout in self.older for node_id in layout.replicas(partition, count=count))
+        return tuple(dict.fromkeys((*current, *more)))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The layouts as a JSON list, newest first."""
+        return [layout.to_json() for layout in (self.current, *self.older)]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Layouts:
+        """The inverse of `to_json`; raises `MetadataCorrupt`."""
+        if not isinstance(value, list) or not value:
+            raise MetadataCorrupt(f"the layout record can't be read: expected a list of layouts, found {str(value)[:200]}")
+        current, *older = map(Layout.from_json, value)
+        try:
+            return cls(current=current, older=tuple(older))
+        except Misconfigured as exc:
+            raise MetadataCorrupt(f"the layout record can't be read: {exc.message}") from exc
 
 
 def partition_of(key: bytes, *, partitions: int) -> int:

@@ -100,12 +100,12 @@ async def cluster(node: NodeOf) -> Response:
     "/v1/layout",
     operation_id="layout",
     response_class=Response,
-    responses={200: json_of({"type": "object"}, description="The layout record"), **problems(503)},
+    responses={200: json_of({"type": "object"}, description="All layouts that are not retired, newest first"), **problems(503)},
 )
 async def layout(node: NodeOf) -> Response:
     """Which nodes hold data, and how the key space is cut."""
     view = await node.pools.meta.run(node.cluster.view)
-    return _json(view.layout.to_json())
+    return _json({"layouts": view.layouts.to_json(), "epoch": view.epoch})
 
 
 @router.post(

@@ -30,8 +30,9 @@ from client.placement import DEFAULT_PARTITIONS, Layout, Node
 from client.transport import Transport
 from client.wire import decode_json
 from storenode.identity import claim
+from storenode.layouts import create_layout, read_layouts
 from storenode.listener import reserve
-from storenode.membership import create_cluster, create_layout, read_cluster_id, read_layout
+from storenode.membership import create_cluster, read_cluster_id
 from storenode.process import NodeProcess
 from storenode.sqlite import SqliteMetaStore
 
@@ -220,7 +221,8 @@ class EmbeddedCluster:
             # A file that holds no cluster beside nodes that belong to one is not theirs.
             if existing and read_cluster_id(store) is None:
                 raise Misconfigured(f"{self.meta_path} is empty, but {self.directory} holds nodes; restore the metadata")
-            layout = read_layout(store)
+            known = read_layouts(store)
+            layout = known.layouts.current if known else None
             count = self._agreed_count(layout)
             cluster_id = create_cluster(store)
             for number in range(1, count + 1):
@@ -232,7 +234,7 @@ class EmbeddedCluster:
                 with claim(path, cluster_id=cluster_id) as found:
                     self.data_dirs[found.node_id] = path
             nodes = tuple(Node(id=node_id) for node_id in self.data_dirs)
-            layout = create_layout(store, Layout(version=1, partitions=self._partitions, nodes=nodes))
+            layout = create_layout(store, Layout(version=1, partitions=self._partitions, nodes=nodes)).current
         finally:
             store.close()
         if {node.id for node in layout.nodes} != set(self.data_dirs):

@@ -23,7 +23,7 @@ from client.wire import encode_json
 from storenode.keyspace import version_of
 from storenode.metastore import KeyValue
 
-__all__ = ["MAX_PRUNED", "Head", "Step", "decode_json_object", "decode_older", "next_step"]
+__all__ = ["MAX_PRUNED", "Head", "Step", "decode_json", "decode_json_object", "decode_older", "next_step"]
 
 MAX_PRUNED = 64
 _JSON = json.JSONDecoder()
@@ -74,6 +74,14 @@ def decode_older(item: KeyValue, *, bucket: str, key: str) -> ObjectInfo:
 
 def decode_json_object(item: KeyValue) -> dict[str, Any]:
     """The JSON object that is the value of a key; raises `MetadataCorrupt`, naming the key."""
+    value = decode_json(item)
+    if not isinstance(value, dict):
+        raise MetadataCorrupt(f"the record at {item.key!r} is no JSON object", key=item.key)
+    return value
+
+
+def decode_json(item: KeyValue) -> Any:
+    """The JSON that is the value of a key; raises `MetadataCorrupt`, naming the key."""
     try:
         # What `json.loads` does in the end, without its guesses at the encoding: every lookup comes by here.
         text = item.value.decode()
@@ -82,8 +90,6 @@ def decode_json_object(item: KeyValue) -> dict[str, Any]:
             raise ValueError(f"it goes on after {end} characters")
     except ValueError as exc:
         raise MetadataCorrupt(f"the record at {item.key!r} is no JSON: {exc}", key=item.key) from exc
-    if not isinstance(value, dict):
-        raise MetadataCorrupt(f"the record at {item.key!r} is no JSON object", key=item.key)
     return value
 
 

@@ -1,7 +1,6 @@
 """Who belongs to the cluster and who is up: the cluster's own records, and this node's lease.
 
     cluster      {"cluster_id", "created_s"}: made once, when the cluster is
-    layout       the layout (client.placement)
     node/{id}    {"endpoints", "zone", "host", "data_dir"}, under a lease: exists as long as the node is up
 
 A node's key is created, never overwritten, but for one case: the node itself comes back before the lease of its last life
@@ -22,10 +21,10 @@ from dataclasses import dataclass
 from client.cluster import Cluster, ClusterView
 from client.errors import Conflict, CursorExpired, MetadataCorrupt, MetadataUnavailable, Misconfigured, StoreError
 from client.local_wire import SOCKET_NAME
-from client.placement import Layout
 from client.wire import encode_json
 from storenode.history import decode_json_object
 from storenode.keyspace import after
+from storenode.layouts import LAYOUT_KEY, read_anchor, read_layouts
 from storenode.metastore import Compare, KeyValue, MetaStore, Put, prefix_end
 from storenode.worker import Worker
 
@@ -35,16 +34,13 @@ __all__ = [
     "ViewLoader",
     "ViewWatcher",
     "create_cluster",
-    "create_layout",
     "read_cluster_id",
-    "read_layout",
     "read_nodes",
 ]
 
 log = logging.getLogger(__name__)
 
 _CLUSTER = "cluster"
-_LAYOUT = "layout"
 _NODES = "node/"
 _PAGE = 256
 _MAX_TURNS = 5
@@ -114,20 +110,6 @@ def read_cluster_id(store: MetaStore) -> str | None:
         raise MetadataCorrupt(f"the record at {_CLUSTER!r} names no cluster id", key=_CLUSTER) from exc
 
 
-def create_layout(store: MetaStore, layout: Layout) -> Layout:
-    """Make `layout` the cluster's first one; returns the layout that is in force, which may be an older one."""
-    store.txn([Compare(key=_LAYOUT, mod_revision=0)], [Put(key=_LAYOUT, value=encode_json(layout.to_json()))])
-    found = read_layout(store)
-    assert found is not None
-    return found
-
-
-def read_layout(store: MetaStore) -> Layout | None:
-    """The layout in force, None before there is any."""
-    item = store.get(_LAYOUT)
-    return None if item is None else Layout.from_json(decode_json_object(item))
-
-
 def read_nodes(store: MetaStore) -> dict[str, NodeRecord]:
     """The nodes that are up, by id."""
     found: dict[str, NodeRecord] = {}
@@ -174,20 +156,23 @@ class ViewLoader:
         return view
 
     def _load(self) -> ClusterView:
-        layout = read_layout(self._store)
-        if layout is None:
-            raise MetadataCorrupt(f"the metadata of cluster {self._cluster_id} has lost its layout", key=_LAYOUT)
+        # The anchor first: an epoch or a layout that is older than the truth costs a repeat, a newer one would be a lie.
+        anchor = read_anchor(self._store)
+        found = read_layouts(self._store)
+        if found is None:
+            raise MetadataCorrupt(f"the metadata of cluster {self._cluster_id} has lost its layout", key=LAYOUT_KEY)
         nodes = read_nodes(self._store)
         return ClusterView(
             cluster_id=self._cluster_id,
-            layout=layout,
+            layouts=found.layouts,
+            epoch=anchor.anchor.epoch,
             endpoints={node_id: record.endpoints for node_id, record in nodes.items()},
             sockets={node_id: record.socket for node_id, record in nodes.items()},
         )
 
 
 class ViewWatcher:
-    """Refreshes the view when the layout changes or a node comes or goes, in a thread.
+    """Refreshes the view when the layout or the epoch changes or a node comes or goes, in a thread.
 
     Without it a node would take one that has just come up for down until its view has grown old.
 
@@ -224,8 +209,8 @@ class ViewWatcher:
             self._cluster.refresh()
             self._revision = revision
         try:
-            # One range over both: nothing lies between the layout and the nodes.
-            watched = self._store.watch(_LAYOUT, prefix_end(_NODES), after_revision=self._revision, timeout_s=self._watch_s)
+            # One range over all: nothing lies between the layout, the anchor and the nodes.
+            watched = self._store.watch(LAYOUT_KEY, prefix_end(_NODES), after_revision=self._revision, timeout_s=self._watch_s)
         except CursorExpired:
             self._revision = None
             return 0.0
@@ -269,9 +254,10 @@ class Membership:
         Misconfigured
             If the layout has no such node, or another data directory serves this id.
         """
-        layout = read_layout(self._store)
-        if layout is None or self._node_id not in {node.id for node in layout.nodes}:
-            named = ", ".join(node.id for node in layout.nodes) if layout else "none yet"
+        found = read_layouts(self._store)
+        nodes = found.layouts.current.nodes if found else ()
+        if self._node_id not in {node.id for node in nodes}:
+            named = ", ".join(node.id for node in nodes) or "none yet"
             raise Misconfigured(
                 f"node {self._node_id} in {self._record.data_dir} is not in the cluster's layout (it has {named}). Use a data "
                 "directory of the cluster; `forebay up` creates a cluster with its directories"

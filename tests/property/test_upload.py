@@ -14,14 +14,14 @@ from client.cluster import Cluster, ClusterView
 from client.errors import Busy, DiskFull, EndpointUnreachable, NotEnoughReplicas, StoreError
 from client.in_flight import ThreadPool
 from client.manifest import Ref, make_ref
-from client.placement import Layout, Node
+from client.placement import Layout, Layouts, Node
 from client.record import ACK_LEVELS, Ack, acks_needed
 from client.upload import ChunkUploader, Upload
 from tests.support.fake_cluster import FakeCluster, Fault, quick_config
 
 NODES = tuple(f"n{number}" for number in range(6))
 LAYOUT = Layout(version=1, partitions=16, nodes=tuple(Node(id=name) for name in NODES))
-VIEW = ClusterView(cluster_id="c", layout=LAYOUT, endpoints={name: (f"http://{name}:1",) for name in NODES})
+VIEW = ClusterView(cluster_id="c", layouts=Layouts(current=LAYOUT), endpoints={name: (f"http://{name}:1",) for name in NODES})
 PAYLOAD = b"payload"
 REF = make_ref(PAYLOAD, partitions=16)
 

@@ -35,7 +35,7 @@ from client.frames import OBJECTS_MAGIC, decode_chunks
 from client.http_catalog import HttpCatalog
 from client.manifest import Ref
 from client.objects import ObjectStore
-from client.placement import Layout, Node
+from client.placement import Layout, Layouts, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
 from client.transport import Into, Response, Sending, Transport
 from client.wire import WRITE_ID_HEADER, encode_json
@@ -93,7 +93,7 @@ class FakeCluster:
     def view(self) -> ClusterView:
         """Layout and endpoints; a node that is down has lost its lease only if it is not in ``nodes``."""
         endpoints = {name: (node.url,) for name, node in self.nodes.items()}
-        return ClusterView(cluster_id="fake", layout=self.layout, endpoints=endpoints, sockets=self.sockets)
+        return ClusterView(cluster_id="fake", layouts=Layouts(current=self.layout), endpoints=endpoints, sockets=self.sockets)
 
     def store(self, **settings: Any) -> ObjectStore:
         """An `ObjectStore` that asks the catalog directly, as the one in a node does. The caller closes it."""

@@ -33,7 +33,7 @@ from client.errors import (
 from client.manifest import Ref
 from client.names import check_bucket, check_key
 from client.objects import ObjectStore
-from client.placement import Layout, Node
+from client.placement import Layout, Layouts, Node
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Deadline
 
@@ -289,7 +289,7 @@ class FakeStore(Client):
         def view() -> ClusterView:
             up = [node_id for node_id in self.node_ids if node_id not in self.fake_chunks.down]
             endpoints = {node_id: (f"http://{node_id}:7070",) for node_id in up}
-            return ClusterView(cluster_id="test", layout=layout, endpoints=endpoints)
+            return ClusterView(cluster_id="test", layouts=Layouts(current=layout), endpoints=endpoints)
 
         settings: dict[str, Any] = {"deadline_s": 0.2, "retry_base_s": 0.001, "retry_max_s": 0.01}
         config = ClientConfig(chunk_size_bytes=chunk_size_bytes, **settings)

@@ -18,7 +18,7 @@ from client.config import ClientConfig
 from client.errors import JobNotFound
 from client.manifest import Ref
 from client.objects import ObjectStore
-from client.placement import Layout
+from client.placement import Layout, Layouts
 from client.placement import Node as LayoutNode
 from client.retry import Deadline
 from storenode.app import create_app
@@ -150,7 +150,9 @@ def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: A
 
         def view() -> ClusterView:
             up = [name for name in (OWN, *PEERS) if name not in peers.down and (lease or name != OWN)]
-            return ClusterView(cluster_id="c1", layout=layout, endpoints={name: (f"http://{name}:1",) for name in up})
+            return ClusterView(
+                cluster_id="c1", layouts=Layouts(current=layout), endpoints={name: (f"http://{name}:1",) for name in up}
+            )
 
         cluster = Cluster(view, ttl_s=0.0, suspect_s=0.0)
         client_settings: dict[str, Any] = {"deadline_s": 0.3, "retry_base_s": 0.001, "retry_max_s": 0.01}

@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 from client.cluster import Cluster, ClusterView
 from client.errors import AllReplicasFailed, ChunkNotFound, EndpointUnreachable
 from client.manifest import Ref
-from client.placement import Layout, Node
+from client.placement import Layout, Layouts, Node
 from client.transport import Response
 from storenode.filesystem import FileSystem
 
@@ -100,5 +100,5 @@ def three_nodes(*, version: int = 1, down: Collection[str] = (), clock: Clock) -
     nodes = tuple(Node(id=name) for name in "abc")
     layout = Layout(version=version, partitions=PARTITIONS, nodes=nodes)
     endpoints = {name: (f"http://{name}:1",) for name in "abc" if name not in down}
-    view = ClusterView(cluster_id="c1", layout=layout, endpoints=endpoints)
+    view = ClusterView(cluster_id="c1", layouts=Layouts(current=layout), endpoints=endpoints)
     return Cluster(lambda: view, ttl_s=3600.0, suspect_s=5.0, clock=clock)

@@ -12,7 +12,7 @@ from client.client import Client
 from client.cluster import ClusterView
 from client.errors import AllReplicasFailed, Busy, NotEnoughReplicas, StoreError
 from client.manifest import make_ref
-from client.placement import Layout, Node
+from client.placement import Layout, Layouts, Node
 from client.wire import encode_json
 from tests.support.socket_server import Connection, Request, SocketServer, answer, problem, serving
 
@@ -46,7 +46,7 @@ class Nodes:
         names = [f"n{number}" for number in range(len(self.servers))]
         layout = Layout(version=1, partitions=64, nodes=tuple(Node(id=name, zone=name) for name in names))
         endpoints = {name: (server.url,) for name, server in zip(names, self.servers, strict=True)}
-        return ClusterView(cluster_id="c", layout=layout, endpoints=endpoints)
+        return ClusterView(cluster_id="c", layouts=Layouts(current=layout), endpoints=endpoints)
 
 
 @contextmanager

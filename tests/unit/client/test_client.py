@@ -20,6 +20,7 @@ from client.errors import (
     from_problem,
     to_problem,
 )
+from client.placement import Layouts
 from client.wire import encode_json
 from tests.support.fake_cluster import FakeCluster
 from tests.support.socket_server import Connection, SocketServer, answer, serving
@@ -43,7 +44,9 @@ def server() -> Iterator[SocketServer]:
             connection.send(answer(response.status, response.body, headers=head))
 
     with serving(script) as made:
-        view = ClusterView(cluster_id="fake", layout=fake.layout, endpoints=dict.fromkeys(fake.nodes, (made.url,)))
+        view = ClusterView(
+            cluster_id="fake", layouts=Layouts(current=fake.layout), endpoints=dict.fromkeys(fake.nodes, (made.url,))
+        )
         fake.view = lambda: view  # type: ignore[method-assign]
         yield made
 

@@ -11,7 +11,7 @@ import pytest
 
 from client.cluster import Cluster, ClusterView
 from client.errors import EndpointUnreachable, MetadataCorrupt, MetadataUnavailable, StoreError
-from client.placement import Layout, Node
+from client.placement import Layout, Layouts, Node
 from tests.support.fake_cluster import Clock
 
 WAIT_S = 10.0
@@ -20,7 +20,7 @@ WAIT_S = 10.0
 def view_of(*node_ids: str, version: int = 1, down: tuple[str, ...] = ()) -> ClusterView:
     layout = Layout(version=version, partitions=16, nodes=tuple(Node(id=name) for name in node_ids))
     endpoints = {name: (f"http://{name}:1", f"http://{name}:2") for name in node_ids if name not in down}
-    return ClusterView(cluster_id="c", layout=layout, endpoints=endpoints)
+    return ClusterView(cluster_id="c", layouts=Layouts(current=layout), endpoints=endpoints)
 
 
 class Loader:
@@ -229,7 +229,8 @@ def test_a_view_names_the_sockets_of_nodes_that_have_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{}, [], None, {"cluster_id": "c", "layout": {}, "nodes": {}}, {**view_of("a").to_json(), "nodes": []}]
+    "value",
+    [{}, [], None, {"cluster_id": "c", "layouts": [], "nodes": {}}, {**view_of("a").to_json(), "nodes": []}],
 )
 def test_a_damaged_view_is_metadata_corrupt(value: object) -> None:
     with pytest.raises(MetadataCorrupt):

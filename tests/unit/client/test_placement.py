@@ -10,7 +10,7 @@ import pytest
 
 from client.checksum import xxh3
 from client.errors import MetadataCorrupt, Misconfigured
-from client.placement import DEFAULT_PARTITIONS, Layout, Node, choose_groups, partition_of
+from client.placement import DEFAULT_PARTITIONS, Layout, Layouts, Node, choose_groups, partition_of
 from tests.golden.contract import FOLDER, placement_vectors
 
 
@@ -150,3 +150,39 @@ def loads(layout: Layout, groups: tuple[str, ...], *, replicas: int) -> tuple[Co
         held.update(nodes)
         first.update(nodes[:1])
     return held, first
+
+
+def node(name: str) -> Node:
+    return Node(id=name)
+
+
+def test_a_draining_node_is_given_no_partitions() -> None:
+    before = layout_of(*map(node, "abc"))
+    after = replace(before, version=2, nodes=(*before.nodes[:2], replace(before.nodes[2], state="draining")))
+    without = replace(before, version=2, nodes=before.nodes[:2])
+    for partition in range(before.partitions):
+        assert after.replicas(partition, count=2) == without.replicas(partition, count=2)
+    assert Layout.from_json(after.to_json()) == after
+
+
+def test_copies_are_looked_for_under_all_layouts_the_current_one_first() -> None:
+    nodes = layout_of(*map(node, "abcd")).nodes
+    first = Layout(version=1, partitions=64, nodes=nodes[:2])
+    second = Layout(version=2, partitions=64, nodes=nodes[:3])
+    third = Layout(version=3, partitions=64, nodes=nodes[2:])
+    layouts = Layouts(current=third, older=(second, first))
+    for partition in range(64):
+        holders = layouts.holders(partition, count=2)
+        assert holders[:2] == third.replicas(partition, count=2)
+        assert set(holders) == {node for each in (third, second, first) for node in each.replicas(partition, count=2)}
+        assert Layouts(current=third).holders(partition, count=2) == third.replicas(partition, count=2)
+    assert Layouts.from_json(layouts.to_json()) == layouts
+
+
+@pytest.mark.parametrize("versions", [(1, 2), (2, 2), (3, 1, 2)])
+def test_layouts_are_listed_newest_first(versions: tuple[int, ...]) -> None:
+    current, *older = (replace(layout_of(node("a")), version=version) for version in versions)
+    with pytest.raises(Misconfigured, match="newest first"):
+        Layouts(current=current, older=tuple(older))
+    with pytest.raises(MetadataCorrupt):
+        Layouts.from_json([each.to_json() for each in (current, *older)])

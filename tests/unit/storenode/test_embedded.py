@@ -9,7 +9,8 @@ import pytest
 from client.errors import Misconfigured
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
-from storenode.membership import create_cluster, read_cluster_id, read_layout
+from storenode.layouts import read_layouts
+from storenode.membership import create_cluster, read_cluster_id
 from storenode.sqlite import SqliteMetaStore
 
 
@@ -23,9 +24,11 @@ def test_a_new_directory_gets_three_nodes_and_a_layout_of_them(tmp_path: Path) -
     cluster = prepare(tmp_path / "new" / "cluster")
     assert [path.name for path in cluster.data_dirs.values()] == ["node-1", "node-2", "node-3"]
     store = SqliteMetaStore(cluster.meta_path)
-    layout = read_layout(store)
+    found = read_layouts(store)
     store.close()
-    assert layout is not None and (layout.version, layout.partitions) == (1, 64)
+    assert found is not None
+    layout = found.layouts.current
+    assert (layout.version, layout.partitions) == (1, 64)
     assert tuple(node.id for node in layout.nodes) == cluster.node_ids
 
 

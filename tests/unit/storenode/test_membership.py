@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from client.cluster import Cluster
+from client.cluster import Anchor, Cluster
 from client.errors import MetadataCorrupt, MetadataUnavailable, Misconfigured
-from client.placement import Layout, Node
-from client.wire import encode_json
+from client.placement import Layout, Layouts, Node
+from storenode.layouts import change_epoch, change_layouts, create_layout, read_anchor, read_layouts
 from storenode.membership import (
     Membership,
     NodeRecord,
     ViewLoader,
     ViewWatcher,
     create_cluster,
-    create_layout,
     read_cluster_id,
-    read_layout,
     read_nodes,
 )
 from storenode.metastore import Put
@@ -54,13 +52,27 @@ def member(store: SqliteMetaStore, node_id: str = "a", *, says: NodeRecord | Non
 
 def test_a_cluster_and_its_layout_are_created_once(tmp_path: Path) -> None:
     store = SqliteMetaStore(tmp_path / "new.sqlite")
-    assert read_cluster_id(store) is None and read_layout(store) is None
+    assert read_cluster_id(store) is None and read_layouts(store) is None
     cluster_id = create_cluster(store)
     assert create_cluster(store) == cluster_id == read_cluster_id(store)
-    assert create_layout(store, LAYOUT) == LAYOUT
+    assert create_layout(store, LAYOUT) == Layouts(current=LAYOUT)
     other = Layout(version=1, partitions=32, nodes=(Node(id="z"),))
-    assert create_layout(store, other) == LAYOUT == read_layout(store)
+    assert create_layout(store, other) == Layouts(current=LAYOUT)
+    assert read_anchor(store).anchor == Anchor(layout=1, epoch=0)
     store.close()
+
+
+def test_layouts_and_epoch_change_by_comparison(store: SqliteMetaStore) -> None:
+    found, anchor = read_layouts(store), read_anchor(store)
+    assert found is not None
+    newer = Layouts(current=Layout(version=2, partitions=16, nodes=LAYOUT.nodes), older=(LAYOUT,))
+    assert change_layouts(store, found, newer) is not None
+    assert change_layouts(store, found, newer) is None
+    assert change_epoch(store, anchor, epoch=1) is None
+    assert read_anchor(store).anchor == Anchor(layout=2, epoch=0)
+    assert change_epoch(store, read_anchor(store), epoch=1, also=[found.unchanged]) is None
+    assert change_epoch(store, read_anchor(store), epoch=1) is not None
+    assert read_anchor(store).anchor == Anchor(layout=2, epoch=1)
 
 
 def test_a_node_appears_with_its_endpoints_and_disappears_when_it_stops(store: SqliteMetaStore) -> None:
@@ -144,10 +156,15 @@ def test_the_view_is_refreshed_when_a_node_comes_or_goes_or_the_layout_changes(s
     membership.stop()
     watcher.step()
     assert cluster.view().endpoints == {}
+    found = read_layouts(store)
+    assert found is not None
     newer = Layout(version=2, partitions=16, nodes=LAYOUT.nodes)
-    store.txn([], [Put(key="layout", value=encode_json(newer.to_json()))])
+    change_layouts(store, found, Layouts(current=newer, older=(LAYOUT,)))
     watcher.step()
-    assert cluster.layout.version == 2
+    assert cluster.anchor == Anchor(layout=2, epoch=0)
+    change_epoch(store, read_anchor(store), epoch=1)
+    watcher.step()
+    assert cluster.anchor == Anchor(layout=2, epoch=1)
 
 
 def test_records_that_do_not_decode_are_named(store: SqliteMetaStore) -> None:
