@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 A placement key (the chunk's id, or a group name that the writer chose) falls into one of a fixed power of two of
 partitions by the top bits of its xxh3_64. The replicas of a partition are picked by weighted rendezvous hashing
-(Thaler & Ravishankar 1998; weights by Schindelhauer & Schomaker 2005): each node scores ``-weight / ln(u)`` with u drawn
-from a hash of (node, partition), and the best scores win. Adding or removing a node therefore moves only the partitions it
-wins or held. Replicas take distinct zones first, then distinct hosts, then whatever nodes are left.
+(`client.rendezvous`): each node scores on each partition by itself, and the best scores win. Adding or removing a node
+therefore moves only the partitions it wins or held. Replicas take distinct zones first, then distinct hosts, then whatever
+nodes are left. `client.replica_table` has all partitions at once.
 
 No table of locations exists anywhere: whoever has a reference and the layout can compute the holders.
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from client.checksum import xxh3
 from client.errors import MetadataCorrupt, Misconfigured
+from client.rendezvous import Rendezvous
 
 __all__ = ["DEFAULT_PARTITIONS", "Layout", "Layouts", "Node", "NodeState", "choose_groups", "partition_of"]
 
@@ -58,6 +59,8 @@ class Layout:
     partitions: int
     nodes: tuple[Node, ...]
     _ranked: dict[tuple[int, int], tuple[str, ...]] = field(init=False, default_factory=dict, compare=False, repr=False)
+    # Of one element, once it is needed: most layouts that are read are never asked.
+    _contest: list[Rendezvous] = field(init=False, default_factory=list, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.partitions < 1 or self.partitions & (self.partitions - 1):
@@ -87,21 +90,17 @@ class Layout:
         cached = self._ranked.get((partition, count))
         if cached is None:
             # Bounded by partitions x distinct replica counts; a layout change starts a new cache.
-            cached = self._ranked[partition, count] = self._rank(partition, count=count)
+            contest = self.rendezvous
+            best = contest.best(partition, count=count)
+            cached = self._ranked[partition, count] = tuple(contest.nodes[index].id for index in best)
         return cached
 
-    def _rank(self, partition: int, *, count: int) -> tuple[str, ...]:
-        by_score = sorted(self.active, key=lambda node: (-_score(node, partition), node.id))
-        chosen: list[Node] = []
-        for distinct in (_zone_of, _host_of, _id_of):
-            taken = {distinct(node) for node in chosen}
-            for node in by_score:
-                if len(chosen) == count:
-                    break
-                if node not in chosen and distinct(node) not in taken:
-                    chosen.append(node)
-                    taken.add(distinct(node))
-        return tuple(node.id for node in chosen)
+    @property
+    def rendezvous(self) -> Rendezvous:
+        """The contest of the active nodes for partitions, made when it is first asked for."""
+        if not self._contest:
+            self._contest.append(Rendezvous(self.active))
+        return self._contest[0]
 
     def to_json(self) -> dict[str, Any]:
         """The layout as a JSON object."""
@@ -197,21 +196,3 @@ def choose_groups(layout: Layout, *, name: str, num_groups: int, replicas: int, 
         for node in best_nodes[:1]:
             first[node] += share[node]
     return tuple(groups)
-
-
-def _score(node: Node, partition: int) -> float:
-    # The top 52 bits and a half: exact in a double, and never 0 or 1, whose logarithms would not do.
-    draw = ((xxh3(f"{node.id}:{partition}".encode()) >> 12) + 0.5) / 2**52
-    return -node.weight / math.log(draw)
-
-
-def _zone_of(node: Node) -> str:
-    return node.zone
-
-
-def _host_of(node: Node) -> tuple[str, str]:
-    return node.zone, node.host
-
-
-def _id_of(node: Node) -> str:
-    return node.id

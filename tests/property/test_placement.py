@@ -1,14 +1,24 @@
-"""Placement over any layout: distinct failure domains, stable prefixes, and no more movement than a change asks for."""
+"""Placement over any layout: distinct failure domains, stable prefixes, and no more movement than a change asks for.
+
+What is quick for many nodes gives what sorting all of them gives.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 
+import numpy as np
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.checksum import xxh3
 from client.placement import Layout, Node, choose_groups, partition_of
+from client.replica_table import replica_table, seeded_xxh3
 
 PARTITIONS = 64
 WEIGHTS = st.sampled_from([0.1, 1.0, 1.0, 1.0, 2.5, 1000.0])
@@ -32,7 +42,67 @@ def layouts(draw: st.DrawFn, *, min_nodes: int = 1, max_nodes: int = 10) -> Layo
     return Layout(version=1, partitions=PARTITIONS, nodes=nodes)
 
 
+@st.composite
+def big_layouts(draw: st.DrawFn) -> Layout:
+    """So many nodes that not all are scored, with zones and weights from even to hopeless."""
+    random = Random(draw(st.integers(0, 2**32)))
+    zones = draw(st.sampled_from([(1,), (1, 1, 1), (1, 2, 40), (1, 1, 1, 1, 300), tuple([1] * 40)]))
+    weights = draw(st.sampled_from([(1.0,), (1.0, 4.0), (0.001, 1.0, 1.0, 500.0)]))
+    num_hosts = draw(st.sampled_from([1, 3, 1000]))
+    nodes = tuple(
+        Node(
+            id=f"{random.getrandbits(64):016x}",
+            weight=random.choice(weights),
+            zone=f"z{random.choices(range(len(zones)), zones)[0]}",
+            host=f"h{random.randrange(num_hosts)}",
+            state=random.choice(["active", "active", "draining"]),
+        )
+        for _ in range(draw(st.integers(65, 600)))
+    )
+    return Layout(version=1, partitions=PARTITIONS, nodes=nodes)
+
+
+def by_sorting_all(layout: Layout, partition: int, *, count: int) -> tuple[str, ...]:
+    """The replicas of a partition as docs/FORMAT.md has them, word for word."""
+
+    def rank(node: Node) -> tuple[float, str]:
+        key = xxh3(node.id.encode()).to_bytes(8, "little")
+        u = (xxhash.xxh3_64_intdigest(key, seed=partition) // 2**12 + 0.5) / 2**52
+        return node.weight / math.log(u), node.id
+
+    ranked, chosen = sorted(layout.active, key=rank), list[Node]()
+    domains: tuple[Callable[[Node], object], ...] = (lambda n: n.zone, lambda n: (n.zone, n.host), lambda n: n.id)
+    for domain in domains:
+        for node in ranked:
+            if domain(node) not in {domain(other) for other in chosen}:
+                chosen.append(node)
+    return tuple(node.id for node in chosen[:count])
+
+
 COUNTS = st.integers(1, 6)
+
+
+@given(layout=layouts() | big_layouts(), count=COUNTS)
+def test_replicas_are_those_that_sorting_all_nodes_gives(layout: Layout, count: int) -> None:
+    for partition in (0, 1, PARTITIONS - 1):
+        assert layout.replicas(partition, count=count) == by_sorting_all(layout, partition, count=count)
+
+
+@given(layout=layouts(min_nodes=0) | big_layouts(), count=COUNTS)
+def test_the_table_has_the_replicas_of_every_partition(layout: Layout, count: int) -> None:
+    table = replica_table(layout, count=count)
+    assert table.shape == (PARTITIONS, min(count, len(layout.active)))
+    for partition, row in enumerate(table.tolist()):
+        assert tuple(layout.nodes[index].id for index in row) == layout.replicas(partition, count=count)
+
+
+@given(
+    keys=st.lists(st.binary(min_size=8, max_size=8), min_size=1, max_size=20),
+    seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20),
+)
+def test_the_hash_of_the_table_is_that_of_the_library(keys: list[bytes], seeds: list[int]) -> None:
+    found = seeded_xxh3(np.frombuffer(b"".join(keys), dtype="<u8"), np.array(seeds, dtype=np.uint64)[:, None])
+    assert found.tolist() == [[xxhash.xxh3_64_intdigest(key, seed=seed) for key in keys] for seed in seeds]
 
 
 @given(layout=layouts(), count=COUNTS)
