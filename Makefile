@@ -5,18 +5,22 @@
 #   ARGS     passed on to pytest, or to the benchmark       make test ARGS="-k upload -x"
 #   SUITE    which benchmarks `bench` runs: store, loader,
 #            sockets                                        make bench SUITE=loader
+#   MINUTES  how long a soak strikes; SEED decides its
+#            choices, by default a new one                  make soak MINUTES=60 SEED=7
 
-PYTHON ?= python3
-VENV   ?= .venv
-SUITE  ?= store
-ARGS   ?=
+PYTHON  ?= python3
+VENV    ?= .venv
+SUITE   ?= store
+ARGS    ?=
+MINUTES ?= 10
+SEED    ?=
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 SOURCES   := $(wildcard client storenode loader tests examples benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check test-cluster test-fault test-e2e bench clean
+.PHONY: help venv demo test check test-cluster test-fault test-e2e soak bench clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +50,9 @@ test-cluster: $(INSTALLED)  ## all tests on real nodes, the slow ones too
 
 test-fault: $(INSTALLED)  ## nodes killed, paused, cut off, filled and damaged
 	$(BIN)/python -m pytest tests/fault $(ARGS)
+
+soak: $(INSTALLED)  ## everything breaks at once: make soak MINUTES=10 SEED=1
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 test-e2e: $(INSTALLED)  ## the README's commands and Python, run as shown
 	$(BIN)/python -m pytest tests/e2e $(ARGS)

@@ -1,0 +1,254 @@
+"""Carries the schedule out on a cluster, heals it, and keeps damage within what is promised.
+
+All actions come from one thread, so that the list of events is the order in which things happened.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from client.client import Client
+from client.errors import StoreError
+from storenode.chunkfile import parse_name
+from tests.soak.cluster import CLIENTS, NUM_MEMBERS, NUM_NODES, SoakCluster, SoakNode
+from tests.soak.history import History
+from tests.soak.links import Rule
+from tests.soak.schedule import FAULTS, Fault, FaultKind, Round, rounds
+from tests.support.etcd import Member
+
+__all__ = ["Nemesis"]
+
+BUCKETS = ("soak",)
+HEAL_S = 120.0
+# No upload that was under way when a file was damaged commits after this.
+UPLOADS_END_S = 30.0
+POLL_S = 0.2
+
+
+class Nemesis:
+    """What strikes the cluster.
+
+    Parameters
+    ----------
+    client : Client
+        For scrubs, and to ask what is referred to.
+    """
+
+    def __init__(self, cluster: SoakCluster, history: History, client: Client, *, seed: int) -> None:
+        self._cluster = cluster
+        self._history = history
+        self._client = client
+        self._rng = random.Random(f"nemesis {seed}")
+        self._damaged_s = 0.0
+        self.kinds = self._possible()
+        self._rounds = rounds(seed, kinds=self.kinds, num_nodes=NUM_NODES, num_members=NUM_MEMBERS)
+        self._strikes: dict[FaultKind, Callable[[Fault], Callable[[], None]]] = {
+            "kill": self._kill,
+            "pause": self._pause,
+            "part": self._part,
+            "isolate": self._isolate,
+            "part-clients": self._part_clients,
+            "part-etcd": self._part_etcd,
+            "kill-etcd-leader": self._kill_leader,
+            "pause-etcd": self._pause_member,
+            "fill": self._fill,
+            "flip": self._damage,
+            "cut": self._damage,
+            "clock": self._set_clock,
+            "scrub": self._scrub,
+        }
+
+    def _possible(self) -> list[FaultKind]:
+        """The kinds that this machine allows."""
+        nodes = self._cluster.nodes
+        without = [] if all(node.clock for node in nodes) else ["clock"]
+        without += [] if all(node.disk.own for node in nodes) else ["fill"]
+        if without:
+            self._history.event(f"this machine does not allow {', '.join(without)}")
+        return [kind for kind in FAULTS if kind not in without]
+
+    def work(self, *, until_s: float, stop: threading.Event) -> None:
+        """Round after round, until a moment of the monotonic clock; the last one is healed."""
+        while time.monotonic() < until_s and not stop.is_set():
+            self._round(next(self._rounds), stop)
+
+    def heal(self) -> None:
+        """Take back all that a round may have left: links, clocks, full disks, paused and dead processes."""
+        cluster = self._cluster
+        cluster.network.heal_all()
+        for member in cluster.etcd.members:
+            _revive(member)
+        cluster.etcd.await_health()
+        for node in cluster.nodes:
+            node.disk.free()
+            cluster.signal(node, signal.SIGCONT)
+            if node.clock is not None:
+                node.clock.set(0)
+        end_s = time.monotonic() + HEAL_S
+        for node in cluster.nodes:
+            while not cluster.try_to_start(node):
+                assert time.monotonic() < end_s, f"{node.name} does not start although everything was healed"
+
+    def repair(self) -> bool:
+        """Have damaged nodes scrub; whether all that was damaged is right again, or belongs to nothing any more."""
+        damaged = [node for node in self._cluster.nodes if node.disk.still_damaged()]
+        for node in damaged:
+            self._start_scrub(node)
+        if damaged and time.monotonic() - self._damaged_s > UPLOADS_END_S:
+            self._forgive(damaged)
+        return not any(node.disk.damaged for node in damaged)
+
+    def _round(self, planned: Round, stop: threading.Event) -> None:
+        ends: list[tuple[float, Fault, Callable[[], None]]] = []
+        begun_s = time.monotonic()
+        for fault in planned.faults:
+            self._end_those_due(ends, begun_s, until_s=fault.after_s, stop=stop)
+            if stop.is_set():
+                break
+            self._history.event(str(fault))
+            self._history.count(f"fault {fault.kind}")
+            ends.append((fault.after_s + fault.for_s, fault, self._strikes[fault.kind](fault)))
+        self._end_those_due(ends, begun_s, until_s=float("inf"), stop=stop)
+        self.heal()
+        self._history.event("healed")
+        stop.wait(planned.calm_s)
+
+    def _end_those_due(
+        self, ends: list[tuple[float, Fault, Callable[[], None]]], begun_s: float, *, until_s: float, stop: threading.Event
+    ) -> None:
+        for due in sorted([item for item in ends if item[0] <= until_s], key=lambda item: item[0]):
+            stop.wait(max(0.0, begun_s + due[0] - time.monotonic()))
+            ends.remove(due)
+            due[2]()
+            self._history.event(f"end of {due[1].kind}")
+        if until_s != float("inf"):
+            stop.wait(max(0.0, begun_s + until_s - time.monotonic()))
+
+    # Faults: each strikes and returns what ends it
+
+    def _kill(self, fault: Fault) -> Callable[[], None]:
+        node = self._node(fault)
+        self._cluster.kill(node)
+
+        def restart() -> None:
+            if not self._cluster.try_to_start(node):
+                self._history.event(f"{node.name} can't start now")
+
+        return restart
+
+    def _pause(self, fault: Fault) -> Callable[[], None]:
+        node = self._node(fault)
+        self._cluster.signal(node, signal.SIGSTOP)
+        return lambda: self._cluster.signal(node, signal.SIGCONT)
+
+    def _part(self, fault: Fault) -> Callable[[], None]:
+        names = self._cluster.names
+        return self._cut([(names[fault.node], names[fault.other])], fault)
+
+    def _isolate(self, fault: Fault) -> Callable[[], None]:
+        name = self._node(fault).name
+        return self._cut([(name, other) for other in self._cluster.names if other != name], fault)
+
+    def _part_clients(self, fault: Fault) -> Callable[[], None]:
+        return self._cut([(CLIENTS, self._node(fault).name)], fault, both_ways=False)
+
+    def _part_etcd(self, fault: Fault) -> Callable[[], None]:
+        members = range(NUM_MEMBERS) if fault.both_ways else [fault.other]
+        return self._cut([(self._node(fault).name, f"m{n}") for n in members], fault, both_ways=False)
+
+    def _cut(self, pairs: Iterable[tuple[str, str]], fault: Fault, *, both_ways: bool | None = None) -> Callable[[], None]:
+        both = fault.both_ways if both_ways is None else both_ways
+        cut = [pair for source, target in pairs for pair in [(source, target), *([(target, source)] if both else [])]]
+        rule: Rule = fault.rule  # type: ignore[assignment]
+        for pair in cut:
+            self._cluster.network.cut(*pair, rule)
+
+        def heal() -> None:
+            for pair in cut:
+                self._cluster.network.heal(*pair)
+
+        return heal
+
+    def _kill_leader(self, _: Fault) -> Callable[[], None]:
+        try:
+            member = self._cluster.etcd.leader()
+        except AssertionError:  # none now, because of another fault
+            return _nothing
+        member.kill()
+        return lambda: _revive(member)
+
+    def _pause_member(self, fault: Fault) -> Callable[[], None]:
+        process = self._cluster.etcd.members[fault.other].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        return lambda: process.send_signal(signal.SIGCONT)
+
+    def _fill(self, fault: Fault) -> Callable[[], None]:
+        disk = self._node(fault).disk
+        # Above the reserve some chunks still fit, and then the disk itself says no.
+        disk.fill(leave_bytes=fault.amount << 20)
+        return disk.free
+
+    def _damage(self, fault: Fault) -> Callable[[], None]:
+        node = self._node(fault)
+        self.repair()
+        if any(other.disk.damaged for other in self._cluster.nodes if other is not node):
+            self._history.event(f"not now: another disk's damage is not repaired yet, so {node.name} is left alone")
+            return _nothing
+        number = node.disk.damage(fault.kind, self._rng, num_files=fault.amount)
+        self._damaged_s = time.monotonic()
+        self._history.count(f"files damaged by {fault.kind}", number)
+        self._start_scrub(node)
+        return _nothing
+
+    def _set_clock(self, fault: Fault) -> Callable[[], None]:
+        clock = self._node(fault).clock
+        assert clock is not None
+        clock.set(fault.amount)
+        return lambda: clock.set(0)
+
+    def _scrub(self, fault: Fault) -> Callable[[], None]:
+        self._start_scrub(self._node(fault))
+        return _nothing
+
+    # What faults are made of
+
+    def _node(self, fault: Fault) -> SoakNode:
+        return self._cluster.nodes[fault.node]
+
+    def _start_scrub(self, node: SoakNode) -> None:
+        with suppress(StoreError):
+            self._client.admin("POST", "/v1/admin/scrub", node_id=node.node_id)
+
+    def _forgive(self, nodes: Iterable[SoakNode]) -> None:
+        """Forget damaged files of chunks to which no record refers."""
+        try:
+            wanted = {
+                (ref.partition, ref.id)
+                for bucket in BUCKETS
+                for info in self._client.walk(bucket, versions=True)
+                for ref in self._client.reader(info).refs()
+            }
+        except StoreError:
+            return
+        for node in nodes:
+            for path in list(node.disk.damaged):
+                if parse_name(path.name) not in wanted:
+                    node.disk.forgive(path)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _revive(member: Member) -> None:
+    """Start a member that does not run; wake one that is paused."""
+    if member.process is None or member.process.poll() is not None:
+        member.start()
+    else:
+        member.process.send_signal(signal.SIGCONT)
