@@ -186,7 +186,13 @@ async def status(node: NodeOf) -> Response:
         "read_only": usage.read_only,
     }
     follower = {"revision": node.follower.complete_to, "pending": node.follower.num_pending}
-    return _json({"node_id": node.node_id, "disk": disk, "follower": follower})
+    lineage = node.lineage.lineage
+    metadata = {
+        "incarnation": lineage.incarnation,
+        "went_back": node.lineage.metadata_went_back,
+        "frozen": lineage.frozen.error().message if lineage.frozen is not None else None,
+    }
+    return _json({"node_id": node.node_id, "disk": disk, "follower": follower, "metadata": metadata})
 
 
 @router.post(

@@ -17,6 +17,7 @@ import typer
 
 from client.cli.output import AsJson, Output
 from client.errors import InternalError, StoreError, to_problem
+from storenode import meta_cli
 
 if TYPE_CHECKING:
     from storenode.embedded import EmbeddedCluster, NodeExit
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the ``forebay`` command line."""
     app.command()(up)
     app.command()(node)
+    meta_cli.register(app)
 
 
 def up(

@@ -151,6 +151,7 @@ SCHEMAS: dict[str, Any] = {
                 }
             ),
             "follower": _object({"revision": nullable(_INTEGER), "pending": _INTEGER}),
+            "metadata": _object({"incarnation": _STRING, "went_back": _BOOLEAN, "frozen": nullable(_STRING)}),
         }
     ),
     "BatchItems": _object(

@@ -27,6 +27,7 @@ from storenode.chunkstore import ChunkStore
 from storenode.config import load_node_config
 from storenode.filesystem import FileSystem
 from storenode.job import Job
+from storenode.lineage_watch import LineageWatch
 from storenode.node import Node
 from storenode.openchunks import OpenChunks
 from storenode.threads import Pools
@@ -181,6 +182,7 @@ def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: A
             objects=objects,
             pools=pools,
             follower=repairs,
+            lineage=LineageWatch(meta, cluster_id="", node_id=OWN, cursor=None, period_s=1.0),
             jobs=jobs,
         )
         yield TestBed(root=root, node=node, app=create_app(node), meta=meta, peers=peers, repairs=repairs, jobs=jobs)

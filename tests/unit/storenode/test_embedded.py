@@ -10,7 +10,7 @@ from client.errors import Misconfigured
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
 from storenode.layouts import read_layouts
-from storenode.membership import create_cluster, read_cluster_id
+from storenode.lineage import create_cluster, read_cluster_id
 from storenode.sqlite import SqliteMetaStore
 
 
