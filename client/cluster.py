@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError
@@ -184,7 +184,11 @@ class Cluster:
             self._tried_s, self._due_s = self._clock(), math.inf
         good_for_s = self._min_refresh_s
         try:
-            view = self._view = self._load()
+            view = self._load()
+            if self._view is not None and view.layouts == self._view.layouts:
+                # The same objects remember where partitions lie.
+                view = replace(view, layouts=self._view.layouts)
+            self._view = view
             good_for_s = self._ttl_s
             return view
         finally:

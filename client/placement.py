@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from client.checksum import xxh3
@@ -102,20 +103,28 @@ class Layout:
             self._contest.append(Rendezvous(self.active))
         return self._contest[0]
 
-    def to_json(self) -> dict[str, Any]:
-        """The layout as a JSON object."""
-        nodes = [{"id": n.id, "weight": n.weight, "zone": n.zone, "host": n.host, "state": n.state} for n in self.nodes]
+    def to_json(self, *, newer: Layout | None = None) -> dict[str, Any]:
+        """The layout as a JSON object; runs of nodes that `newer` has as well are ranges of its nodes, ``[start, end]``."""
+        place = {node: number for number, node in enumerate(newer.nodes)} if newer else {}
+        nodes: list[dict[str, Any] | list[int]] = []
+        for node in self.nodes:
+            number, last = place.get(node), nodes[-1] if nodes else None
+            if number is None:
+                nodes.append(_node_to_json(node))
+            elif isinstance(last, list) and last[1] == number:
+                last[1] += 1
+            else:
+                nodes.append([number, number + 1])
         return {"version": self.version, "partitions": self.partitions, "nodes": nodes}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Layout:
+    def from_json(cls, value: Mapping[str, Any], *, newer: Layout | None = None) -> Layout:
         """The layout that `to_json` wrote; raises `MetadataCorrupt` for anything else."""
         try:
-            nodes = tuple(
-                Node(id=str(n["id"]), weight=float(n["weight"]), zone=str(n["zone"]), host=str(n["host"]), state=n["state"])
-                for n in value["nodes"]
-            )
-            return cls(version=int(value["version"]), partitions=int(value["partitions"]), nodes=nodes)
+            nodes: list[Node] = []
+            for item in value["nodes"]:
+                nodes += _run_of(newer, *item) if isinstance(item, list) else [_node_from_json(item)]
+            return cls(version=int(value["version"]), partitions=int(value["partitions"]), nodes=tuple(nodes))
         except (KeyError, TypeError, ValueError, OverflowError, Misconfigured) as exc:
             raise MetadataCorrupt(f"the layout record can't be read: {exc!r} in {str(value)[:200]}") from exc
 
@@ -151,17 +160,24 @@ class Layouts:
         return tuple(dict.fromkeys((*current, *more)))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The layouts as a JSON list, newest first."""
-        return [layout.to_json() for layout in (self.current, *self.older)]
+        """The layouts as a JSON list, newest first.
+
+        Each is written as what differs from the one before it, for all of them have to fit into one record of the metadata
+        and into each view of the cluster.
+        """
+        every = (self.current, *self.older)
+        return [self.current.to_json(), *(layout.to_json(newer=newer) for newer, layout in pairwise(every))]
 
     @classmethod
     def from_json(cls, value: Any) -> Layouts:
         """The inverse of `to_json`; raises `MetadataCorrupt`."""
         if not isinstance(value, list) or not value:
             raise MetadataCorrupt(f"the layout record can't be read: expected a list of layouts, found {str(value)[:200]}")
-        current, *older = map(Layout.from_json, value)
+        layouts: list[Layout] = []
+        for item in value:
+            layouts.append(Layout.from_json(item, newer=layouts[-1] if layouts else None))
         try:
-            return cls(current=current, older=tuple(older))
+            return cls(current=layouts[0], older=tuple(layouts[1:]))
         except Misconfigured as exc:
             raise MetadataCorrupt(f"the layout record can't be read: {exc.message}") from exc
 
@@ -196,3 +212,23 @@ def choose_groups(layout: Layout, *, name: str, num_groups: int, replicas: int, 
         for node in best_nodes[:1]:
             first[node] += share[node]
     return tuple(groups)
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    return {"id": node.id, "weight": node.weight, "zone": node.zone, "host": node.host, "state": node.state}
+
+
+def _node_from_json(value: Mapping[str, Any]) -> Node:
+    return Node(
+        id=str(value["id"]),
+        weight=float(value["weight"]),
+        zone=str(value["zone"]),
+        host=str(value["host"]),
+        state=value["state"],
+    )
+
+
+def _run_of(newer: Layout | None, start: int, end: int) -> tuple[Node, ...]:
+    if newer is None or not 0 <= start < end <= len(newer.nodes):
+        raise ValueError(f"there are no nodes {start} to {end} in the layout before")
+    return newer.nodes[start:end]

@@ -218,6 +218,15 @@ def test_readers_are_spread_because_placement_is(cluster: Cluster) -> None:
     assert firsts == {"a", "b", "c"}
 
 
+def test_a_refresh_without_a_new_layout_keeps_what_was_computed(cluster: Cluster, loader: Loader) -> None:
+    known = cluster.layouts
+    loader.view = view_of("a", "b", "c", down=("b",))
+    assert cluster.refresh().endpoints == loader.view.endpoints
+    assert cluster.layouts is known
+    loader.view = view_of("a", "b", "c", version=2)
+    assert cluster.refresh() is loader.view
+
+
 def test_views_come_back_from_json() -> None:
     view = view_of("a", "b", down=("b",))
     assert ClusterView.from_json(json.loads(json.dumps(view.to_json()))) == view

@@ -179,6 +179,28 @@ def test_copies_are_looked_for_under_all_layouts_the_current_one_first() -> None
     assert Layouts.from_json(layouts.to_json()) == layouts
 
 
+def test_an_older_layout_is_written_as_what_differs_from_the_newer_one() -> None:
+    first = layout_of(*map(node, "abcdef"))
+    nodes = first.nodes
+    second = replace(first, version=2, nodes=(*nodes[:2], replace(nodes[2], weight=2.0), *nodes[3:], node("g")))
+    third = replace(second, version=3, nodes=second.nodes[1:])
+    layouts = Layouts(current=third, older=(second, first))
+    newest, older, oldest = written = json.loads(json.dumps(layouts.to_json()))
+    assert newest == third.to_json()
+    assert older["nodes"] == [first.to_json()["nodes"][0], [0, 6]]
+    assert oldest["nodes"] == [[0, 2], first.to_json()["nodes"][2], [3, 6]]
+    assert Layouts.from_json(written) == layouts
+
+
+@pytest.mark.parametrize("run", [[0, 4], [-1, 2], [1, 1], [2, 1], [0], ["0", 1], [0, 1, 2], [0.0, 1.0]])
+def test_a_range_of_nodes_that_do_not_exist_is_metadata_corrupt(run: list[object]) -> None:
+    newest = layout_of(*map(node, "abc")).to_json()
+    with pytest.raises(MetadataCorrupt, match="layout"):
+        Layouts.from_json([{**newest, "version": 2}, {**newest, "nodes": [run]}])
+    with pytest.raises(MetadataCorrupt, match="layout"):
+        Layouts.from_json([{**newest, "nodes": [[0, 1]]}])
+
+
 @pytest.mark.parametrize("versions", [(1, 2), (2, 2), (3, 1, 2)])
 def test_layouts_are_listed_newest_first(versions: tuple[int, ...]) -> None:
     current, *older = (replace(layout_of(node("a")), version=version) for version in versions)
