@@ -34,15 +34,21 @@ __all__ = [
     "InvalidRange",
     "InvalidRequest",
     "JobNotFound",
+    "LayoutsPending",
     "MetadataCorrupt",
-    "MetadataFrozen",
     "MetadataUnavailable",
     "Misconfigured",
+    "NodeExists",
+    "NodeInUse",
+    "NodeNotFound",
+    "NodeOverfilled",
     "NotEnoughReplicas",
     "ObjectNotFound",
     "PreconditionFailed",
     "ProtocolMismatch",
     "StoreError",
+    "TooFewNodes",
+    "TooFewZones",
     "TruncatedBody",
     "from_problem",
     "to_problem",
@@ -141,6 +147,44 @@ class JobNotFound(StoreError):
     code, status, title = "job-not-found", 404, "No such job"
 
 
+class NodeNotFound(StoreError):
+    code, status, title = "node-not-found", 404, "No such node"
+
+
+class NodeExists(StoreError):
+    code, status, title = "node-exists", 409, "The node is in the layout already"
+
+
+class NodeInUse(StoreError):
+    """The node holds data that others have yet to take over."""
+
+    code, status, title = "node-in-use", 409, "The node still counts"
+
+
+class NodeOverfilled(StoreError):
+    """A change of the layout would give a node more than its disk takes."""
+
+    code, status, title = "node-overfilled", 409, "A node would be overfilled"
+
+
+class TooFewNodes(StoreError):
+    """A change of the layout would leave fewer nodes than there are copies of a chunk."""
+
+    code, status, title = "too-few-nodes", 409, "Too few nodes for all copies"
+
+
+class TooFewZones(StoreError):
+    """A change of the layout would put copies into one zone that are in several now."""
+
+    code, status, title = "too-few-zones", 409, "Too few zones for all copies"
+
+
+class LayoutsPending(StoreError):
+    """Too many changes of the layout are not complete."""
+
+    code, status, title = "layouts-pending", 409, "Earlier changes are not complete"
+
+
 class BucketExists(StoreError):
     code, status, title = "bucket-exists", 409, "The bucket exists already"
 
@@ -205,12 +249,6 @@ class AllReplicasFailed(StoreError):
 
 class MetadataUnavailable(StoreError):
     code, status, title, retryable = "metadata-unavailable", 503, "The metadata engine does not answer", True
-
-
-class MetadataFrozen(StoreError):
-    """Nothing may be committed now: an operator moves the metadata, or a backup of it came back. Reads go on."""
-
-    code, status, title, retryable = "metadata-frozen", 503, "Commits are frozen", True
 
 
 class MetadataCorrupt(StoreError):

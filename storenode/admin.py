@@ -177,7 +177,7 @@ async def verify_chunks(request: Request, node: NodeOf) -> Response:
     responses={200: json_of("NodeStatus", description="This node's disk, and how far it follows"), **problems(503)},
 )
 async def status(node: NodeOf) -> Response:
-    """The state of this node: room on its disk, and up to which revision it holds all that it should."""
+    """The state of this node: its disk, about what lies on it, and up to which revision it holds all that it should."""
     usage = await node.pools.disk.run(node.store.usage)
     disk = {
         "total_bytes": usage.total_bytes,
@@ -185,14 +185,10 @@ async def status(node: NodeOf) -> Response:
         "reserve_bytes": usage.reserve_bytes,
         "read_only": usage.read_only,
     }
+    census = await node.pools.disk.run(node.store.census)
+    chunks = {"num_chunks": census.num_chunks, "size_bytes": census.size_bytes}
     follower = {"revision": node.follower.complete_to, "pending": node.follower.num_pending}
-    lineage = node.lineage.lineage
-    metadata = {
-        "incarnation": lineage.incarnation,
-        "went_back": node.lineage.metadata_went_back,
-        "frozen": lineage.frozen.error().message if lineage.frozen is not None else None,
-    }
-    return _json({"node_id": node.node_id, "disk": disk, "follower": follower, "metadata": metadata})
+    return _json({"node_id": node.node_id, "disk": disk, "chunks": chunks, "follower": follower})
 
 
 @router.post(

@@ -29,6 +29,7 @@ from typing_extensions import Buffer
 
 from client.checksum import blake3_id
 from client.errors import BodyTooLarge, ChecksumMismatch, ChunkNotFound, DiskFailed, StoreError
+from storenode.census import Census, take_census
 from storenode.chunkdirs import ChunkDirectories
 from storenode.chunkfile import ChunkPath, OpenChunk, parse_name, read_trailer
 from storenode.chunkgroup import ChunkGroup, Member, require_reporting_sync
@@ -249,6 +250,10 @@ class ChunkStore:
     def usage(self) -> DiskUsage:
         """How full the disk is."""
         return self._space.usage()
+
+    def census(self) -> Census:
+        """About how many chunks are here, and their bytes; raises `DiskFailed`."""
+        return take_census(self._fs, self._dirs.parents)
 
     @property
     def read_only(self) -> bool:

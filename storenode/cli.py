@@ -17,7 +17,6 @@ import typer
 
 from client.cli.output import AsJson, Output
 from client.errors import InternalError, StoreError, to_problem
-from storenode import meta_cli
 
 if TYPE_CHECKING:
     from storenode.embedded import EmbeddedCluster, NodeExit
@@ -30,8 +29,12 @@ DEFAULT_PORT = 7070
 def register(app: typer.Typer) -> None:
     """Add the commands to the ``forebay`` command line."""
     app.command()(up)
-    app.command()(node)
-    meta_cli.register(app)
+    # `forebay node` runs a node; `forebay node ls` and its like are the client's, and work where no node can run.
+    for group in app.registered_groups:
+        if group.name == "node" and group.typer_instance is not None:
+            group.typer_instance.info.no_args_is_help = False
+            group.typer_instance.info.help = "Run one node, or list nodes and change who holds data."
+            group.typer_instance.callback(invoke_without_command=True)(node)
 
 
 def up(
@@ -60,13 +63,16 @@ def up(
 
 
 def node(
+    ctx: typer.Context,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve addresses that other machines reach, although nothing is authenticated.")
     ] = False,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one node in the foreground, configured by FOREBAY_DATA_DIR, FOREBAY_META, FOREBAY_HOST and so on."""
+    """Run one node in the foreground, configured by FOREBAY_DATA_DIR, FOREBAY_META and so on; or say who holds data."""
+    if ctx.invoked_subcommand is not None:
+        return
     from storenode.process import die_with_parent
 
     die_with_parent()
@@ -114,6 +120,7 @@ def _describe(cluster: EmbeddedCluster) -> dict[str, Any]:
             "endpoint": cluster.endpoint(node_id),
             "data_dir": str(cluster.data_dirs[node_id]),
             "pid": cluster.pid(node_id),
+            "spare": node_id in cluster.spares,
         }
         for node_id in cluster.node_ids
     ]
@@ -125,11 +132,11 @@ def _what_next(cluster: EmbeddedCluster) -> str:
     where = "" if first == f"http://127.0.0.1:{DEFAULT_PORT}" else f"--endpoint {first} "
     count = len(cluster.node_ids)
     number = "1 node is" if count == 1 else f"{count} nodes are"
-    replicas = "" if count >= 3 else f" --replicas {count}"
-    return (
-        f"{number} up at {', '.join(cluster.endpoints)}. Next, in another terminal: "
-        f"forebay {where}bucket create my-bucket{replicas}"
-    )
+    placed = count - len(cluster.spares)
+    replicas = "" if placed >= 3 else f" --replicas {placed}"
+    command = "node add --all" if cluster.spares else f"bucket create my-bucket{replicas}"
+    spare = f", {len(cluster.spares)} of them spare" if cluster.spares else ""
+    return f"{number} up at {', '.join(cluster.endpoints)}{spare}. Next, in another terminal: forebay {where}{command}"
 
 
 def _tell(output: Output, ended: NodeExit, *, num_left: int) -> None:

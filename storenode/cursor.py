@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from storenode.filesystem import FileSystem, disk_error, opened, write_new
@@ -25,20 +25,10 @@ _MAX_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """Complete to metadata revision `revision` under layout version `layout`.
-
-    Attributes
-    ----------
-    incarnation : str
-        Of the metadata that the revisions are of.
-    seen : int
-        The highest revision of it that this node knows of. Metadata that has less was restored from a backup.
-    """
+    """Complete to metadata revision `revision` under layout version `layout`."""
 
     revision: int
     layout: int
-    incarnation: str = ""
-    seen: int = field(default=0, compare=False)
 
 
 class CursorFile:
@@ -71,12 +61,7 @@ class CursorFile:
             value = json.loads(buffer[:count])
             if value["format"] != _FORMAT or value["cluster_id"] != self._cluster_id:
                 return None
-            return Cursor(
-                revision=int(value["revision"]),
-                layout=int(value["layout"]),
-                incarnation=str(value.get("incarnation", "")),
-                seen=int(value.get("seen", value["revision"])),
-            )
+            return Cursor(revision=int(value["revision"]), layout=int(value["layout"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -87,8 +72,6 @@ class CursorFile:
             "cluster_id": self._cluster_id,
             "revision": cursor.revision,
             "layout": cursor.layout,
-            "incarnation": cursor.incarnation,
-            "seen": cursor.seen,
         }
         try:
             with opened(self._fs.open_directory(self._directory)) as directory:

@@ -5,8 +5,9 @@
     DIR/node-1.log ...  what each node has to say
 
 The first start makes the directory a cluster: node ids are minted, the layout is written. Each step can be repeated, so a
-start that was broken off is simply begun again. Later starts need the same number of nodes. Nodes keep their ports as long
-as the cluster object lives, also while one of them is down. When this process ends, however it ends, the nodes end.
+start that was broken off is simply begun again. Later starts run the nodes of all directories; more of them than that are
+spare ones, which hold nothing until the layout is changed. Nodes keep their ports as long as the cluster object lives, also
+while one of them is down. When this process ends, however it ends, the nodes end.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from client.transport import Transport
 from client.wire import decode_json
 from storenode.identity import claim
 from storenode.layouts import create_layout, read_layouts
-from storenode.lineage import create_cluster, read_cluster_id
 from storenode.listener import reserve
+from storenode.membership import create_cluster, read_cluster_id
 from storenode.process import NodeProcess
 from storenode.sqlite import SqliteMetaStore
 
@@ -107,6 +108,7 @@ class EmbeddedCluster:
         self._processes: dict[str, NodeProcess] = {}
         self._spawner: ThreadPoolExecutor | None = None
         self.data_dirs: dict[str, Path] = {}
+        self.spares: tuple[str, ...] = ()
 
     @property
     def node_ids(self) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ class EmbeddedCluster:
         Raises
         ------
         Misconfigured
-            Another number of nodes than the directory has, a port in use, a directory that another process holds.
+            Fewer nodes than the directory has, a port in use, a directory that another process holds.
         StoreError
             Why a node could not start.
         """
@@ -210,7 +212,7 @@ class EmbeddedCluster:
     def prepare(self) -> None:
         """Make the directory a cluster if it is none, and learn its nodes; raises what `start` does. Starts nothing."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        existing = sorted(path.parent for path in self.directory.glob("node-*/node.json"))
+        existing = list(self.directory.glob("node-*/node.json"))
         if existing and not self.meta_path.exists():
             raise Misconfigured(
                 f"{self.directory} holds {len(existing)} nodes, but their metadata {self.meta_path} is missing; restore it, or "
@@ -222,14 +224,8 @@ class EmbeddedCluster:
             if existing and read_cluster_id(store) is None:
                 raise Misconfigured(f"{self.meta_path} is empty, but {self.directory} holds nodes; restore the metadata")
             known = read_layouts(store)
-            layout = known.layouts.current if known else None
-            count = self._agreed_count(layout)
             cluster_id = create_cluster(store)
-            for number in range(1, count + 1):
-                path = self.directory / f"node-{number}"
-                if layout is not None and not (path / "node.json").exists():
-                    # Minting another id would hide from the cluster the chunks that may still lie there.
-                    raise Misconfigured(f"{path} is a node of this cluster, but its identity node.json is missing; restore it")
+            for path in self._paths(known.layouts.current if known else None):
                 # Claimed and let go: a node that runs already is found here, with a clear message.
                 with claim(path, cluster_id=cluster_id) as found:
                     self.data_dirs[found.node_id] = path
@@ -237,8 +233,36 @@ class EmbeddedCluster:
             layout = create_layout(store, Layout(version=1, partitions=self._partitions, nodes=nodes)).current
         finally:
             store.close()
-        if {node.id for node in layout.nodes} != set(self.data_dirs):
-            raise Misconfigured(f"the node directories in {self.directory} are not those that its metadata names; restore them")
+        placed = {node.id for node in layout.nodes}
+        if lost := placed - set(self.data_dirs):
+            raise Misconfigured(
+                f"the layout has node {', '.join(sorted(lost))}, and {self.directory} has no directory of it; restore it"
+            )
+        self.spares = tuple(node_id for node_id in self.data_dirs if node_id not in placed)
+
+    def _paths(self, layout: Layout | None) -> list[Path]:
+        """The directories of all nodes, those to be made included; the lowest numbers that are free."""
+        paths = {int(path.name.removeprefix("node-")): path for path in self.directory.glob("node-*") if path.is_dir()}
+        if layout is None:
+            wanted = self._num_nodes or DEFAULT_NODES
+            return [self.directory / f"node-{number}" for number in range(1, wanted + 1)]
+        nameless = [path for path in paths.values() if not (path / "node.json").exists()]
+        for path in nameless:
+            # Minting another id would hide from the cluster the chunks that may still lie there. An empty directory is what a
+            # start leaves that was broken off while it made a spare node.
+            if (path / "chunks").exists() or len(paths) - len(nameless) < len(layout.nodes):
+                raise Misconfigured(f"{path} is a node of this cluster, but its identity node.json is missing; restore it")
+        wanted = len(paths) if self._num_nodes is None else self._num_nodes
+        if wanted < len(paths):
+            raise Misconfigured(
+                f"{self.directory} has the directories of {len(paths)} nodes, and {wanted} were asked for; give --nodes "
+                f"{len(paths)}. A node goes by `forebay node drain`, `forebay node remove`, and then its directory"
+            )
+        number = 1
+        while len(paths) < wanted:
+            paths.setdefault(number, self.directory / f"node-{number}")
+            number += 1
+        return [path for _, path in sorted(paths.items())]
 
     def _reserve_ports(self) -> None:
         for index, node_id in enumerate(self.node_ids):
@@ -246,31 +270,20 @@ class EmbeddedCluster:
             self._reserved.append(bound)
             self._ports[node_id] = bound.getsockname()[1]
 
-    def _agreed_count(self, layout: Layout | None) -> int:
-        if layout is None:
-            return self._num_nodes or DEFAULT_NODES
-        if self._num_nodes not in (None, len(layout.nodes)):
-            raise Misconfigured(
-                f"the cluster in {self.directory} has {len(layout.nodes)} nodes, and {self._num_nodes} were asked for; give "
-                f"--nodes {len(layout.nodes)}, or another directory"
-            )
-        return len(layout.nodes)
-
     def _spawn(self, node_id: str, environment: Mapping[str, str]) -> None:
         assert self._spawner is not None
         path = self.data_dirs[node_id]
         log_path = path.with_suffix(".log")
         settings = {
             "FOREBAY_DATA_DIR": str(path),
+            "FOREBAY_META": f"sqlite:///{self.meta_path}",
             "FOREBAY_HOST": _HOST,
             "FOREBAY_PORT": str(self._ports[node_id]),
             "FOREBAY_ADVERTISE": "",
         }
 
-        # First, because a cluster that has moved to another engine is started with that one's name.
-        engine = {"FOREBAY_META": f"sqlite:///{self.meta_path}"}
         self._processes[node_id] = NodeProcess(
-            {**os.environ, **engine, **self._environment, **environment, **settings},
+            {**os.environ, **self._environment, **environment, **settings},
             log_path=log_path,
             spawner=self._spawner,
             on_exit=lambda code: self._exits.put(NodeExit(node_id=node_id, code=code, log_path=log_path)),

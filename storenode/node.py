@@ -16,9 +16,9 @@ from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.config import NodeConfig
 from storenode.job import Job
-from storenode.lineage_watch import LineageWatch
 from storenode.metastore import MetaStore
 from storenode.openchunks import OpenChunks
+from storenode.reshaping import Reshaping
 from storenode.threads import Pools
 
 __all__ = ["JobBoard", "Node", "RepairQueue"]
@@ -80,10 +80,10 @@ class Node:
         Threads.
     follower : RepairQueue
         Takes bad copies.
-    lineage : LineageWatch
-        Whether the metadata is what it was.
     jobs : JobBoard
         Scrubs and their like.
+    reshaping : Reshaping
+        Changes the layout.
     """
 
     node_id: str
@@ -97,5 +97,5 @@ class Node:
     objects: ObjectStore
     pools: Pools
     follower: RepairQueue
-    lineage: LineageWatch
     jobs: JobBoard
+    reshaping: Reshaping

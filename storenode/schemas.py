@@ -13,8 +13,8 @@ BYTES: dict[str, Any] = {"*/*": {"schema": {"type": "string", "format": "binary"
 
 _PHRASES = {
     400: "The request, a name or a checksum is wrong",
-    404: "There is no such bucket, object, chunk or job",
-    409: "The bucket exists, or is not empty, or others were faster",
+    404: "There is no such bucket, object, chunk, node or job",
+    409: "The bucket exists, or is not empty; the change does not fit the nodes; or others were faster",
     410: "The revision is gone; begin again",
     411: "The length of the body is missing",
     412: "The condition does not hold",
@@ -150,8 +150,64 @@ SCHEMAS: dict[str, Any] = {
                     "read_only": _BOOLEAN,
                 }
             ),
+            "chunks": _object({"num_chunks": _INTEGER, "size_bytes": _INTEGER}),
             "follower": _object({"revision": nullable(_INTEGER), "pending": _INTEGER}),
-            "metadata": _object({"incarnation": _STRING, "went_back": _BOOLEAN, "frozen": nullable(_STRING)}),
+        }
+    ),
+    "LayoutChange": _object(
+        {
+            "change": {"enum": ["add", "drain", "remove", "weight", "zone"]},
+            "nodes": {"type": "array", "items": _STRING, "description": "Ids; for add: empty means every spare node"},
+            "weight": _NUMBER,
+            "zone": _STRING,
+            "dry_run": _BOOLEAN,
+            "force": _BOOLEAN,
+        },
+        optional=("weight", "zone", "dry_run", "force"),
+    ),
+    "LayoutProgress": _object(
+        {
+            "version": _INTEGER,
+            "older": _array(_INTEGER),
+            "nodes": _array(
+                _object(
+                    {
+                        "node_id": _STRING,
+                        "state": {"enum": ["up", "down", "draining", "drained", "spare"]},
+                        "up": _BOOLEAN,
+                        "complete": nullable(_BOOLEAN),
+                        "weight": nullable(_NUMBER),
+                        "zone": nullable(_STRING),
+                        "host": nullable(_STRING),
+                        "endpoints": _array(_STRING),
+                    }
+                )
+            ),
+        }
+    ),
+    "LayoutPlan": _object(
+        {
+            "layout": {"type": "object", "description": "As it is now, or would be"},
+            "older": _array(_INTEGER),
+            "replicas": _INTEGER,
+            "moved_share": _NUMBER,
+            "moved_bytes": nullable(_INTEGER),
+            "usable_bytes": nullable(_INTEGER),
+            "limited_by": _STRING,
+            "copies_left": {"type": "object", "additionalProperties": _INTEGER},
+            "nodes": _array(
+                _object(
+                    {
+                        "node_id": _STRING,
+                        "before_share": _NUMBER,
+                        "after_share": _NUMBER,
+                        "gained_share": _NUMBER,
+                        "gained_bytes": nullable(_INTEGER),
+                    }
+                )
+            ),
+            "committed": _BOOLEAN,
+            "seconds": nullable(_NUMBER),
         }
     ),
     "BatchItems": _object(

@@ -24,6 +24,10 @@ from client.record import ObjectInfo
 from client.transport import Transport
 from client.wire import decode_json, encode_json
 from storenode.embedded import EmbeddedCluster
+from storenode.identity import claim
+from storenode.listener import reserve
+from storenode.membership import read_cluster_id
+from storenode.sqlite import SqliteMetaStore
 
 __all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually", "shared_cluster"]
 
@@ -113,6 +117,22 @@ class LiveCluster(EmbeddedCluster):
         return Transport(load_config()[0])
 
     # What happens to a node
+
+    def add_spare(self) -> str:
+        """Start a node that the cluster has not seen; returns when it answers."""
+        store = SqliteMetaStore(self.meta_path)
+        cluster_id = read_cluster_id(store)
+        store.close()
+        assert cluster_id is not None
+        path = self.directory / f"node-{len(self.data_dirs) + 1}"
+        with claim(path, cluster_id=cluster_id) as found:
+            node_id = found.node_id
+        self.data_dirs[node_id] = path
+        bound = reserve("127.0.0.1", 0)
+        self._reserved.append(bound)
+        self._ports[node_id] = bound.getsockname()[1]
+        self.restart(node_id)
+        return node_id
 
     @contextmanager
     def paused(self, node_id: str) -> Iterator[None]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from client.errors import Misconfigured
+from client.placement import Layout, Layouts, Node
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
-from storenode.layouts import read_layouts
-from storenode.lineage import create_cluster, read_cluster_id
+from storenode.layouts import change_layouts, read_layouts
+from storenode.membership import create_cluster, read_cluster_id
 from storenode.sqlite import SqliteMetaStore
 
 
@@ -37,11 +39,34 @@ def test_a_later_start_finds_the_same_nodes(tmp_path: Path) -> None:
     assert prepare(tmp_path).node_ids == prepare(tmp_path, nodes=2, partitions=128).node_ids == first.node_ids
 
 
-def test_another_number_of_nodes_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+def test_fewer_nodes_than_there_are_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     prepare(tmp_path, nodes=3)
-    with pytest.raises(Misconfigured, match=r"has 3 nodes, and 4 were asked for; give --nodes 3"):
-        prepare(tmp_path, nodes=4)
-    assert not (tmp_path / "node-4").exists()
+    with pytest.raises(Misconfigured, match=r"directories of 3 nodes, and 2 were asked for; give --nodes 3"):
+        prepare(tmp_path, nodes=2)
+
+
+def test_more_nodes_than_there_are_become_spare_ones(tmp_path: Path) -> None:
+    first = prepare(tmp_path, nodes=3)
+    assert first.spares == ()
+    second = prepare(tmp_path, nodes=4)
+    assert second.node_ids[:3] == first.node_ids and second.spares == second.node_ids[3:]
+    assert second.data_dirs[second.spares[0]].name == "node-4"
+    assert prepare(tmp_path).spares == second.spares
+
+
+def test_the_directory_of_a_removed_node_may_go(tmp_path: Path) -> None:
+    first = prepare(tmp_path, nodes=3)
+    store = SqliteMetaStore(first.meta_path)
+    known = read_layouts(store)
+    assert known is not None
+    left = Layout(version=2, partitions=64, nodes=tuple(Node(id=node_id) for node_id in first.node_ids[1:]))
+    change_layouts(store, known, Layouts(current=left))
+    store.close()
+    assert prepare(tmp_path).spares == first.node_ids[:1]
+    shutil.rmtree(tmp_path / "node-1")
+    assert prepare(tmp_path).node_ids == first.node_ids[1:]
+    # Its number is free again.
+    assert prepare(tmp_path, nodes=3).data_dirs.keys() - set(first.node_ids) and (tmp_path / "node-1").exists()
 
 
 @pytest.mark.parametrize("nodes", [0, -1, 65])
@@ -112,5 +137,5 @@ def test_a_directory_of_an_unknown_node_is_refused(tmp_path: Path) -> None:
     prepare(tmp_path, nodes=2)
     identity = tmp_path / "node-2" / "node.json"
     identity.write_text(identity.read_text().replace('"node_id": "', '"node_id": "f'))
-    with pytest.raises(Misconfigured, match="not those that its metadata names"):
+    with pytest.raises(Misconfigured, match=r"the layout has node .*has no directory of it; restore it"):
         prepare(tmp_path)

@@ -31,7 +31,12 @@ def test_without_a_command_it_shows_the_help(forebay: Forebay) -> None:
 
 def test_every_command_has_help(forebay: Forebay) -> None:
     commands = "put get sync cat cp mv rm ls stat du replicate verify scrub".split()
-    groups = {"bucket": "create ls set rm", "cluster": "status layout", "job": "ls watch cancel"}
+    groups = {
+        "bucket": "create ls set rm",
+        "cluster": "status layout",
+        "job": "ls watch cancel",
+        "node": "ls add drain remove weight zone",
+    }
     for command in [[name] for name in commands] + [[g, name] for g, names in groups.items() for name in names.split()]:
         shown = forebay(*command, "--help").out
         assert "Usage: forebay " + " ".join(command) in shown
