@@ -36,6 +36,7 @@ __all__ = [
     "JobNotFound",
     "LayoutsPending",
     "MetadataCorrupt",
+    "MetadataFrozen",
     "MetadataUnavailable",
     "Misconfigured",
     "NodeExists",
@@ -249,6 +250,12 @@ class AllReplicasFailed(StoreError):
 
 class MetadataUnavailable(StoreError):
     code, status, title, retryable = "metadata-unavailable", 503, "The metadata engine does not answer", True
+
+
+class MetadataFrozen(StoreError):
+    """Nothing may be committed now: an operator moves the metadata, or a backup of it came back. Reads go on."""
+
+    code, status, title, retryable = "metadata-frozen", 503, "Commits are frozen", True
 
 
 class MetadataCorrupt(StoreError):

@@ -188,7 +188,13 @@ async def status(node: NodeOf) -> Response:
     census = await node.pools.disk.run(node.store.census)
     chunks = {"num_chunks": census.num_chunks, "size_bytes": census.size_bytes}
     follower = {"revision": node.follower.complete_to, "pending": node.follower.num_pending}
-    return _json({"node_id": node.node_id, "disk": disk, "chunks": chunks, "follower": follower})
+    lineage = node.lineage.lineage
+    metadata = {
+        "incarnation": lineage.incarnation,
+        "went_back": node.lineage.metadata_went_back,
+        "frozen": lineage.frozen.error().message if lineage.frozen is not None else None,
+    }
+    return _json({"node_id": node.node_id, "disk": disk, "chunks": chunks, "follower": follower, "metadata": metadata})
 
 
 @router.post(

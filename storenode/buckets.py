@@ -14,7 +14,7 @@ them goes with the bucket.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from client.errors import BucketExists, BucketNotEmpty, BucketNotFound, Conflict, InvalidRequest, MetadataCorrupt
@@ -23,6 +23,7 @@ from client.record import BucketPolicy
 from client.wire import encode_json
 from storenode.history import MAX_PRUNED, Head
 from storenode.keyspace import BUCKETS, after, bucket_key, objects_of, versions_of
+from storenode.lineage import read_lineage
 from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, prefix_end
 
 __all__ = ["MAX_TURNS", "Bucket", "Buckets", "bucket_not_found", "lost_races", "scan"]
@@ -93,7 +94,7 @@ class Buckets:
         """See `client.catalog.Catalog.create_bucket`."""
         fresh = Bucket(name=check_bucket(name), revision=0, policy=policy)
         for _ in range(MAX_TURNS):
-            if self._meta.txn([fresh.unchanged], [fresh.put()]).ok:
+            if self._change([fresh.unchanged], [fresh.put()]) is not None:
                 return
             try:
                 found = self.get(name)
@@ -108,7 +109,7 @@ class Buckets:
         """See `client.catalog.Catalog.set_bucket`."""
         for _ in range(MAX_TURNS):
             found = self.get(name)
-            if self._meta.txn([found.unchanged], [Bucket(name=name, revision=0, policy=policy).put()]).ok:
+            if self._change([found.unchanged], [Bucket(name=name, revision=0, policy=policy).put()]) is not None:
                 return
         raise lost_races(name)
 
@@ -119,15 +120,22 @@ class Buckets:
             # Looked at before the mark, so that a bucket in use is refused without a change to it.
             self._require_empty(found)
             marked = Bucket(name=name, revision=0, policy=found.policy, closing=True)
-            result = self._meta.txn([found.unchanged], [marked.put()])
-            if not result.ok:
+            revision = self._change([found.unchanged], [marked.put()])
+            if revision is None:
                 continue
-            marked = Bucket(name=name, revision=result.revision, policy=found.policy, closing=True)
+            marked = Bucket(name=name, revision=revision, policy=found.policy, closing=True)
             self._require_empty(marked)
             self._purge(marked)
-            if self._meta.txn([marked.unchanged], [Delete(key=bucket_key(name))]).ok:
+            if self._change([marked.unchanged], [Delete(key=bucket_key(name))]) is not None:
                 return
         raise lost_races(name)
+
+    def _change(self, compares: Sequence[Compare], changes: Sequence[Change]) -> int | None:
+        """The revision of a change, None if a compare does not hold. Raises `MetadataFrozen`."""
+        lineage = read_lineage(self._meta)
+        lineage.require_writable()
+        result = self._meta.txn([lineage.unchanged, *compares], changes)
+        return result.revision if result.ok else None
 
     def _require_empty(self, bucket: Bucket) -> None:
         prefix = objects_of(bucket.name)
@@ -157,12 +165,12 @@ class Buckets:
                 else:
                     head = Head(version=head.version, record=head.record, older=left)
                     changes.append(Put(key=item.key, value=head.encode()))
-                result = self._meta.txn([bucket.unchanged, unchanged], changes)
-                if not result.ok:
+                revision = self._change([bucket.unchanged, unchanged], changes)
+                if revision is None:
                     return
                 if left <= 0:
                     break
-                unchanged = Compare(key=item.key, mod_revision=result.revision)
+                unchanged = Compare(key=item.key, mod_revision=revision)
 
 
 def scan(meta: MetaStore, prefix: str) -> Iterator[KeyValue]:

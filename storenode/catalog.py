@@ -1,18 +1,28 @@
 """Names to records on a `MetaStore`: what a node answers for buckets and objects. Blocking; it knows nothing of HTTP.
 
-An object's version is the revision of the transaction that wrote it. `storenode.commits` says how writes happen,
-`storenode.history` what becomes of older versions, `storenode.markers` how a repeat learns its first answer, and
-`storenode.buckets` how a bucket goes away.
+An object's version tells the transaction that wrote it; revisions that callers see are counted as versions are.
+`storenode.commits` says how writes happen, `storenode.history` what becomes of older versions, `storenode.markers` how a
+repeat learns its first answer, `storenode.buckets` how a bucket goes away, and `storenode.lineage` what of this outlives the
+metadata engine.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from client.catalog import MAX_BATCH_ITEMS, Commit, Consistency, Listing, Opened, Watched, parts
-from client.errors import BucketNotFound, InvalidName, InvalidRequest, MetadataCorrupt, ObjectNotFound, StoreError
+from client.errors import (
+    BucketNotFound,
+    CursorExpired,
+    InvalidName,
+    InvalidRequest,
+    MetadataCorrupt,
+    ObjectNotFound,
+    StoreError,
+)
 from client.names import check_bucket, check_key, check_prefix
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Backoff
@@ -20,6 +30,7 @@ from storenode.buckets import Bucket, Buckets
 from storenode.commits import Commits, object_not_found
 from storenode.history import Head, decode_older
 from storenode.keyspace import bucket_key, object_key, objects_of, version_key
+from storenode.lineage import read_lineage
 from storenode.listing import ListQuery, list_page
 from storenode.markers import Markers
 from storenode.metastore import MAX_GET_KEYS, Event, KeyValue, MetaStore, WouldWait, prefix_end
@@ -174,21 +185,32 @@ class MetaCatalog:
     def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
         """See `Catalog.list`."""
         self._buckets.get(bucket)
-        query = ListQuery(bucket=bucket, prefix=check_prefix(prefix), delimiter=check_prefix(delimiter), versions=versions)
-        return list_page(self._meta, query, cursor=cursor, limit=limit)
+        lineage = read_lineage(self._meta)
+        query = ListQuery(
+            bucket=bucket,
+            prefix=check_prefix(prefix),
+            delimiter=check_prefix(delimiter),
+            versions=versions,
+            incarnation=lineage.incarnation,
+        )
+        page = list_page(self._meta, query, cursor=cursor, limit=limit)
+        return replace(page, revision=lineage.base + page.revision)
 
     def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
         """See `Catalog.watch`."""
         self._buckets.get(bucket)
-        newest = self._meta.revision()
+        base = read_lineage(self._meta).base
+        newest = base + self._meta.revision()
         if after is None:
             return Watched(changes=(), revision=newest)
         if not 0 <= after <= newest:
             raise InvalidRequest(f"revision {after} is not one of this cluster, which is at {newest}")
+        if after < base:
+            raise CursorExpired(f"revision {after} is of metadata that has been replaced since; begin again at {newest}")
         start = objects_of(bucket) + check_prefix(prefix)
-        watched = self._meta.watch(start, prefix_end(start), after_revision=after, timeout_s=timeout_s)
+        watched = self._meta.watch(start, prefix_end(start), after_revision=after - base, timeout_s=timeout_s)
         changes = tuple(_change(bucket, event) for event in watched.events)
-        return Watched(changes=changes, revision=watched.revision)
+        return Watched(changes=changes, revision=base + watched.revision)
 
     def _bucket_error(self, bucket: str) -> StoreError | None:
         try:

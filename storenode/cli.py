@@ -17,6 +17,7 @@ import typer
 
 from client.cli.output import AsJson, Output
 from client.errors import InternalError, StoreError, to_problem
+from storenode import meta_cli
 
 if TYPE_CHECKING:
     from storenode.embedded import EmbeddedCluster, NodeExit
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
             group.typer_instance.info.no_args_is_help = False
             group.typer_instance.info.help = "Run one node, or list nodes and change who holds data."
             group.typer_instance.callback(invoke_without_command=True)(node)
+    meta_cli.register(app)
 
 
 def up(

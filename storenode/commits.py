@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A write is one transaction that compares the revisions of all it was decided on: the bucket's record, the key's newest
-version, and that the write has no marker yet. If any of them changed meanwhile, nothing happens and the write is decided
-anew. What was read may be of another moment than the last write of the same id: whatever is decided on it, a refusal too,
-takes effect only if there is still no marker then.
+A write is one transaction that compares the revisions of all it was decided on: the cluster's and the bucket's record, the
+key's newest version, and that the write has no marker yet. If any of them changed meanwhile, nothing happens and the write is
+decided anew. What was read may be of another moment than the last write of the same id: whatever is decided on it, a refusal
+too, takes effect only if there is still no marker then.
 
 Many writes go in rounds. A round reads what all of its writes need at once, decides each, and has the engine apply their
 transactions in one go; the next round is for those that lost a race. Of the writes to one key a round has the first that is
@@ -26,6 +26,7 @@ from client.errors import (
     BucketNotFound,
     Conflict,
     MetadataCorrupt,
+    MetadataFrozen,
     ObjectNotFound,
     PreconditionFailed,
     StoreError,
@@ -36,6 +37,7 @@ from client.wire import encode_json
 from storenode.buckets import MAX_TURNS, Bucket, bucket_not_found, lost_races
 from storenode.history import Head, next_step
 from storenode.keyspace import bucket_key, object_key, version_key, versions_of, write_key
+from storenode.lineage import CLUSTER_KEY, Lineage, decode_lineage
 from storenode.markers import Markers
 from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, Txn, num_fitting, txn_bytes
 
@@ -66,6 +68,7 @@ class _Decision:
 
     txn: Txn
     refusal: StoreError | None
+    base: int
 
 
 class Commits:
@@ -135,12 +138,12 @@ class Commits:
                 item.num_lost += 1
                 lost.append(item)
             else:
-                item.outcome = decision.refusal or _info(item.write, revision)
+                item.outcome = decision.refusal or _info(item.write, decision.base + revision)
         return lost
 
     def _read(self, items: Iterable[_Pending]) -> _Found:
         """All that is needed to decide, at one moment."""
-        keys: dict[str, None] = {}
+        keys: dict[str, None] = {CLUSTER_KEY: None}
         for item in items:
             write = item.write
             keys |= dict.fromkeys(
@@ -151,35 +154,48 @@ class Commits:
     def _decided(self, item: _Pending, found: _Found) -> _Decision | None:
         """What to do; None if the write has its outcome already."""
         write, compares, changes, refusal = item.write, list[Compare](), list[Change](), None
+        lineage = Lineage()
         marker = found[write_key(write.record.write_id)]
         if marker is not None:
             item.outcome = self._markers.answer(marker, write)
             return None
         try:
-            compares, changes = self._decide(write, found)
+            lineage = decode_lineage(found[CLUSTER_KEY])
+            lineage.require_writable()
+            decided = self._decide(write, found, lineage)
+            if isinstance(decided, ObjectInfo):
+                item.outcome = decided
+                return None
+            compares, changes = decided
         except _REFUSALS as error:
             refusal = error
-        except MetadataCorrupt as error:
+        except (MetadataCorrupt, MetadataFrozen) as error:
             item.outcome = error
             return None
         unmarked = Compare(key=write_key(write.record.write_id), mod_revision=0)
-        mark = self._markers.put(write, refusal=refusal)
-        return _Decision(txn=Txn(compares=[*compares, unmarked], changes=[*changes, mark]), refusal=refusal)
+        mark = self._markers.put(write, base=lineage.base, refusal=refusal)
+        txn = Txn(compares=[*compares, unmarked], changes=[*changes, mark])
+        return _Decision(txn=txn, refusal=refusal, base=lineage.base)
 
-    def _decide(self, write: Commit, found: _Found) -> tuple[list[Compare], list[Change]]:
-        """What has to hold for `write` to happen, and what it then changes."""
+    def _decide(self, write: Commit, found: _Found, lineage: Lineage) -> tuple[list[Compare], list[Change]] | ObjectInfo:
+        """What has to hold for `write` to happen, and what it then changes; or what it has made already."""
         key = object_key(write.bucket, write.key)
         record, at = found[bucket_key(write.bucket)], found[key]
         if record is None:
             raise bucket_not_found(write.bucket)
         bucket, head = _bucket(record), Head.decode(at) if at is not None else None
+        if head is not None and head.record.write_id == write.record.write_id:
+            # Its marker is gone with the engine that it was made on, for markers do not move.
+            return head.info(write.bucket, write.key)
         etag = head.record.write_id if head is not None and not head.record.tombstone else None
         if not write.condition.holds(etag):
             raise _precondition_failed(write, etag)
         if write.record.tombstone and etag is None:
             raise object_not_found(write.bucket, write.key)
         step = next_step(head, record=write.record, keep=bucket.policy.versions)
-        changes: list[Change] = [Delete(key=key) if step.head is None else Put(key=key, value=step.head.encode())]
+        changes: list[Change] = [
+            Delete(key=key) if step.head is None else Put(key=key, value=step.head.encode(base=lineage.base))
+        ]
         if step.aside and head is not None:
             moved = version_key(write.bucket, write.key, head.version)
             changes.append(Put(key=moved, value=encode_json(head.record.to_json())))
@@ -189,7 +205,8 @@ class Commits:
         if bucket.closing:
             # Somebody found the bucket empty and is about to delete it. This write puts an end to that.
             changes.append(Bucket(name=bucket.name, revision=0, policy=bucket.policy).put())
-        return [Compare(key=key, mod_revision=head.version if head is not None else 0), bucket.unchanged], changes
+        same_head = Compare(key=key, mod_revision=at.mod_revision if at is not None else 0)
+        return [lineage.unchanged, bucket.unchanged, same_head], changes
 
     def _apply(self, txns: Sequence[Txn]) -> list[int | None]:
         """The revision of each transaction; None for what has to be decided anew."""

@@ -10,28 +10,23 @@ import ipaddress
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
 
 from client.errors import Misconfigured
-from storenode.etcd_address import ETCD_FORM, EtcdAddress
+from storenode.engine import EngineConfig, named_faults
 
 __all__ = ["NodeConfig", "load_node_config"]
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
-SQLITE_SCHEME = "sqlite:///"
 
 
-class NodeConfig(BaseSettings):
+class NodeConfig(EngineConfig):
     """Settings of one storage node."""
-
-    model_config = SettingsConfigDict(env_prefix="FOREBAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # Identity and place
     data_dir: Path = Field(description="Chunks, quarantine and the node's identity; one node owns it")
-    meta: str = Field(description=f"Metadata engine: sqlite:///relative/path, sqlite:////absolute/path or {ETCD_FORM}")
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(7070, ge=0, le=65_535, description="Port to listen on; 0 takes a free one")
     advertise: str = Field("", description="URLs at which others reach this node, comma separated; by default host and port")
@@ -81,15 +76,6 @@ class NodeConfig(BaseSettings):
         300.0, gt=0, description="Shortest life of a write's marker; must exceed any client's deadline"
     )
 
-    # Metadata engine
-    metadata_timeout_s: float = Field(5.0, gt=0, description="How long a call waits for the engine, and for a turn with it")
-    max_etcd_connections: int = Field(64, ge=4, le=4096, description="To etcd; each call and each watch has one")
-    etcd_user: str = Field("", description="Who may read and write under the prefix, if etcd asks")
-    etcd_password: SecretStr = Field(SecretStr(""), description="That user's")
-    etcd_ca_file: Path | None = Field(None, description="Authorities that etcds:// trusts; by default the system's")
-    etcd_cert_file: Path | None = Field(None, description="This node's certificate, if etcd asks for one")
-    etcd_key_file: Path | None = Field(None, description="Its key, unless it is in the same file")
-
     # Membership
     lease_ttl_s: float = Field(10.0, gt=0, description="How long a silent node counts as up")
 
@@ -105,16 +91,6 @@ class NodeConfig(BaseSettings):
     )
     max_kept_jobs: int = Field(32, ge=1, le=1000, description="Ended jobs of this node that are remembered")
     scrub_rate_bytes_per_s: int = Field(64 * MIB, ge=1, description="Reading speed of the scrub")
-
-    @field_validator("meta")
-    @classmethod
-    def _meta_is_known(cls, value: str) -> str:
-        if value.startswith(("etcd://", "etcds://")):
-            EtcdAddress.parse(value)
-        elif not value.startswith(SQLITE_SCHEME) or len(value) == len(SQLITE_SCHEME):
-            # Shown without what could be a password.
-            raise ValueError(f"expected {SQLITE_SCHEME}PATH or {ETCD_FORM}, found {value.rpartition('@')[2]!r}")
-        return value
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> NodeConfig:
@@ -134,13 +110,6 @@ class NodeConfig(BaseSettings):
             )
         return self
 
-    @property
-    def meta_engine(self) -> Path | EtcdAddress:
-        """Where the metadata is: in an SQLite file, or in etcd."""
-        if self.meta.startswith(SQLITE_SCHEME):
-            return Path(self.meta.removeprefix(SQLITE_SCHEME))
-        return EtcdAddress.parse(self.meta)
-
 
 def load_node_config(**settings: Any) -> NodeConfig:
     """The configuration from `settings`, and for what they leave out from the environment.
@@ -150,16 +119,8 @@ def load_node_config(**settings: Any) -> NodeConfig:
     Misconfigured
         Names each wrong or missing setting, the variable that gives it, and what was found.
     """
-    try:
+    with named_faults("the node's configuration"):
         return NodeConfig(**settings)
-    except ValidationError as exc:
-        faults = "; ".join(_fault(error["loc"], error["msg"]) for error in exc.errors())
-        raise Misconfigured(f"the node's configuration is wrong: {faults}") from exc
-
-
-def _fault(place: tuple[int | str, ...], message: str) -> str:
-    name = ".".join(map(str, place))
-    return f"{name} (FOREBAY_{name.upper()}): {message}" if name else message
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storenode.filesystem import FileSystem, disk_error, opened, write_new
@@ -25,10 +25,20 @@ _MAX_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """Complete to metadata revision `revision` under layout version `layout`."""
+    """Complete to metadata revision `revision` under layout version `layout`.
+
+    Attributes
+    ----------
+    incarnation : str
+        Of the metadata that the revisions are of.
+    seen : int
+        The highest revision of it that this node knows of. Metadata that has less was restored from a backup.
+    """
 
     revision: int
     layout: int
+    incarnation: str = ""
+    seen: int = field(default=0, compare=False)
 
 
 class CursorFile:
@@ -61,7 +71,12 @@ class CursorFile:
             value = json.loads(buffer[:count])
             if value["format"] != _FORMAT or value["cluster_id"] != self._cluster_id:
                 return None
-            return Cursor(revision=int(value["revision"]), layout=int(value["layout"]))
+            return Cursor(
+                revision=int(value["revision"]),
+                layout=int(value["layout"]),
+                incarnation=str(value.get("incarnation", "")),
+                seen=int(value.get("seen", value["revision"])),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -72,6 +87,8 @@ class CursorFile:
             "cluster_id": self._cluster_id,
             "revision": cursor.revision,
             "layout": cursor.layout,
+            "incarnation": cursor.incarnation,
+            "seen": cursor.seen,
         }
         try:
             with opened(self._fs.open_directory(self._directory)) as directory:

@@ -32,8 +32,8 @@ from client.transport import Transport
 from client.wire import decode_json
 from storenode.identity import claim
 from storenode.layouts import create_layout, read_layouts
+from storenode.lineage import create_cluster, read_cluster_id
 from storenode.listener import reserve
-from storenode.membership import create_cluster, read_cluster_id
 from storenode.process import NodeProcess
 from storenode.sqlite import SqliteMetaStore
 
@@ -276,14 +276,15 @@ class EmbeddedCluster:
         log_path = path.with_suffix(".log")
         settings = {
             "FOREBAY_DATA_DIR": str(path),
-            "FOREBAY_META": f"sqlite:///{self.meta_path}",
             "FOREBAY_HOST": _HOST,
             "FOREBAY_PORT": str(self._ports[node_id]),
             "FOREBAY_ADVERTISE": "",
         }
 
+        # First, because a cluster that has moved to another engine is started with that one's name.
+        engine = {"FOREBAY_META": f"sqlite:///{self.meta_path}"}
         self._processes[node_id] = NodeProcess(
-            {**os.environ, **self._environment, **environment, **settings},
+            {**os.environ, **engine, **self._environment, **environment, **settings},
             log_path=log_path,
             spawner=self._spawner,
             on_exit=lambda code: self._exits.put(NodeExit(node_id=node_id, code=code, log_path=log_path)),

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 One durable cursor says "complete to metadata revision r under layout v" (`storenode.cursor`). From there the follower watches
 the records. For each one that changed it makes sure that every chunk that placement gives this node is here, and fetches what
-is missing. Without a usable cursor (a new node, an empty disk, another layout, history compacted away, metadata restored from
-a backup) it goes through all records first, page by page, and follows the changes between two pages, so that a long sweep
+is missing. Without a usable cursor (a new node, an empty disk, another layout, history compacted away, another incarnation of
+the metadata) it goes through all records first, page by page, and follows the changes between two pages, so that a long sweep
 never falls behind.
 
 A write is acknowledged by a quorum, so the last replica may still be receiving when the record shows up here. A record that is
@@ -64,6 +64,8 @@ class Follower:
         Mends single copies that were found bad.
     cursor_file : CursorFile
         How far this node has come, durably.
+    incarnation : callable
+        Which metadata this is at present.
     max_pending : int
         Most records that wait to be tried again.
     grace_s : float
@@ -84,6 +86,7 @@ class Follower:
         desired: DesiredSet,
         repair: Repair,
         cursor_file: CursorFile,
+        incarnation: Callable[[], str],
         max_pending: int,
         grace_s: float,
         base_s: float,
@@ -98,6 +101,7 @@ class Follower:
         self._desired = desired
         self._repair = repair
         self._file = cursor_file
+        self._incarnation_now = incarnation
         self._grace_s = grace_s
         self._max_s = max_s
         self._watch_s = watch_s
@@ -111,6 +115,8 @@ class Follower:
         self._durable: Cursor | None = None
         self._position: int | None = None  # followed to here; None: go back to the durable cursor
         self._layout_version = -1
+        self._incarnation: str | None = None
+        self._seen = 0  # The highest revision of this incarnation.
         self._sweep: Iterator[list[KeyValue]] | None = None
         self._saved_s = float("-inf")
         self._outages = Outages(log)
@@ -171,15 +177,18 @@ class Follower:
 
     def _find_position(self) -> None:
         """Decide where to go on: from where it was, from the durable cursor, or from a new sweep."""
-        layout_version = self._cluster.layout.version
+        layout_version, incarnation = self._cluster.layout.version, self._incarnation_now()
         go_back = self._turned_away is not None and self._clock() >= self._go_back_s
-        if self._position is not None and self._layout_version == layout_version and not go_back:
+        same = (self._layout_version, self._incarnation) == (layout_version, incarnation)
+        if self._position is not None and same and not go_back:
             return
         durable = self._durable
-        self._layout_version = layout_version
+        if self._incarnation != incarnation:
+            self._seen = durable.seen if durable is not None and durable.incarnation == incarnation else 0
+        self._layout_version, self._incarnation = layout_version, incarnation
         with self._lock:
             self._turned_away = None
-        if durable is not None and durable.layout == layout_version:
+        if durable is not None and (durable.layout, durable.incarnation) == (layout_version, incarnation):
             self._position, self._sweep = durable.revision, None
         else:
             self._begin_sweep()
@@ -285,9 +294,13 @@ class Follower:
         with self._lock:
             if self._position is None or self._sweep is not None:
                 return None
+            position = self._position
             held_back = [self._pending.oldest_revision(), self._turned_away]
-            revision = min([self._position, *(oldest - 1 for oldest in held_back if oldest is not None)])
-        return Cursor(revision=revision, layout=self._layout_version) if revision >= 0 else None
+            revision = min([position, *(oldest - 1 for oldest in held_back if oldest is not None)])
+        if revision < 0:
+            return None
+        self._seen = max(self._seen, position)
+        return Cursor(revision=revision, layout=self._layout_version, incarnation=self._incarnation or "", seen=self._seen)
 
     def _save(self, *, now: bool) -> None:
         cursor = self._cursor()

@@ -2,6 +2,9 @@
 
 Theory of operation
 -------------------
+A version is a number: ``base`` of the metadata's incarnation (`storenode.lineage`) + the revision of the commit. It stays what
+it is: a record that came from another engine, or is put once more, says its version itself.
+
 The newest version of an object, its *head*, lies at the object's key; older ones were moved aside by the writes that
 replaced them. The head counts the older ones, so that a write knows what is too many without reading them. They change
 only together with their head, in one transaction that compares the head's revision: the count is exact.
@@ -14,6 +17,7 @@ tombstone, so that they are found and counted. A bucket's policy may change at a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +27,17 @@ from client.wire import encode_json
 from storenode.keyspace import version_of
 from storenode.metastore import KeyValue
 
-__all__ = ["MAX_PRUNED", "Head", "Step", "decode_json", "decode_json_object", "decode_older", "next_step"]
+__all__ = [
+    "MAX_PRUNED",
+    "Head",
+    "Step",
+    "decode_json",
+    "decode_json_object",
+    "decode_older",
+    "next_step",
+    "portable",
+    "version_at",
+]
 
 MAX_PRUNED = 64
 _JSON = json.JSONDecoder()
@@ -36,7 +50,7 @@ class Head:
     Attributes
     ----------
     version : int
-        Its revision.
+        Its number; 0: not known yet, for it is about to be committed.
     older : int
         How many older versions lie aside.
     """
@@ -50,17 +64,38 @@ class Head:
         """The head in a metadata item; raises `MetadataCorrupt`, naming the key."""
         value = decode_json_object(item)
         try:
-            return cls(version=item.mod_revision, record=ObjectRecord.from_json(value), older=int(value["older"]))
+            return cls(
+                version=version_at(value, item.mod_revision), record=ObjectRecord.from_json(value), older=int(value["older"])
+            )
         except (KeyError, TypeError, ValueError, MetadataCorrupt) as exc:
             raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc!r}", key=item.key) from exc
 
-    def encode(self) -> bytes:
-        """The head's value in the metadata; its version is the revision that puts it there."""
-        return encode_json({**self.record.to_json(), "older": self.older})
+    def encode(self, *, base: int = 0) -> bytes:
+        """The head's value in the metadata. It has the version that it had, or else counts from `base` when it is put."""
+        value = {**self.record.to_json(), "older": self.older}
+        if self.version:
+            value["version"] = self.version
+        elif base:
+            value["base"] = base
+        return encode_json(value)
 
     def info(self, bucket: str, key: str) -> ObjectInfo:
         """The head as callers see it."""
         return ObjectInfo(bucket=bucket, key=key, version=self.version, record=self.record)
+
+
+def version_at(value: Mapping[str, Any], revision: int) -> int:
+    """The version of what `value` says, if `revision` put it: the one place where a revision becomes a version."""
+    version = value.get("version")
+    return int(value.get("base", 0)) + revision if version is None else int(version)
+
+
+def portable(item: KeyValue) -> bytes:
+    """A head's value for another engine: it says its version, whatever revision puts it there."""
+    value = decode_json_object(item)
+    value["version"] = version_at(value, item.mod_revision)
+    value.pop("base", None)
+    return encode_json(value)
 
 
 def decode_older(item: KeyValue, *, bucket: str, key: str) -> ObjectInfo:

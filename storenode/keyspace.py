@@ -18,6 +18,7 @@ __all__ = [
     "BUCKETS",
     "after",
     "bucket_key",
+    "is_object_key",
     "object_key",
     "objects_of",
     "version_key",
@@ -43,6 +44,11 @@ def objects_of(bucket: str) -> str:
 def object_key(bucket: str, key: str) -> str:
     """Where the newest version of an object lies."""
     return objects_of(bucket) + key
+
+
+def is_object_key(key: str) -> bool:
+    """Whether the newest version of an object lies there."""
+    return key.startswith("obj/")
 
 
 def version_key(bucket: str, key: str, version: int) -> str:

@@ -4,7 +4,8 @@
     layout/anchor   {"layout", "epoch"}: the newest layout's version, and the epoch of garbage collection
 
 The anchor repeats the version so that a commit, which compares both, has one small key to read however many nodes there are.
-Whoever changes the layout changes it in the same transaction.
+Whoever changes the layout changes it in the same transaction. Nothing here changes while commits are frozen
+(`storenode.lineage`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from client.cluster import Anchor
 from client.placement import Layout, Layouts
 from client.wire import encode_json
 from storenode.history import decode_json
+from storenode.lineage import read_lineage
 from storenode.metastore import Compare, KeyValue, MetaStore, Put
 
 __all__ = [
@@ -92,16 +94,19 @@ def decode_anchor(item: KeyValue | None) -> KnownAnchor:
 
 def change_layouts(store: MetaStore, found: KnownLayouts, layouts: Layouts, *, also: Sequence[Compare] = ()) -> int | None:
     """Replace the layouts, if they are still as `found` and `also` holds; returns the revision, or None."""
-    anchor = read_anchor(store)
+    lineage, anchor = read_lineage(store), read_anchor(store)
+    lineage.require_writable()
     now = Anchor(layout=layouts.current.version, epoch=anchor.anchor.epoch)
-    result = store.txn([found.unchanged, anchor.unchanged, *also], _puts(layouts, now))
+    result = store.txn([lineage.unchanged, found.unchanged, anchor.unchanged, *also], _puts(layouts, now))
     return result.revision if result.ok else None
 
 
 def change_epoch(store: MetaStore, found: KnownAnchor, *, epoch: int, also: Sequence[Compare] = ()) -> int | None:
     """Set the epoch, if the anchor is still as `found` and `also` holds; returns the revision, or None."""
+    lineage = read_lineage(store)
+    lineage.require_writable()
     now = Anchor(layout=found.anchor.layout, epoch=epoch)
-    result = store.txn([found.unchanged, *also], [Put(key=ANCHOR_KEY, value=encode_json(now.to_json()))])
+    result = store.txn([lineage.unchanged, found.unchanged, *also], [Put(key=ANCHOR_KEY, value=encode_json(now.to_json()))])
     return result.revision if result.ok else None
 
 

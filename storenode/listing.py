@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from client.catalog import Listing
 from client.checksum import xxh3
-from client.errors import InvalidRequest
+from client.errors import CursorExpired, InvalidRequest
 from client.names import check_prefix
 from client.record import ObjectInfo
 from storenode.history import Head, decode_older
@@ -40,12 +40,13 @@ _FETCHED_AFTER_SKIP = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListQuery:
-    """What is listed; the same for all pages."""
+    """What is listed, in which incarnation of the metadata; the same for all pages."""
 
     bucket: str
     prefix: str
     delimiter: str
     versions: bool
+    incarnation: str
 
     def common_prefix(self, key: str) -> str | None:
         """What `key` is folded into, None if it is listed itself."""
@@ -199,13 +200,15 @@ class _Walk:
 
 
 def _encode_cursor(place: _Place, query: ListQuery) -> str:
-    value = [query.fingerprint, place.revision, place.key, place.below]
+    value = [query.fingerprint, place.revision, place.key, place.below, query.incarnation]
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
 def _decode_cursor(cursor: str, query: ListQuery) -> _Place:
     try:
-        fingerprint, revision, key, below = json.loads(base64.b64decode(cursor.encode(), altchars=b"-_", validate=True))
+        fingerprint, revision, key, below, incarnation = json.loads(
+            base64.b64decode(cursor.encode(), altchars=b"-_", validate=True)
+        )
         if not isinstance(key, str) or type(revision) is not int or (below is not None and type(below) is not int):
             raise TypeError("fields of the wrong type")
         if revision < 1:
@@ -215,4 +218,6 @@ def _decode_cursor(cursor: str, query: ListQuery) -> _Place:
     check_prefix(key)
     if fingerprint != query.fingerprint:
         raise InvalidRequest("the cursor is from another listing: keep bucket, prefix, delimiter and versions as they were")
+    if incarnation != query.incarnation:
+        raise CursorExpired("the listing began on metadata that has been replaced since; list again from the start")
     return _Place(revision=revision, key=key, below=below)

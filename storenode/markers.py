@@ -26,6 +26,7 @@ from client.catalog import Commit
 from client.errors import InvalidRequest, MetadataCorrupt, StoreError, from_problem, to_problem
 from client.record import ObjectInfo, ObjectRecord
 from client.wire import encode_json
+from storenode.history import version_at
 from storenode.keyspace import write_key
 from storenode.metastore import KeyValue, MetaStore, Put
 
@@ -54,9 +55,11 @@ class Markers:
         self._lease = 0
         self._window_ends_s = float("-inf")
 
-    def put(self, write: Commit, *, refusal: StoreError | None = None) -> Put:
-        """The change that marks `write` as done, or as refused."""
+    def put(self, write: Commit, *, base: int = 0, refusal: StoreError | None = None) -> Put:
+        """The change that marks `write` as done, with a version that counts from `base`, or as refused."""
         value: dict[str, Any] = {"bucket": write.bucket, "key": write.key, "record": write.record.to_json()}
+        if base:
+            value["base"] = base
         if refusal is not None:
             value["refusal"] = to_problem(refusal)
         return Put(key=write_key(write.record.write_id), value=encode_json(value), lease=self._current_lease())
@@ -81,8 +84,9 @@ class Markers:
             )
         if refusal is not None:
             return from_problem(refusal, node_id="")
-        # The marker was put by the transaction that put the record, so its revision is the object's version.
-        return ObjectInfo(bucket=write.bucket, key=write.key, version=marker.mod_revision, record=first.record)
+        # The marker was put by the transaction that put the record, so both have the same version.
+        version = version_at(value, marker.mod_revision)
+        return ObjectInfo(bucket=write.bucket, key=write.key, version=version, record=first.record)
 
     def renew(self) -> None:
         """Take a new lease for the next marker, because the engine has lost the one in use."""

@@ -1,6 +1,5 @@
-"""Who belongs to the cluster and who is up: the cluster's own records, and this node's lease.
+"""Who is up: this node's lease, and the view of the cluster.
 
-    cluster      {"cluster_id", "created_s"}: made once, when the cluster is
     node/{id}    {"endpoints", "zone", "host", "data_dir"}, under a lease: exists as long as the node is up
 
 A node's key is created, never overwritten, but for one case: the node itself comes back before the lease of its last life
@@ -12,10 +11,7 @@ serves: no safety rests on a lease.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from client.cluster import Cluster, ClusterView
@@ -33,14 +29,11 @@ __all__ = [
     "NodeRecord",
     "ViewLoader",
     "ViewWatcher",
-    "create_cluster",
-    "read_cluster_id",
     "read_nodes",
 ]
 
 log = logging.getLogger(__name__)
 
-_CLUSTER = "cluster"
 _NODES = "node/"
 _PAGE = 256
 _MAX_TURNS = 5
@@ -88,26 +81,6 @@ class NodeRecord:
             )
         except (KeyError, TypeError) as exc:
             raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc!r}", key=item.key) from exc
-
-
-def create_cluster(store: MetaStore, *, clock: Callable[[], float] = time.time) -> str:
-    """The id of the cluster in `store`, which becomes a cluster now if it was none."""
-    value = {"cluster_id": secrets.token_hex(8), "created_s": clock()}
-    store.txn([Compare(key=_CLUSTER, mod_revision=0)], [Put(key=_CLUSTER, value=encode_json(value))])
-    found = read_cluster_id(store)
-    assert found is not None
-    return found
-
-
-def read_cluster_id(store: MetaStore) -> str | None:
-    """The id of the cluster in `store`, None if it holds none."""
-    item = store.get(_CLUSTER)
-    if item is None:
-        return None
-    try:
-        return str(decode_json_object(item)["cluster_id"])
-    except KeyError as exc:
-        raise MetadataCorrupt(f"the record at {_CLUSTER!r} names no cluster id", key=_CLUSTER) from exc
 
 
 def read_nodes(store: MetaStore) -> dict[str, NodeRecord]:

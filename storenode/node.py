@@ -16,6 +16,7 @@ from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.config import NodeConfig
 from storenode.job import Job
+from storenode.lineage_watch import LineageWatch
 from storenode.metastore import MetaStore
 from storenode.openchunks import OpenChunks
 from storenode.reshaping import Reshaping
@@ -80,6 +81,8 @@ class Node:
         Threads.
     follower : RepairQueue
         Takes bad copies.
+    lineage : LineageWatch
+        Whether the metadata is what it was.
     jobs : JobBoard
         Scrubs and their like.
     reshaping : Reshaping
@@ -97,5 +100,6 @@ class Node:
     objects: ObjectStore
     pools: Pools
     follower: RepairQueue
+    lineage: LineageWatch
     jobs: JobBoard
     reshaping: Reshaping

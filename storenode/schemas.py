@@ -152,6 +152,7 @@ SCHEMAS: dict[str, Any] = {
             ),
             "chunks": _object({"num_chunks": _INTEGER, "size_bytes": _INTEGER}),
             "follower": _object({"revision": nullable(_INTEGER), "pending": _INTEGER}),
+            "metadata": _object({"incarnation": _STRING, "went_back": _BOOLEAN, "frozen": nullable(_STRING)}),
         }
     ),
     "LayoutChange": _object(

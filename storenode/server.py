@@ -42,15 +42,15 @@ from storenode.config import NodeConfig
 from storenode.connections import Connections
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
-from storenode.etcd import EtcdMetaStore
-from storenode.etcd_address import EtcdAddress
-from storenode.etcd_connections import tls_context
+from storenode.engine import open_engine
 from storenode.filesystem import FileSystem
 from storenode.follower import Follower
 from storenode.identity import claim
 from storenode.jobs import Jobs
+from storenode.lineage import read_cluster_id
+from storenode.lineage_watch import LineageWatch
 from storenode.listener import BACKLOG, listen, url_of
-from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher, read_cluster_id
+from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher
 from storenode.metastore import MetaStore
 from storenode.node import Node
 from storenode.openchunks import OpenChunks
@@ -60,7 +60,6 @@ from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from storenode.reshaping import Reshaping, ask_facts
 from storenode.scrub import Scrub
-from storenode.sqlite import SqliteMetaStore
 from storenode.threads import BUSY_RETRY_S, Pools
 
 __all__ = ["Ready", "serve"]
@@ -176,7 +175,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
     """A node whose parts are open and whose background work runs; at the end all of it is taken down."""
     with ExitStack() as stack:
-        meta = _open_metadata(config)
+        meta = open_engine(config)
         stack.callback(meta.close)
         cluster_id = _cluster_of(config, meta)
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
@@ -197,6 +196,17 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         pools = Pools.of(config)
         stack.callback(pools.close)
 
+        cursor_file = CursorFile(config.data_dir, cluster_id=cluster_id, fs=FileSystem())
+        lineage = LineageWatch(
+            meta,
+            cluster_id=cluster_id,
+            node_id=directory.node_id,
+            cursor=cursor_file.load(),
+            period_s=config.lease_ttl_s / 3,
+        )
+        # Before this node takes a revision, which could make up for one that the metadata has lost.
+        lineage.start()
+        stack.callback(lineage.stop)
         membership = _make_membership(config, meta, node_id=directory.node_id, endpoint=endpoint)
         membership.start()
         stack.callback(membership.stop)
@@ -209,7 +219,7 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         )
         desired = DesiredSet(copies, num_threads=config.max_repair_threads)
         stack.callback(desired.close)
-        follower = _make_follower(config, copies, desired=desired, meta=meta, cluster_id=cluster_id)
+        follower = _make_follower(config, copies, desired=desired, meta=meta, cursor_file=cursor_file, lineage=lineage)
         follower.start()
         stack.callback(follower.stop)
         door = ChunkDoor(
@@ -241,6 +251,7 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
             objects=objects,
             pools=pools,
             follower=follower,
+            lineage=lineage,
             jobs=jobs,
             reshaping=Reshaping(meta, ask=partial(ask_facts, store=meta, cluster=cluster, transport=transport)),
         )
@@ -264,27 +275,15 @@ def _make_membership(config: NodeConfig, meta: MetaStore, *, node_id: str, endpo
     return Membership(meta, node_id=node_id, record=record, ttl_s=config.lease_ttl_s)
 
 
-def _open_metadata(config: NodeConfig) -> MetaStore:
-    engine = config.meta_engine
-    if isinstance(engine, EtcdAddress):
-        files = {"ca_file": config.etcd_ca_file, "cert_file": config.etcd_cert_file, "key_file": config.etcd_key_file}
-        return EtcdMetaStore(
-            engine,
-            timeout_s=config.metadata_timeout_s,
-            max_connections=config.max_etcd_connections,
-            user=config.etcd_user,
-            password=config.etcd_password.get_secret_value(),
-            tls=tls_context(**files) if engine.tls else None,
-        )
-    # Opening would make an empty file, and where the metadata was lost or misplaced that must not look like a new start.
-    if not engine.exists():
-        raise Misconfigured(
-            f"there is no metadata at {engine}; `forebay up --data DIR` creates a cluster, FOREBAY_META names one"
-        )
-    return SqliteMetaStore(engine, busy_timeout_s=config.metadata_timeout_s)
-
-
-def _make_follower(config: NodeConfig, copies: Copies, *, desired: DesiredSet, meta: MetaStore, cluster_id: str) -> Follower:
+def _make_follower(
+    config: NodeConfig,
+    copies: Copies,
+    *,
+    desired: DesiredSet,
+    meta: MetaStore,
+    cursor_file: CursorFile,
+    lineage: LineageWatch,
+) -> Follower:
     repair = Repair(
         copies,
         Quarantine(config.data_dir),
@@ -297,7 +296,8 @@ def _make_follower(config: NodeConfig, copies: Copies, *, desired: DesiredSet, m
         cluster=copies.cluster,
         desired=desired,
         repair=repair,
-        cursor_file=CursorFile(config.data_dir, cluster_id=cluster_id, fs=FileSystem()),
+        cursor_file=cursor_file,
+        incarnation=lambda: lineage.incarnation,
         max_pending=config.max_pending_repairs,
         grace_s=config.repair_grace_s,
         base_s=config.repair_base_s,

@@ -102,6 +102,9 @@ def status(ctx: typer.Context, as_json: AsJson = False) -> None:
         "pending": "number",
     }
     out.table([_flat(node) for node in nodes], columns)
+    # Whatever the output goes to: who reads the table must not miss it.
+    for warning in dict.fromkeys(warning for node in nodes if (warning := _metadata_warning(node))):
+        out.note(warning)
     if out.terminal:
         out.note(f"cluster {view.cluster_id}: {num_up} of {plural(len(nodes), 'node')} up, layout {view.layout.version}")
 
@@ -195,7 +198,17 @@ def _node_status(store: Client, node: Node) -> dict[str, Any]:
         said = store.admin("GET", "/v1/admin/status", node_id=node.id)
     except StoreError as error:
         return {**known, "state": "down", "detail": error.message}
-    return {**known, "state": "up", **{name: said.get(name) for name in ("disk", "follower")}}
+    return {**known, "state": "up", **{name: said.get(name) for name in ("disk", "follower", "metadata")}}
+
+
+def _metadata_warning(node: dict[str, Any]) -> str | None:
+    """What the operator has to know of the metadata, as a node sees it."""
+    metadata = node.get("metadata") or {}
+    if metadata.get("frozen"):
+        return f"no commits: {metadata['frozen']}"
+    if metadata.get("went_back"):
+        return f"no commits: node {node['node_id']} finds metadata that is not its cluster's; bring the right one back"
+    return None
 
 
 def _flat(node: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from storenode.etcd import EtcdMetaStore
 from storenode.etcd_connections import tls_context
 from storenode.identity import claim
 from storenode.layouts import create_layout
-from storenode.membership import create_cluster
+from storenode.lineage import create_cluster
 from storenode.metastore import Event
 from tests.support.cluster import eventually
 from tests.support.etcd import Etcd, running_etcd

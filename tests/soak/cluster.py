@@ -23,8 +23,8 @@ from client.placement import Layout, Node
 from storenode.etcd_address import Endpoint, EtcdAddress
 from storenode.identity import claim
 from storenode.layouts import create_layout
+from storenode.lineage import create_cluster
 from storenode.listener import reserve
-from storenode.membership import create_cluster
 from storenode.process import NodeProcess
 from tests.soak.clocks import WallClock, compiled
 from tests.soak.disks import Disk, mounted

@@ -25,8 +25,8 @@ from client.transport import Transport
 from client.wire import decode_json, encode_json
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
+from storenode.lineage import read_cluster_id
 from storenode.listener import reserve
-from storenode.membership import read_cluster_id
 from storenode.sqlite import SqliteMetaStore
 
 __all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually", "shared_cluster"]

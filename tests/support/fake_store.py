@@ -285,6 +285,7 @@ class FakeStore(Client):
         self.fake_catalog = FakeCatalog()
         self.fake_chunks = FakeChunks(self.node_ids)
         self.jobs = FakeJobs()
+        self.metadata: dict[str, Any] = {"incarnation": "i1", "went_back": False, "frozen": None}
 
         def view() -> ClusterView:
             up = [node_id for node_id in self.node_ids if node_id not in self.fake_chunks.down]
@@ -312,7 +313,7 @@ class FakeStore(Client):
         if (method, path) == ("GET", "/v1/admin/status") and node_id is not None:
             disk = {"total_bytes": 1000, "free_bytes": 400, "reserve_bytes": 100}
             follower = {"revision": self.fake_catalog.revision, "pending": 0}
-            return {"node_id": node_id, "disk": disk, "follower": follower}
+            return {"node_id": node_id, "disk": disk, "follower": follower, "metadata": self.metadata}
         if (method, path) == ("POST", "/v1/admin/scrub") and node_id is not None:
             self.jobs.started.append(node_id)
             return next(job for job in self.jobs.states[0] if job["node_id"] == node_id)

@@ -35,6 +35,7 @@ class NodeBench:
         (root / "node").mkdir()
         self.chunks = ChunkStore(root / "node", reserve_bytes=0, max_chunk_bytes=1 << 20, fs=fs or UnsyncedFileSystem())
         self.desired: DesiredSet | None = None
+        self.incarnation = ""
         self.start()
 
     def start(self, *, cluster: Cluster | None = None, max_pending: int = 100) -> Follower:
@@ -58,6 +59,7 @@ class NodeBench:
             desired=self.desired,
             repair=repair,
             cursor_file=self.cursor_file,
+            incarnation=lambda: self.incarnation,
             max_pending=max_pending,
             grace_s=GRACE_S,
             base_s=1.0,

@@ -27,6 +27,7 @@ from storenode.chunkstore import ChunkStore
 from storenode.config import load_node_config
 from storenode.filesystem import FileSystem
 from storenode.job import Job
+from storenode.lineage_watch import LineageWatch
 from storenode.movement import NodeFacts
 from storenode.node import Node
 from storenode.openchunks import OpenChunks
@@ -183,6 +184,7 @@ def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: A
             objects=objects,
             pools=pools,
             follower=repairs,
+            lineage=LineageWatch(meta, cluster_id="", node_id=OWN, cursor=None, period_s=1.0),
             jobs=jobs,
             reshaping=Reshaping(meta, ask=lambda node_ids: dict.fromkeys(node_ids, NodeFacts(up=True))),
         )

@@ -60,7 +60,7 @@ def test_wrong_settings_name_the_variable(settings: dict[str, Any], said: str) -
 def test_missing_settings_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOREBAY_DATA_DIR", raising=False)
     monkeypatch.delenv("FOREBAY_META", raising=False)
-    with pytest.raises(Misconfigured, match=r"FOREBAY_DATA_DIR.*FOREBAY_META"):
+    with pytest.raises(Misconfigured, match=r"FOREBAY_META.*FOREBAY_DATA_DIR"):
         load_node_config()
 
 

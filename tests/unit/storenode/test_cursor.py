@@ -12,7 +12,7 @@ from storenode.cursor import Cursor, CursorFile
 from storenode.filesystem import FileSystem
 from tests.support.filesystem import ScriptedFileSystem
 
-CURSOR = Cursor(revision=41, layout=3)
+CURSOR = Cursor(revision=41, layout=3, incarnation="i1", seen=77)
 
 
 def cursor_file(root: Path, *, cluster_id: str = "c1", fs: FileSystem | None = None) -> CursorFile:
@@ -23,7 +23,8 @@ def test_a_saved_cursor_is_loaded_again_and_replaces_the_one_before(tmp_path: Pa
     assert cursor_file(tmp_path).load() is None
     cursor_file(tmp_path).save(Cursor(revision=1, layout=1))
     cursor_file(tmp_path).save(CURSOR)
-    assert cursor_file(tmp_path).load() == CURSOR
+    found = cursor_file(tmp_path).load()
+    assert found is not None and found == CURSOR and found.seen == 77
     assert [path.name for path in tmp_path.iterdir()] == ["follower.json"]
 
 

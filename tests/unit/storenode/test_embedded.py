@@ -12,7 +12,7 @@ from client.placement import Layout, Layouts, Node
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
 from storenode.layouts import change_layouts, read_layouts
-from storenode.membership import create_cluster, read_cluster_id
+from storenode.lineage import create_cluster, read_cluster_id
 from storenode.sqlite import SqliteMetaStore
 
 

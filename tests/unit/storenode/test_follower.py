@@ -244,3 +244,20 @@ def test_a_postponed_record_pulls_the_cursor_back_until_it_is_complete(bench: No
     bench.peers.reachable = True
     bench.steps(12)
     assert bench.holds(ref) and bench.saved == Cursor(revision=revision, layout=1)
+
+
+def test_another_incarnation_of_the_metadata_leads_to_a_sweep_and_the_highest_revision_seen_is_kept(bench: NodeBench) -> None:
+    ref = bench.object("old")
+    bench.steps()
+    bench.cursor_file.save(Cursor(revision=1, layout=1, seen=1000))
+    bench.start()
+    bench.steps()
+    saved = bench.saved
+    assert saved is not None and (saved.revision, saved.seen) == (bench.store.revision(), 1000)
+    bench.chunks.delete(ref.partition, ref.id)
+    bench.incarnation = "another"
+    bench.steps()
+    saved = bench.saved
+    assert bench.holds(ref), "revisions of another incarnation say nothing"
+    assert saved == Cursor(revision=bench.store.revision(), layout=1, incarnation="another")
+    assert saved.seen == bench.store.revision()

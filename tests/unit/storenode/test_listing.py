@@ -178,10 +178,18 @@ def encoded(value: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
-FORGED = [[], ["f", 0, "k", None], ["f", -1, "k", None], ["f", "1", "k", None], ["f", 1, 3, None], ["f", 1, "k", "x"]]
+FORGED = [
+    [],
+    ["f", 1, "k", None],
+    ["f", 0, "k", None, ""],
+    ["f", -1, "k", None, ""],
+    ["f", "1", "k", None, ""],
+    ["f", 1, 3, None, ""],
+    ["f", 1, "k", "x", ""],
+]
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "ü", "%%%%", encoded(7), encoded(["f", True, "k", 1]), *map(encoded, FORGED)])
+@pytest.mark.parametrize("cursor", ["", "x", "ü", "%%%%", encoded(7), encoded(["f", True, "k", 1, ""]), *map(encoded, FORGED)])
 def test_cursors_of_nobody_are_refused(catalog: MetaCatalog, cursor: str) -> None:
     with pytest.raises(InvalidRequest, match="none of ours"):
         page(catalog, cursor=cursor)
@@ -202,12 +210,12 @@ def test_cursor_that_was_tampered_with_stays_inside_its_listing(catalog: MetaCat
         put(catalog, name)
     fingerprint, revision, *_ = json.loads(base64.urlsafe_b64decode(page(catalog, prefix="b/", limit=1).cursor or ""))
     for key in ("", "a", "zzz"):
-        shown = keys(page(catalog, prefix="b/", cursor=encoded([fingerprint, revision, key, None])))
+        shown = keys(page(catalog, prefix="b/", cursor=encoded([fingerprint, revision, key, None, ""])))
         assert shown == ([] if key == "zzz" else ["b/1", "b/2"])
     with pytest.raises(InvalidName):
-        page(catalog, prefix="b/", cursor=encoded([fingerprint, revision, "b/\ud800", None]))
+        page(catalog, prefix="b/", cursor=encoded([fingerprint, revision, "b/\ud800", None, ""]))
     with pytest.raises(CursorExpired):
-        page(catalog, prefix="b/", cursor=encoded([fingerprint, revision + 1000, "b/1", None]))
+        page(catalog, prefix="b/", cursor=encoded([fingerprint, revision + 1000, "b/1", None, ""]))
 
 
 def test_cursor_expires_with_its_revision(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from client.cluster import Anchor, Cluster
 from client.errors import MetadataCorrupt, MetadataUnavailable, Misconfigured
 from client.placement import Layout, Layouts, Node
 from storenode.layouts import change_epoch, change_layouts, create_layout, read_anchor, read_layouts
+from storenode.lineage import create_cluster, read_cluster_id
 from storenode.membership import (
     Membership,
     NodeRecord,
     ViewLoader,
     ViewWatcher,
-    create_cluster,
-    read_cluster_id,
     read_nodes,
 )
 from storenode.metastore import Put

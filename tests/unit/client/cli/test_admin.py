@@ -146,6 +146,13 @@ def test_cluster_status_shows_each_node(forebay: Forebay, store: FakeStore) -> N
     assert status["nodes"][2]["detail"] == "node node-3 is down"
 
 
+def test_cluster_status_says_why_nothing_is_committed(forebay: Forebay, store: FakeStore) -> None:
+    store.metadata = {"incarnation": "i1", "went_back": False, "frozen": "commits are frozen by me"}
+    assert forebay("cluster", "status").err.splitlines() == ["no commits: commits are frozen by me"]
+    store.metadata = {"incarnation": "i1", "went_back": True, "frozen": None}
+    assert "node node-1 finds metadata that is not its cluster's" in forebay("cluster", "status").err
+
+
 def test_cluster_layout(forebay: Forebay, store: FakeStore) -> None:
     assert forebay("cluster", "layout").lines[0] == "node-1\t1.0\tzone-1\thost-node-1"
     assert forebay("cluster", "layout", "--json").document == store.cluster.layout.to_json()
