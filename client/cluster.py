@@ -43,7 +43,8 @@ class Anchor:
 
     def holds(self, now: Anchor) -> bool:
         """Whether a commit may rely on it when `now` is the state of the cluster."""
-        return self.layout == now.layout and now.epoch <= self.epoch + 1
+        # An epoch that is ahead of the cluster's is of metadata that were since replaced by an older backup.
+        return self.layout == now.layout and self.epoch <= now.epoch <= self.epoch + 1
 
     def to_json(self) -> dict[str, int]:
         """The anchor as a JSON object."""

@@ -62,8 +62,10 @@ class ChunkGroup:
     ----------
     root : Path
         The directory of all chunks.
+    epoch : int
+        The tag of new copies.
     is_sound : callable
-        Re-hashes the copy under a name and moves it away if it is bad; whether a sound one is there.
+        Tags the copy under a name, re-hashes it, and moves it away if it is bad; whether a sound one is there.
     require_room : callable
         Raises `DiskFull` unless so many bytes may be written.
     require_synced : callable
@@ -74,6 +76,7 @@ class ChunkGroup:
 
     fs: FileSystem
     root: Path
+    epoch: int
     is_sound: Callable[[ChunkPath], bool]
     require_room: Callable[[int], None]
     require_synced: Callable[[ChunkPath], None]
@@ -140,6 +143,7 @@ class ChunkGroup:
                 rest = memoryview(data)
                 while rest:
                     rest = rest[self.fs.write(fd, rest) :]
+                self.fs.stamp_file(fd, seconds=self.epoch)
                 written.append((fd, member))
             except OSError as exc:
                 member.error = _named(exc, member)

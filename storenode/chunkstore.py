@@ -12,6 +12,9 @@ also where the file was there already, and opening the store fsyncs all director
 A directory whose fsync failed takes no writes until the store is opened anew (`storenode.chunkdirs`). A copy that fails its
 checksums is set aside, never deleted, and only by whoever has just re-hashed that very file (`storenode.screening`).
 
+Each copy is tagged with the epoch of garbage collection in which it was last put or touched. A copy that was found here is
+tagged first and looked at then: from the tag on, garbage collection of an earlier epoch lets it be.
+
 Invariants: no bytes become visible under an id that they do not hash to; a failed or interrupted `put` leaves nothing under
 the name that was not whole and on the disk. One process owns the directory (`storenode.identity`); its threads may call at
 will.
@@ -36,6 +39,7 @@ from storenode.chunkgroup import ChunkGroup, Member, require_reporting_sync
 from storenode.chunkwriter import ChunkWriter
 from storenode.diskspace import DiskSpace, DiskUsage
 from storenode.filesystem import FileSystem, UnnamedFile, opened, translated
+from storenode.garbage import Garbage
 from storenode.screening import Copy, Screening
 from storenode.smallchunks import SmallChunks
 from storenode.trailer import MAX_PAYLOAD_BYTES, trailer_bytes
@@ -57,6 +61,8 @@ class ChunkStore:
         Free space below which new chunks are refused.
     max_chunk_bytes : int
         Largest payload that is accepted, at most 1 GiB.
+    floor : int
+        The epoch of garbage collection as it is when the store is opened: no copy counts as tagged with an earlier one.
     fs : FileSystem, optional
         The operating system's calls.
 
@@ -68,18 +74,20 @@ class ChunkStore:
         If the directories can't be made or synced.
     """
 
-    def __init__(self, root: Path, *, reserve_bytes: int, max_chunk_bytes: int, fs: FileSystem | None = None) -> None:
+    def __init__(
+        self, root: Path, *, reserve_bytes: int, max_chunk_bytes: int, floor: int = 0, fs: FileSystem | None = None
+    ) -> None:
         assert max_chunk_bytes <= MAX_PAYLOAD_BYTES, max_chunk_bytes
         self.root = root
         self._max_chunk_bytes = max_chunk_bytes
         self._fs = fs or FileSystem()
         self._dirs = ChunkDirectories(root, fs=self._fs)
-        self._screening = Screening(self._fs, quarantine=self._dirs.quarantine)
+        self._screening = Screening(self._fs, quarantine=self._dirs.quarantine, floor=floor)
         self._space = DiskSpace(fs=self._fs, path=self._dirs.chunks, reserve_bytes=reserve_bytes)
         require_reporting_sync(self._fs)
 
-    def put(self, partition: int, chunk_id: bytes, payload: Buffer) -> bool:
-        """Store a chunk durably.
+    def put(self, partition: int, chunk_id: bytes, payload: Buffer, *, epoch: int = 0) -> bool:
+        """Store a chunk durably, with `epoch` or a later one for its tag.
 
         Returns
         -------
@@ -98,11 +106,11 @@ class ChunkStore:
             If a call of the operating system failed. The copy must not be counted.
         """
         view = memoryview(payload).cast("B")
-        with self.writer(partition, chunk_id, size_bytes=len(view)) as writer:
+        with self.writer(partition, chunk_id, size_bytes=len(view), epoch=epoch) as writer:
             writer.write(view)
             return writer.commit(view)
 
-    def writer(self, partition: int, chunk_id: bytes, *, size_bytes: int) -> ChunkWriter:
+    def writer(self, partition: int, chunk_id: bytes, *, size_bytes: int, epoch: int = 0) -> ChunkWriter:
         """Begin to store a chunk that comes in parts; raises what `put` does."""
         at = self._dirs.at(partition, chunk_id)
         if size_bytes > self._max_chunk_bytes:
@@ -111,9 +119,9 @@ class ChunkStore:
             self._dirs.require_synced(at)
             present = self._is_present(at, directory=directory)
             draft = None if present else self._draft(at, size_bytes=size_bytes, directory=directory)
-        return ChunkWriter(at, draft, commit=partial(self._commit, at))
+        return ChunkWriter(at, draft, commit=partial(self._commit, at, epoch=epoch))
 
-    def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]]) -> list[StoreError | None]:
+    def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]], *, epoch: int = 0) -> list[StoreError | None]:
         """Store small chunks, given as (partition, id, payload), as one durable group; see `storenode.chunkgroup`.
 
         Each holds a descriptor meanwhile, so the caller bounds their number.
@@ -127,7 +135,8 @@ class ChunkStore:
         group = ChunkGroup(
             fs=self._fs,
             root=self._dirs.chunks,
-            is_sound=self._is_sound,
+            epoch=epoch,
+            is_sound=partial(self._is_sound, epoch=epoch),
             require_room=lambda size_bytes: self._space.require(size_bytes, key=members[0].at.name),
             require_synced=self._dirs.require_synced,
             sync_failed=self._dirs.distrust,
@@ -138,7 +147,7 @@ class ChunkStore:
             if member.taken:
                 # Another writer of the same bytes was faster, perhaps in this very group.
                 try:
-                    self.put(member.at.partition, member.at.id, member.payload)
+                    self.put(member.at.partition, member.at.id, member.payload, epoch=epoch)
                 except StoreError as error:
                     member.error = error
         return [member.error for member in members]
@@ -189,8 +198,13 @@ class ChunkStore:
         with self._dirs.opened(at) as directory:
             return self._screening.screen(at, directory=directory) is Copy.QUARANTINED
 
-    def touch(self, partition: int, chunk_id: bytes) -> bool:
-        """Make a copy that is here count like one that was just put: re-hashed, and its name durable.
+    def touch(self, partition: int, chunk_id: bytes, *, epoch: int = 0, rehash: bool = True) -> bool:
+        """Make a copy that is here count like one that was just put: tagged, re-hashed, and its name durable.
+
+        Parameters
+        ----------
+        rehash : bool
+            False only looks for its name and tags it; who then relies on the copy calls `make_durable`.
 
         Returns
         -------
@@ -199,7 +213,9 @@ class ChunkStore:
         """
         at = self._dirs.at(partition, chunk_id)
         with self._dirs.opened(at) as directory:
-            if self._screening.screen(at, directory=directory) is not Copy.SOUND:
+            if not rehash:
+                return self._screening.tag(at, epoch=epoch, directory=directory)
+            if not self._tagged_sound(at, epoch=epoch, directory=directory):
                 return False
             self._dirs.require_synced(at)
             self._dirs.sync(at, directory=directory)
@@ -212,7 +228,7 @@ class ChunkStore:
             return self._is_present(at, directory=directory)
 
     def make_durable(self, chunk_ids: Iterable[bytes]) -> None:
-        """Make durable the names of copies that `contains` saw, for who is about to rely on them; raises `DiskFailed`.
+        """Make durable the names of copies that were seen to be here, for who is about to rely on them; raises `DiskFailed`.
 
         A visible copy may be one whose `put` is still under way, or failed at the fsync of its directory.
         """
@@ -247,6 +263,11 @@ class ChunkStore:
                 if (named := parse_name(name)) and not (last and parent == last.parent and name <= last.name):
                     yield named
 
+    @property
+    def garbage(self) -> Garbage:
+        """By which garbage collection finds copies and removes them."""
+        return Garbage(self._fs, dirs=self._dirs, screening=self._screening)
+
     def usage(self) -> DiskUsage:
         """How full the disk is."""
         return self._space.usage()
@@ -276,28 +297,31 @@ class ChunkStore:
         self._space.require(size_bytes + trailer_bytes(size_bytes), key=at.name)
         return UnnamedFile(self._fs, directory=directory)
 
-    def _commit(self, at: ChunkPath, writer: ChunkWriter, payload: memoryview) -> bool:
+    def _commit(self, at: ChunkPath, writer: ChunkWriter, payload: memoryview, *, epoch: int) -> bool:
         assert writer.hash.size == len(payload), (writer.hash.size, len(payload))
         if (found := writer.hash.id) != at.id:
             raise ChecksumMismatch(f"the bytes sent for chunk {at.id.hex()} hash to {found.hex()}", key=at.name)
         with self._dirs.opened(at) as directory:
             self._dirs.require_synced(at)
-            created = self._link_unless_present(at, writer, payload, directory=directory)
+            created = self._link_unless_present(at, writer, payload, epoch=epoch, directory=directory)
             self._dirs.sync(at, directory=directory)
         return created
 
-    def _link_unless_present(self, at: ChunkPath, writer: ChunkWriter, payload: memoryview, *, directory: int) -> bool:
+    def _link_unless_present(
+        self, at: ChunkPath, writer: ChunkWriter, payload: memoryview, *, epoch: int, directory: int
+    ) -> bool:
         trailer = writer.hash.trailer(partition=at.partition).encode()
         for _ in range(_NUM_PUT_TURNS):
             if writer.draft is None:
                 # Found is not stored: a copy counts only after its bytes were read back and hashed. A bad one makes room
                 # first.
-                if self._screening.screen(at, directory=directory) is Copy.SOUND:
+                if self._tagged_sound(at, epoch=epoch, directory=directory):
                     return False
                 writer.draft = self._draft(at, size_bytes=len(payload), directory=directory)
                 writer.draft.write(payload)
             try:
                 writer.draft.write(trailer)
+                writer.draft.stamp(epoch)
                 writer.draft.link_as(at.name, directory=directory)
                 return True
             except FileExistsError:
@@ -305,9 +329,15 @@ class ChunkStore:
                 writer.close()
         raise DiskFailed(f"{at.path}: the copy changed {_NUM_PUT_TURNS} times while it was being written", key=at.name)
 
-    def _is_sound(self, at: ChunkPath) -> bool:
+    def _is_sound(self, at: ChunkPath, *, epoch: int) -> bool:
         with self._dirs.opened(at) as directory:
-            return self._screening.screen(at, directory=directory) is Copy.SOUND
+            return self._tagged_sound(at, epoch=epoch, directory=directory)
+
+    def _tagged_sound(self, at: ChunkPath, *, epoch: int, directory: int) -> bool:
+        """Tag the copy under a name and re-hash it, moving it away if it is bad; whether a sound one is there."""
+        # The tag first: a copy that was found sound and is tagged only then may have been removed in between.
+        tagged = self._screening.tag(at, epoch=epoch, directory=directory)
+        return tagged and self._screening.screen(at, directory=directory) is Copy.SOUND
 
     def _open_file(self, at: ChunkPath, *, directory: int) -> int:
         try:

@@ -97,7 +97,8 @@ class DesiredSet:
                     break
                 if not self._copies.belongs_here(ref, replicas=record.replicas):
                     continue
-                if self._copies.chunks.contains(ref.partition, ref.id):
+                # Tagged, because from here on this node answers for the copy.
+                if self._copies.chunks.touch(ref.partition, ref.id, epoch=self._copies.epoch, rehash=False):
                     with self._lock:
                         self._seen[ref.id[0]] = ref.id
                     continue

@@ -65,6 +65,13 @@ class FileSystem:
     def stat_space(self, path: Path) -> os.statvfs_result:
         return os.statvfs(path)
 
+    def stamp_file(self, fd: int, *, seconds: int) -> None:
+        """Set the time of last modification, in seconds since 1970."""
+        os.utime(fd, (seconds, seconds))
+
+    def stamp_name(self, name: str, *, directory: int, seconds: int) -> None:
+        os.utime(name, (seconds, seconds), dir_fd=directory, follow_symlinks=False)
+
     def sync_data(self, fd: int) -> None:
         os.fdatasync(fd)
 
@@ -130,6 +137,10 @@ class UnnamedFile:
             # The disk may begin while the rest is still coming, and `link_as` then waits for the end of it only.
             self._fs.begin_writing_back(self._fd, offset=self._begun, size_bytes=self._written - self._begun)
             self._begun = self._written
+
+    def stamp(self, seconds: int) -> None:
+        """Set the time of last modification, once all bytes are written: each write sets it to the present."""
+        self._fs.stamp_file(self._fd, seconds=seconds)
 
     def link_as(self, name: str, *, directory: int) -> None:
         """Make the bytes durable, then let them appear under `name`. The name itself is not durable yet.

@@ -72,6 +72,15 @@ class Copies:
     reader: ReplicaReader
     transport: Transport
 
+    @property
+    def epoch(self) -> int:
+        """The tag of copies that are found or made because a record refers to them.
+
+        Whoever uses it has read the record before. A sweep here makes the view fresh first and then looks at the records, so
+        either it finds this one, or what is tagged because of it is too new for the sweep.
+        """
+        return self.cluster.anchor.epoch
+
     def belongs_here(self, ref: Ref, *, replicas: int) -> bool:
         """Whether placement gives this node a copy."""
         return self.node_id in self.cluster.layout.replicas(ref.partition, count=replicas)
@@ -92,7 +101,7 @@ class Copies:
             named = ", ".join(peers) or "none, for it has one replica"
             raise AllReplicasFailed(f"chunk {ref}: no other replica is up ({named})", key=str(ref))
         payload = self.reader.read(ref, replicas=replicas, exclude=(self.node_id,))
-        self.chunks.put(ref.partition, ref.id, payload)
+        self.chunks.put(ref.partition, ref.id, payload, epoch=self.epoch)
 
     def mend(self, partition: int, chunk_id: bytes) -> bool:
         """Make this node's copy sound, whatever it is now; returns whether it had to be fetched.
@@ -119,7 +128,7 @@ class Copies:
                 said[peer] = f"{error.title}: {error.message}"
                 continue
             try:
-                self.chunks.put(partition, chunk_id, payload)
+                self.chunks.put(partition, chunk_id, payload, epoch=self.epoch)
                 return True
             except (ChecksumMismatch, BodyTooLarge) as error:  # The peer's fault; one of this disk is raised.
                 said[peer] = f"{error.title}: {error.message}"

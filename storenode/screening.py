@@ -1,8 +1,13 @@
-"""Copies re-hashed where they lie, and the bad ones taken out of their places. Blocking; it decides nothing about new copies.
+"""Copies re-hashed where they lie, tagged, and taken out of their places. Blocking; it decides nothing about new copies.
 
 A copy that fails its checksums leaves its place by rename into ``quarantine/`` and is never deleted here. Only the very file
 that was just re-hashed is moved, so a late or wrong accusation can't take away a sound copy, nor the copy that repair has put
 in a bad one's place.
+
+A copy's tag is the epoch of garbage collection in which somebody last relied on it. It is kept as the file's time of last
+modification, in whole seconds: that costs no space and no write of its own, and is there from the moment that the name is. A
+crash may take back a tag that was raised, so whatever was tagged before this process began counts for the floor, which is the
+epoch that it found then. A time of the clock, as a crash or another program may leave it, is no epoch and counts for the floor.
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ __all__ = ["Copy", "Screening"]
 
 # Buffers for re-hashing that are kept between calls; more threads than this allocate their own.
 _NUM_KEPT_BUFFERS = 4
+# Times from here on (the year 2004) are of a clock: as epochs they would be reached in a thousand years at one a minute.
+_CLOCK_S = 2**30
 
 
 class Copy(Enum):
@@ -41,6 +48,8 @@ class Screening:
     ----------
     quarantine : Path
         Directory for bad copies.
+    floor : int
+        Every copy counts as tagged with this epoch or a later one.
 
     Attributes
     ----------
@@ -48,10 +57,14 @@ class Screening:
         Copies that left their places.
     """
 
-    def __init__(self, fs: FileSystem, *, quarantine: Path) -> None:
+    def __init__(self, fs: FileSystem, *, quarantine: Path, floor: int) -> None:
         self._fs = fs
         self._quarantine = quarantine
-        self._moving = threading.Lock()
+        self._floor = floor
+        # One for each directory. Whoever takes a name away, or relies on the copy that it leads to, holds it while he
+        # looks and acts. Threads are enough, for the directory is of one process.
+        self._moving = [threading.Lock() for _ in range(256)]
+        self._counting = threading.Lock()
         self._buffers: deque[bytearray] = deque(maxlen=_NUM_KEPT_BUFFERS)
         self.num_withdrawn = 0
 
@@ -78,19 +91,62 @@ class Screening:
     def delete(self, at: ChunkPath, *, directory: int) -> bool:
         """Remove a copy, whatever it is; returns whether there was one."""
         # Under the lock, so that `_move_away` never renames a name that was deleted and written anew after its check.
-        with self._moving:
+        with self._lock(at):
             try:
                 self._fs.unlink(at.name, directory=directory)
             except FileNotFoundError:
                 return False
-            self.num_withdrawn += 1
+            self.withdrawn()
         return True
+
+    def tag(self, at: ChunkPath, *, epoch: int, directory: int) -> bool:
+        """Raise the tag of the copy under a name to `epoch` at least; False if there is none."""
+        # Under the lock, so that a copy that was found and tagged is never the one that `remove_older` has looked at before.
+        with self._lock(at):
+            try:
+                found = self._fs.stat_name(at.name, directory=directory)
+            except FileNotFoundError:
+                return False
+            if self.tag_of(found) < epoch:
+                # Not synced: if a crash takes it back, the floor of the next start stands in for it.
+                self._fs.stamp_name(at.name, directory=directory, seconds=epoch)
+        return True
+
+    def tag_of(self, found: os.stat_result) -> int:
+        """The tag of a copy's file."""
+        seconds = found.st_mtime_ns // 10**9
+        return max(self._floor, seconds if seconds < _CLOCK_S else 0)
+
+    def remove_older(self, at: ChunkPath, *, below: int, directory: int) -> int:
+        """Remove the copy under a name if its tag is less than `below`; the bytes that it took, 0 if nothing was removed.
+
+        Whoever has removed some tells `withdrawn` in the end.
+        """
+        # The lock makes the look at the tag and the removal one step: whoever tags the copy comes before it and saves it, or
+        # after it and finds nothing. Nor does the name lead to another copy meanwhile, because names go only under it.
+        with self._lock(at):
+            try:
+                found = self._fs.stat_name(at.name, directory=directory)
+                if self.tag_of(found) >= below:
+                    return 0
+                self._fs.unlink(at.name, directory=directory)
+            except FileNotFoundError:
+                return 0
+        return found.st_size
+
+    def withdrawn(self) -> None:
+        """Note that copies have left their places."""
+        with self._counting:
+            self.num_withdrawn += 1
+
+    def _lock(self, at: ChunkPath) -> threading.Lock:
+        return self._moving[at.id[0]]
 
     def _move_away(self, fd: int, at: ChunkPath, *, directory: int) -> bool:
         # The lock makes "the name still leads to the file that I hashed" and the rename one step: without it, two threads
         # that met the same bad copy could quarantine each other's good replacement after it was acknowledged. The file
         # is open, so its inode number can't be given to another.
-        with self._moving, opened(self._fs.open_directory(self._quarantine)) as to_directory:
+        with self._lock(at), opened(self._fs.open_directory(self._quarantine)) as to_directory:
             try:
                 named = self._fs.stat_name(at.name, directory=directory)
             except FileNotFoundError:
@@ -100,7 +156,7 @@ class Screening:
             # Not synced: if a crash undoes it, the bad copy is found again.
             to_name = f"{at.name}.{uuid.uuid4().hex}"
             self._fs.rename(at.name, directory=directory, to_name=to_name, to_directory=to_directory)
-            self.num_withdrawn += 1
+            self.withdrawn()
         return True
 
     @contextmanager

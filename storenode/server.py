@@ -47,6 +47,7 @@ from storenode.filesystem import FileSystem
 from storenode.follower import Follower
 from storenode.identity import claim
 from storenode.jobs import Jobs
+from storenode.layouts import read_anchor
 from storenode.lineage import read_cluster_id
 from storenode.lineage_watch import LineageWatch
 from storenode.listener import BACKLOG, listen, url_of
@@ -179,7 +180,12 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         stack.callback(meta.close)
         cluster_id = _cluster_of(config, meta)
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
-        store = ChunkStore(directory.root, reserve_bytes=config.reserve_bytes, max_chunk_bytes=config.max_chunk_bytes)
+        store = ChunkStore(
+            directory.root,
+            reserve_bytes=config.reserve_bytes,
+            max_chunk_bytes=config.max_chunk_bytes,
+            floor=read_anchor(meta).anchor.epoch,
+        )
         open_chunks = OpenChunks(store, limit=config.max_open_chunks)
         stack.callback(open_chunks.close)
         client_config, _ = load_config()

@@ -130,6 +130,14 @@ class ScriptedFileSystem(FileSystem):
         fields[4] = self.free_bytes  # f_bavail
         return os.statvfs_result(fields)
 
+    def stamp_file(self, fd: int, *, seconds: int) -> None:
+        make = super().stamp_file
+        self._call("stamp_file", "", lambda: make(fd, seconds=seconds))
+
+    def stamp_name(self, name: str, *, directory: int, seconds: int) -> None:
+        make = super().stamp_name
+        self._call("stamp_name", name, lambda: make(name, directory=directory, seconds=seconds))
+
     def sync_data(self, fd: int) -> None:
         make = super().sync_data
         self._call("sync_data", "", lambda: make(fd))
@@ -174,7 +182,9 @@ class VolatileFileSystem(ScriptedFileSystem):
     """A disk with a volatile cache, at its worst: `power_cut` takes back everything that no fsync has made durable.
 
     A name is durable once its directory was fsynced after the link, bytes once their file was. Renames come undone like
-    links; deletions don't. The real fsync is not called: what counts is which calls the code makes, and tests run faster.
+    links; deletions don't. A time that was set is durable only after a sync of everything: until then a new file has that of
+    its last write, and one that was there the one before. The real fsync is not called: what counts is which calls the code
+    makes, and tests run faster.
     """
 
     def __init__(self) -> None:
@@ -182,6 +192,9 @@ class VolatileFileSystem(ScriptedFileSystem):
         self._directories: dict[Path, _Unsynced] = {}
         # Files whose bytes were never synced, by inode, and where they were given a name.
         self._dirty: dict[int, Path | None] = {}
+        # What the files' times would be, by inode, and their names.
+        self._times_ns: dict[int, int] = {}
+        self._named: dict[int, Path] = {}
 
     def create_unnamed(self, *, directory: int) -> int:
         fd = super().create_unnamed(directory=directory)
@@ -191,6 +204,7 @@ class VolatileFileSystem(ScriptedFileSystem):
     def link(self, fd: int, name: str, *, directory: int) -> None:
         super().link(fd, name, directory=directory)
         inode, path = os.fstat(fd).st_ino, _path(directory) / name
+        self._named[inode] = path
         self._directories.setdefault(path.parent, _Unsynced()).linked.append((path.name, inode))
         if inode in self._dirty:
             self._dirty[inode] = path
@@ -199,6 +213,17 @@ class VolatileFileSystem(ScriptedFileSystem):
         super().rename(name, directory=directory, to_name=to_name, to_directory=to_directory)
         unsynced = self._directories.setdefault(_path(directory), _Unsynced())
         unsynced.renamed.append((name, _path(to_directory) / to_name))
+
+    def stamp_file(self, fd: int, *, seconds: int) -> None:
+        found = os.fstat(fd)
+        super().stamp_file(fd, seconds=seconds)
+        self._times_ns.setdefault(found.st_ino, found.st_mtime_ns)
+
+    def stamp_name(self, name: str, *, directory: int, seconds: int) -> None:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        super().stamp_name(name, directory=directory, seconds=seconds)
+        self._times_ns.setdefault(found.st_ino, found.st_mtime_ns)
+        self._named[found.st_ino] = _path(directory) / name
 
     def sync_data(self, fd: int) -> None:
         self._call("sync_data", "", lambda: self._dirty.pop(os.fstat(fd).st_ino, None))
@@ -218,6 +243,10 @@ class VolatileFileSystem(ScriptedFileSystem):
             for name, moved in lost.renamed:
                 if moved.exists() and not (parent / name).exists():
                     moved.rename(parent / name)
+        for inode, time_ns in self._times_ns.items():
+            path = self._named.get(inode, Path("/"))
+            if path.exists() and path.stat().st_ino == inode:
+                os.utime(path, ns=(time_ns, time_ns))
         for inode, named in self._dirty.items():
             if named is not None and named.exists() and named.stat().st_ino == inode:
                 os.truncate(named, 0)
@@ -227,6 +256,8 @@ class VolatileFileSystem(ScriptedFileSystem):
     def _forget(self) -> None:
         self._directories.clear()
         self._dirty.clear()
+        self._times_ns.clear()
+        self._named.clear()
 
 
 def _path(fd: int) -> Path:
