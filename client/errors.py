@@ -28,6 +28,7 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "EndpointUnreachable",
+    "Forbidden",
     "ForeignPackage",
     "InternalError",
     "InvalidName",
@@ -51,6 +52,7 @@ __all__ = [
     "TooFewNodes",
     "TooFewZones",
     "TruncatedBody",
+    "Unauthenticated",
     "from_problem",
     "to_problem",
 ]
@@ -128,6 +130,18 @@ class TruncatedBody(StoreError):
 
 class ProtocolMismatch(StoreError):
     code, status, title = "protocol-mismatch", 400, "The protocol versions do not fit"
+
+
+class Unauthenticated(StoreError):
+    """The cluster asks for a token, and the request has none that is genuine and still good."""
+
+    code, status, title = "unauthenticated", 401, "A token is needed"
+
+
+class Forbidden(StoreError):
+    """The token is genuine, and does not allow this."""
+
+    code, status, title = "forbidden", 403, "The token does not allow this"
 
 
 class BucketNotFound(StoreError):

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 
 from client.chunks import ChunkClient
 from client.cluster import Cluster
-from client.errors import AllReplicasFailed, ChunkCorrupt, DeadlineExceeded, StoreError
+from client.errors import AllReplicasFailed, ChunkCorrupt, DeadlineExceeded, Forbidden, StoreError, Unauthenticated
 from client.manifest import Ref
 from client.retry import Deadline
 
@@ -62,6 +62,8 @@ class ReplicaReader:
         ------
         AllReplicasFailed
             With what each replica said.
+        Unauthenticated, Forbidden
+            The token is not good, or not good for this.
         """
         options = {} if deadline is None else {"deadline": deadline}
         holders = self._cluster.layout.replicas(ref.partition, count=replicas)
@@ -73,6 +75,8 @@ class ReplicaReader:
                 continue
             try:
                 self._chunks.fetch_into(node_id, ref, buffer, start=start, **options)
+            except (Unauthenticated, Forbidden):
+                raise  # The other nodes would say the same, and waiting changes nothing.
             except StoreError as error:
                 failed[node_id] = error
                 continue

@@ -61,6 +61,8 @@ class Transport:
     ----------
     config : ClientConfig
         Timeouts, the token and the bounds on connections.
+    token : callable, optional
+        Gives the token for a request instead, for who makes its own.
 
     Attributes
     ----------
@@ -68,8 +70,9 @@ class Transport:
         To all endpoints.
     """
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, *, token: Callable[[], str] | None = None) -> None:
         self._config = config
+        self._token: Callable[[], str | None] = token or (lambda: config.token)
         self._home = HomeProcess()
         self.connections = Connections(max_open=config.max_connections, max_idle=config.max_idle_connections)
 
@@ -149,8 +152,8 @@ class Transport:
         """A request whose body, of `size_bytes`, is sent part by part; the other parameters are those of `request`."""
         self._home.check()
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
-        if self._config.token:
-            sent["authorization"] = f"Bearer {self._config.token}"
+        if token := self._token():
+            sent["authorization"] = f"Bearer {token}"
         if deadline is not None:
             sent[TIMEOUT_HEADER] = str(int(deadline.remaining_s() * 1000))
         return Sending(

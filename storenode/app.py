@@ -2,9 +2,9 @@
 
 Chunks go straight to `storenode.chunks`, reads of records to `storenode.reads`, everything else to FastAPI. Around all of them
 lies one layer of plain ASGI (a framework's middleware would put every body through a queue) that checks and states the
-protocol version, counts, ends requests whose client left or has no more time (`storenode.exchange`), and catches what nobody
-caught: a defect costs one request, is logged with its traceback, and reaches the client as a problem document or as a
-connection that was closed in the middle of a response.
+protocol version, asks for the token (`storenode.gate`), counts, ends requests whose client left or has no more time
+(`storenode.exchange`), and catches what nobody caught: a defect costs one request, is logged with its traceback, and reaches
+the client as a problem document or as a connection that was closed in the middle of a response.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from storenode.budget import Budget
 from storenode.chunk_batch import ChunkBatchRoute
 from storenode.chunks import CHUNKS_PATH, ChunkRoutes
 from storenode.exchange import Deadlines, Exchange
+from storenode.gate import Gate
 from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.openapi import install_schema
@@ -42,7 +43,7 @@ _BUCKET_ROUTE = BUCKETS_PATH + "{bucket}"
 _RECORDS = RECORDS_PATH.encode()
 _PLAIN_READ = re.compile(
     rb"GET (?P<path>/v1/(?:records|buckets)/[!->@-~]+)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
-    rb"host: [!-~]+\r\n%b: %d\r\n(?:%b: [1-9][0-9]{0,8}\r\n)?\r\n"
+    rb"host: [!-~]+\r\n%b: %d\r\n(?:authorization: Bearer (?P<token>[!-~]+)\r\n)?(?:%b: [1-9][0-9]{0,8}\r\n)?\r\n"
     % (PROTOCOL_HEADER.encode(), PROTOCOL, TIMEOUT_HEADER.encode())
 )
 _HEAD_NOW = b"HTTP/1.1 200 OK\r\ncontent-length: %%d\r\n%%b\r\n%b: %d\r\n\r\n" % (PROTOCOL_HEADER.encode(), PROTOCOL)
@@ -72,16 +73,17 @@ def create_app(node: Node) -> App:
     reads = Budget("reads of chunks", limit=node.config.max_reads)
     chunks = ChunkRoutes(node, num_partitions=num_partitions, reads=reads, metrics=metrics)
     batches = ChunkBatchRoute(node, num_partitions=num_partitions, bodies=chunks.bodies, metrics=metrics)
-    return App(node.node_id, api, chunks=chunks, batches=batches, reads=RecordReads(node, reads=reads), metrics=metrics)
+    return App(node, api, chunks=chunks, batches=batches, reads=RecordReads(node, reads=reads), metrics=metrics)
 
 
 class App:
     """The outermost application."""
 
     def __init__(
-        self, node_id: str, api: ASGIApp, *, chunks: ASGIApp, batches: ASGIApp, reads: RecordReads, metrics: Metrics
+        self, node: Node, api: ASGIApp, *, chunks: ASGIApp, batches: ASGIApp, reads: RecordReads, metrics: Metrics
     ) -> None:
-        self._node_id = node_id
+        self._node_id = node.node_id
+        self._gate = Gate(node.tokens)
         self._api = api
         self._chunks = chunks
         self._batches = batches
@@ -98,8 +100,11 @@ class App:
         match = _PLAIN_READ.fullmatch(request)
         if match is None:
             return None
+        grant = self._gate.known(match["token"])
+        if grant is None:
+            return None
         try:
-            answer = self._reads.answer_now(match["path"].decode(), match["query"] or b"")
+            answer = self._reads.answer_now(match["path"].decode(), match["query"] or b"", grant)
         except Exception:  # Whatever it is, the usual way meets it again and says so.
             return None
         if answer is None:
@@ -149,6 +154,7 @@ class App:
         scope = exchange.scope
         try:
             exchange.begin(self._deadlines)
+            self._gate.admit(scope)
             await app(scope, exchange.receive, exchange.send)
         except StoreError as error:
             await self._refuse(exchange, error)

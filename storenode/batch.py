@@ -24,6 +24,8 @@ from client.record import ObjectInfo
 from client.wire import BATCH_GET_PATH
 from storenode.bodies import BodySender, ResponseAborted
 from storenode.budget import Budget
+from storenode.gate import GrantOf
+from storenode.grants import Grant
 from storenode.node import Node
 from storenode.requests import NodeOf, TransfersOf, json_body
 from storenode.schemas import BYTES, json_body_of, problems
@@ -51,13 +53,13 @@ router = APIRouter(tags=["objects"])
     },
     openapi_extra=json_body_of("BatchItems"),
 )
-async def batch_get(request: Request, node: NodeOf, transfers: TransfersOf) -> Response:
+async def batch_get(request: Request, node: NodeOf, transfers: TransfersOf, grant: GrantOf) -> Response:
     """Many objects in one response."""
     value = await json_body(request, max_bytes=_MAX_REQUEST_BYTES)
     items = value.get("items") if isinstance(value, dict) else None
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
         raise InvalidRequest(f'expected {{"items": [[bucket, key], ...]}} with up to {MAX_ITEMS} objects')
-    return _Frames(node, transfers, list(map(_item, items)))
+    return _Frames(node, transfers, list(map(_item, items)), grant)
 
 
 class _Frames(Response):
@@ -65,13 +67,14 @@ class _Frames(Response):
 
     media_type = FRAMES_TYPE
 
-    def __init__(self, node: Node, transfers: Budget, items: Sequence[Item]) -> None:
+    def __init__(self, node: Node, transfers: Budget, items: Sequence[Item], grant: Grant) -> None:
         super().__init__()
         # How long it gets is not known before the last item is read.
         del self.headers["content-length"]
         self._node = node
         self._transfers = transfers
         self._items = items
+        self._grant = grant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
@@ -80,7 +83,7 @@ class _Frames(Response):
                 part = self._items[first : first + _SLICE]
                 try:
                     frames = await self._node.pools.gateway.run_to_end(
-                        _frames, self._node, part, prefix=b"" if first else OBJECTS_MAGIC
+                        _frames, self._node, part, self._grant, prefix=b"" if first else OBJECTS_MAGIC
                     )
                 except StoreError as error:
                     if first:
@@ -93,10 +96,10 @@ class _Frames(Response):
             await sender.end()
 
 
-def _frames(node: Node, items: Sequence[Item], *, prefix: bytes) -> bytearray:
+def _frames(node: Node, items: Sequence[Item], grant: Grant, *, prefix: bytes) -> bytearray:
     """The frames of a slice, behind `prefix`."""
     frames = bytearray(prefix)
-    infos = _look_up(node, items)
+    infos = _look_up(node, items, grant)
     with node.store.small_chunks() as small:
         for info in infos:
             if isinstance(info, StoreError):
@@ -121,14 +124,17 @@ def _payload(node: Node, small: SmallChunks, ref: Ref) -> memoryview | None:
         return None
 
 
-def _look_up(node: Node, items: Sequence[Item]) -> list[ObjectInfo | StoreError]:
+def _look_up(node: Node, items: Sequence[Item], grant: Grant) -> list[ObjectInfo | StoreError]:
     """What the metadata says of each item; the current versions, which are the rule, all at once."""
-    current = iter(node.catalog.lookup_many([(bucket, key) for bucket, key, version in items if version is None]))
-    return [next(current) if version is None else _version(node, bucket, key, version) for bucket, key, version in items]
+    plain = [version is None and grant.allows("read", bucket, key) for bucket, key, version in items]
+    current = iter(node.catalog.lookup_many([item[:2] for item, is_plain in zip(items, plain, strict=True) if is_plain]))
+    return [next(current) if is_plain else _by_itself(node, item, grant) for item, is_plain in zip(items, plain, strict=True)]
 
 
-def _version(node: Node, bucket: str, key: str, version: int) -> ObjectInfo | StoreError:
+def _by_itself(node: Node, item: Item, grant: Grant) -> ObjectInfo | StoreError:
+    bucket, key, version = item
     try:
+        grant.require("read", bucket, key)
         return node.catalog.lookup(bucket, key, version=version)
     except StoreError as error:
         return error

@@ -1,4 +1,4 @@
-"""The commands that run nodes: ``forebay up`` a whole cluster on this machine, ``forebay node`` one node.
+"""The commands that run nodes: ``forebay up`` a whole cluster on this machine, ``forebay node`` one node. And `token_cli`.
 
 What they run is imported when they run: every ``forebay`` command loads this module to know that they exist.
 """
@@ -17,7 +17,8 @@ import typer
 
 from client.cli.output import AsJson, Output
 from client.errors import InternalError, StoreError, to_problem
-from storenode import meta_cli
+from storenode import meta_cli, token_cli
+from storenode.token_cli import SecretFile
 
 if TYPE_CHECKING:
     from storenode.embedded import EmbeddedCluster, NodeExit
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
             group.typer_instance.info.help = "Run one node, or list nodes and change who holds data."
             group.typer_instance.callback(invoke_without_command=True)(node)
     meta_cli.register(app)
+    token_cli.register(app)
 
 
 def up(
@@ -45,13 +47,14 @@ def up(
     port: Annotated[
         int, typer.Option(help="Port of the first node, the others take the next ones; 0: free ports.")
     ] = DEFAULT_PORT,
+    secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole cluster on this machine, in the foreground. Ctrl-C or SIGTERM stops it; its data stays."""
     from storenode.embedded import EmbeddedCluster
 
     output = Output(as_json=as_json)
-    cluster = EmbeddedCluster(data, nodes=nodes, port=port)
+    cluster = EmbeddedCluster(data, nodes=nodes, port=port, secret_file=secret_file)
     # Raised wherever the main thread is, so that the nodes are stopped in order on the way out.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
@@ -67,7 +70,7 @@ def up(
 def node(
     ctx: typer.Context,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve addresses that other machines reach, although nothing is authenticated.")
+        bool, typer.Option("--insecure", help="Serve addresses that other machines reach without a secret: to everybody.")
     ] = False,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     as_json: AsJson = False,

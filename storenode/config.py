@@ -1,7 +1,7 @@
 """The node's configuration: read once, validated at start, every bound named.
 
-Each setting may be given as ``FOREBAY_<NAME>``; times are seconds, sizes bytes. Until there are tokens, a node that
-others could reach over the network starts only if the operator says that this is meant.
+Each setting may be given as ``FOREBAY_<NAME>``; times are seconds, sizes bytes. Without a secret nobody is asked for a token,
+so a node that others could reach over the network starts only with one, or if the operator says that this is meant.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ class NodeConfig(EngineConfig):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(7070, ge=0, le=65_535, description="Port to listen on; 0 takes a free one")
     advertise: str = Field("", description="URLs at which others reach this node, comma separated; by default host and port")
-    insecure: bool = Field(False, description="Serve addresses that other machines reach, although nothing is authenticated")
+    insecure: bool = Field(False, description="Serve addresses that other machines reach without a secret: to everybody")
     zone: str = Field("zone-1", min_length=1, description="The wider failure domain")
     machine: str = Field("", description="The narrower failure domain; by default the machine's host name")
+
+    # Who may do what
+    secret_file: Path | None = Field(
+        None, description="The cluster's secret, the same for all nodes; requests need tokens then"
+    )
+    token_leeway_s: float = Field(30.0, ge=0, le=3600, description="How long after its end a token is taken: clocks differ")
+    node_token_s: float = Field(12 * 3600.0, ge=60, description="Life of nodes' own tokens; clocks may differ by half of it")
+    max_known_tokens: int = Field(1024, ge=1, le=65_536, description="Tokens whose signature is not looked at again")
 
     shutdown_timeout_s: float = Field(10.0, gt=0, description="How long a stop waits for requests under way")
 
@@ -103,10 +111,11 @@ class NodeConfig(EngineConfig):
 
     @model_validator(mode="after")
     def _only_loopback_without_secrets(self) -> NodeConfig:
-        if not self.insecure and not _is_loopback(self.host):
+        if self.secret_file is None and not self.insecure and not _is_loopback(self.host):
             raise Misconfigured(
-                f"host {self.host!r} can be reached from other machines, and nothing authenticates them yet. Listen on "
-                "127.0.0.1, or give --insecure (FOREBAY_INSECURE=true) if the network is trusted"
+                f"host {self.host!r} can be reached from other machines, and without a secret everybody there may do "
+                "everything. Name the cluster's secret by FOREBAY_SECRET_FILE (`forebay secret create PATH` makes one), listen "
+                "on 127.0.0.1, or give --insecure (FOREBAY_INSECURE=true) if the whole network is trusted"
             )
         return self
 

@@ -35,7 +35,9 @@ from storenode.layouts import create_layout, read_layouts
 from storenode.lineage import create_cluster, read_cluster_id
 from storenode.listener import reserve
 from storenode.process import NodeProcess
+from storenode.secret import read_secret
 from storenode.sqlite import SqliteMetaStore
+from storenode.tokens import NodeTokens
 
 __all__ = ["DEFAULT_NODES", "EmbeddedCluster", "NodeExit"]
 
@@ -75,6 +77,8 @@ class EmbeddedCluster:
         Of the first node; the others take the next ones. 0: free ports.
     partitions : int
         For a new cluster: a power of two.
+    secret_file : Path, optional
+        The cluster's secret; with one, every request needs a token.
     environment : mapping
         Settings of the nodes, ``FOREBAY_...``, in addition to those of this process.
     start_timeout_s, stop_timeout_s : float
@@ -88,6 +92,7 @@ class EmbeddedCluster:
         nodes: int | None = None,
         port: int = 0,
         partitions: int = DEFAULT_PARTITIONS,
+        secret_file: Path | None = None,
         environment: Mapping[str, str] | None = None,
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 20.0,
@@ -100,6 +105,7 @@ class EmbeddedCluster:
         self._port = port
         self._partitions = partitions
         self._environment = dict(environment or {})
+        self._secret_file = secret_file
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._exits: queue.SimpleQueue[NodeExit] = queue.SimpleQueue()
@@ -280,7 +286,8 @@ class EmbeddedCluster:
             "FOREBAY_PORT": str(self._ports[node_id]),
             "FOREBAY_ADVERTISE": "",
         }
-
+        if self._secret_file is not None:
+            settings["FOREBAY_SECRET_FILE"] = str(self._secret_file.resolve())
         # First, because a cluster that has moved to another engine is started with that one's name.
         engine = {"FOREBAY_META": f"sqlite:///{self.meta_path}"}
         self._processes[node_id] = NodeProcess(
@@ -292,7 +299,7 @@ class EmbeddedCluster:
 
     def _await_views(self, node_ids: tuple[str, ...], *, deadline_s: float) -> None:
         """Wait until each node has heard of all: before that, a write through one that has not would find too few replicas."""
-        transport = Transport(load_config()[0])
+        transport = Transport(load_config()[0], token=self._tokens())
         try:
             for node_id in node_ids:
                 while not set(node_ids) <= self._known_to(node_id, transport):
@@ -301,6 +308,12 @@ class EmbeddedCluster:
                     time.sleep(_POLL_S)
         finally:
             transport.close()
+
+    def _tokens(self) -> NodeTokens | None:
+        """By which the nodes answer to this process."""
+        if self._secret_file is None:
+            return None
+        return NodeTokens(read_secret(self._secret_file), subject="forebay up", lifetime_s=2 * self._start_timeout_s)
 
     def _known_to(self, node_id: str, transport: Transport) -> set[str]:
         try:

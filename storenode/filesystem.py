@@ -41,9 +41,9 @@ class FileSystem:
     def list_names(self, path: Path) -> list[str]:
         return os.listdir(path)
 
-    def create_unnamed(self, *, directory: int) -> int:
+    def create_unnamed(self, *, directory: int, mode: int = 0o640) -> int:
         """A new file without a name in `directory`'s file system; it is gone when closed, unless `link` names it."""
-        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o640, dir_fd=directory)
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=directory)
 
     def open_file(self, name: str, *, directory: int) -> int:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -121,9 +121,9 @@ class UnnamedFile:
     Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, fs: FileSystem, *, directory: int) -> None:
+    def __init__(self, fs: FileSystem, *, directory: int, mode: int = 0o640) -> None:
         self._fs = fs
-        self._fd = fs.create_unnamed(directory=directory)
+        self._fd = fs.create_unnamed(directory=directory, mode=mode)
         self._written = self._begun = 0
 
     def write(self, data: Buffer) -> None:

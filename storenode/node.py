@@ -21,6 +21,7 @@ from storenode.metastore import MetaStore
 from storenode.openchunks import OpenChunks
 from storenode.reshaping import Reshaping
 from storenode.threads import Pools
+from storenode.tokens import Tokens
 
 __all__ = ["JobBoard", "Node", "RepairQueue"]
 
@@ -87,6 +88,8 @@ class Node:
         Scrubs and their like.
     reshaping : Reshaping
         Changes the layout.
+    tokens : Tokens or None
+        Says what requests may do; None without a secret: everything.
     """
 
     node_id: str
@@ -103,3 +106,4 @@ class Node:
     lineage: LineageWatch
     jobs: JobBoard
     reshaping: Reshaping
+    tokens: Tokens | None

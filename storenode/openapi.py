@@ -56,6 +56,15 @@ _TEE = {
 }
 
 
+_OPEN = ("/healthz", "/readyz")
+_TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "Made by `forebay token create`; its scopes say which verbs it allows on which buckets and keys",
+}
+
+
 def install_schema(app: FastAPI) -> None:
     """Have `app` serve the whole API's description."""
 
@@ -75,24 +84,30 @@ def _build(app: FastAPI) -> dict[str, Any]:
         description=(
             f"Every message carries {PROTOCOL_HEADER}; a request without it is taken as current. A request may say in "
             f"{TIMEOUT_HEADER} how many milliseconds its client has left, after which it is ended. "
-            "Every failure is a problem document (RFC 9457)."
+            "Every failure is a problem document (RFC 9457). Where the cluster has a secret, requests need a token."
         ),
         routes=app.routes,
     )
     schema["paths"]["/v1/chunks/{partition}/{id}"] = _chunk_operations()
     schema["paths"][BATCH_PUT_PATH] = {"post": _batch_operation()}
     schema["paths"]["/v1/records/{bucket}/{key}"]["get"] = _record_read()
-    for operations in schema["paths"].values():
+    for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
-            operation["responses"].setdefault("504", problems(504)[504])
+            for status in (504,) if path in _OPEN else (401, 403, 504):
+                operation["responses"].setdefault(str(status), problems(status)[status])
             if method == "head":
                 # The same descriptions serve GET; the answer to HEAD has no body, not even of a problem.
                 operation["responses"] = {
                     status: {name: value for name, value in answer.items() if name != "content"}
                     for status, answer in operation["responses"].items()
                 }
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    # With and without: a cluster without a secret asks for nothing.
+    schema["security"] = [{"token": []}, {}]
+    for path in _OPEN:
+        schema["paths"][path]["get"]["security"] = []
+    schema.setdefault("components", {})["securitySchemes"] = {"token": _TOKEN}
+    components = schema["components"].setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     components.update(SCHEMAS)

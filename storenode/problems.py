@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from client.errors import InternalError, InvalidRequest, StoreError, to_problem
+from client.errors import InternalError, InvalidRequest, StoreError, Unauthenticated, to_problem
 from client.wire import PROBLEM_TYPE, encode_json
 
 __all__ = ["install_handlers", "internal_error", "problem_response", "refusal"]
@@ -41,6 +41,8 @@ def problem_response(
     if status is not None:
         problem["status"] = status
     sent = dict(headers or {})
+    if isinstance(error, Unauthenticated):
+        sent["www-authenticate"] = 'Bearer realm="forebay"'
     if error.retry_after_s is not None:
         sent["retry-after"] = str(math.ceil(error.retry_after_s))
     return Response(encode_json(problem), status_code=problem["status"], headers=sent, media_type=PROBLEM_TYPE)

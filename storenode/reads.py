@@ -28,6 +28,7 @@ from client.record import ObjectInfo
 from client.wire import RECORD_HEADER, encode_header, encode_json, widen
 from storenode.bodies import BodySender
 from storenode.budget import Budget
+from storenode.grants import Grant
 from storenode.metastore import WouldWait
 from storenode.node import Node
 from storenode.outgoing import open_outgoing, set_aside
@@ -80,17 +81,19 @@ class RecordReads:
         self._reads = reads
         self._remembered: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
 
-    def answer_now(self, path: str, query: bytes) -> tuple[bytes, bytes | bytearray] | None:
+    def answer_now(self, path: str, query: bytes, grant: Grant) -> tuple[bytes, bytes | bytearray] | None:
         """The answer about an object or a bucket if it needs no waiting: a record for the header (or none), and the body.
 
-        None, and `StoreError`s too, are for the usual way to answer.
+        None, and `StoreError`s too, are for the usual way to answer; so is all that `grant` does not allow.
         """
         try:
             if path.startswith(BUCKETS_PATH):
-                policy = self._node.catalog.bucket_now(path.removeprefix(BUCKETS_PATH))
-                return None if query else (b"", encode_json(policy.to_json()))
+                bucket = path.removeprefix(BUCKETS_PATH)
+                if query or not grant.sees(bucket):
+                    return None
+                return b"", encode_json(self._node.catalog.bucket_now(bucket).to_json())
             (bucket, key), asked = object_name(path), _parse(query)
-            if asked.version is not None:
+            if asked.version is not None or not grant.allows("read", bucket, key):
                 return None
             info = self._node.catalog.lookup_now(bucket, key)
         except WouldWait:

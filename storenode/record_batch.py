@@ -15,10 +15,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit
-from client.errors import BodyTooLarge, InvalidRequest, StoreError, to_problem
+from client.errors import BodyTooLarge, Forbidden, InvalidRequest, StoreError, to_problem
 from client.record import Condition, ObjectInfo
 from client.wire import encode_json
 from storenode.admission import checked_record
+from storenode.gate import GrantOf
+from storenode.grants import Grant, Verb
 from storenode.node import Node
 from storenode.requests import NodeOf, json_of_body, whole_body
 from storenode.schemas import json_body_of, json_of, problems
@@ -40,10 +42,10 @@ router = APIRouter(tags=["names"])
     },
     openapi_extra=json_body_of("RecordWrites"),
 )
-async def batch_put(request: Request, node: NodeOf) -> Response:
+async def batch_put(request: Request, node: NodeOf, grant: GrantOf) -> Response:
     """Give many objects their records, each as PUT /v1/records does, at little more than the cost of one."""
     body = await whole_body(request, max_bytes=MAX_BATCH_BYTES)
-    return await node.pools.meta.run(_put, node, body, num_partitions=request.app.state.num_partitions)
+    return await node.pools.meta.run(_put, node, body, grant, num_partitions=request.app.state.num_partitions)
 
 
 @router.post(
@@ -56,19 +58,19 @@ async def batch_put(request: Request, node: NodeOf) -> Response:
     },
     openapi_extra=json_body_of("RecordNames"),
 )
-async def batch_get(request: Request, node: NodeOf) -> Response:
+async def batch_get(request: Request, node: NodeOf, grant: GrantOf) -> Response:
     """What is known of many objects."""
-    return await node.pools.meta.run(_get, node, await whole_body(request, max_bytes=MAX_BATCH_BYTES))
+    return await node.pools.meta.run(_get, node, await whole_body(request, max_bytes=MAX_BATCH_BYTES), grant)
 
 
-def _put(node: Node, body: bytes, *, num_partitions: int) -> Response:
-    admitted = [_write(item, node, num_partitions=num_partitions) for item in _items(body)]
+def _put(node: Node, body: bytes, grant: Grant, *, num_partitions: int) -> Response:
+    admitted = [_write(item, node, grant, num_partitions=num_partitions) for item in _items(body)]
     outcomes = iter(node.catalog.commit_many([write for write in admitted if isinstance(write, Commit)]))
     return _answer(node, [next(outcomes) if isinstance(write, Commit) else write for write in admitted])
 
 
-def _get(node: Node, body: bytes) -> Response:
-    names = [_name(item) for item in _items(body)]
+def _get(node: Node, body: bytes, grant: Grant) -> Response:
+    names = [_allowed(_name(item), "read", grant) for item in _items(body)]
     outcomes = iter(node.catalog.lookup_many([name for name in names if isinstance(name, tuple)]))
     return _answer(node, [next(outcomes) if isinstance(name, tuple) else name for name in names])
 
@@ -80,9 +82,9 @@ def _items(body: bytes) -> list[Any]:
     return items
 
 
-def _write(item: Any, node: Node, *, num_partitions: int) -> Commit | StoreError:
+def _write(item: Any, node: Node, grant: Grant, *, num_partitions: int) -> Commit | StoreError:
     """The write that an item asks for, or what is wrong with it."""
-    name = _name(item, also=("record",), optional=_CONDITIONS)
+    name = _allowed(_name(item, also=("record",), optional=_CONDITIONS), "write", grant)
     if isinstance(name, StoreError):
         return name
     bucket, key = name
@@ -113,6 +115,16 @@ def _name(item: Any, *, also: tuple[str, ...] = (), optional: tuple[str, ...] = 
     if not isinstance(bucket, str) or not isinstance(key, str):
         return InvalidRequest(f"item {item!r:.100}: bucket and key must be text")
     return bucket, key
+
+
+def _allowed(name: tuple[str, str] | StoreError, verb: Verb, grant: Grant) -> tuple[str, str] | StoreError:
+    """The name, if `verb` is allowed on it, else why not."""
+    try:
+        if isinstance(name, tuple):
+            grant.require(verb, *name)
+    except Forbidden as error:
+        return error
+    return name
 
 
 def _answer(node: Node, outcomes: Sequence[ObjectInfo | StoreError]) -> Response:

@@ -13,6 +13,7 @@ from client.errors import InvalidRequest
 from client.record import BucketPolicy
 from client.wire import encode_json
 from storenode.admission import checked_record
+from storenode.gate import GrantOf
 from storenode.requests import (
     BucketName,
     NodeOf,
@@ -45,10 +46,10 @@ router = APIRouter(tags=["names"])
         **problems(503),
     },
 )
-async def list_buckets(node: NodeOf) -> Response:
-    """All buckets."""
+async def list_buckets(node: NodeOf, grant: GrantOf) -> Response:
+    """All buckets in which the token allows anything."""
     buckets = await node.pools.meta.run(node.catalog.buckets)
-    return _json({name: policy.to_json() for name, policy in buckets.items()})
+    return _json({name: policy.to_json() for name, policy in buckets.items() if grant.sees(name)})
 
 
 @router.get(
@@ -113,6 +114,7 @@ async def delete_bucket(node: NodeOf, bucket: BucketName) -> Response:
 )
 async def list_objects(
     node: NodeOf,
+    grant: GrantOf,
     bucket: BucketName,
     prefix: Annotated[str, Query(description="What the keys begin with")] = "",
     delimiter: Annotated[str, Query(description="Keys that agree up to it become one entry")] = "",
@@ -121,6 +123,7 @@ async def list_objects(
     versions: Annotated[bool, Query(description="Older versions and tombstones too, newest first")] = False,
 ) -> Response:
     """Objects of a bucket."""
+    grant.require("read", bucket, prefix)
     page = await node.pools.meta.run(
         node.catalog.list,
         bucket,
@@ -144,12 +147,14 @@ async def list_objects(
 )
 async def watch_objects(
     node: NodeOf,
+    grant: GrantOf,
     bucket: BucketName,
     prefix: Annotated[str, Query(description="What the keys begin with")] = "",
     after: Annotated[int | None, Query(ge=0, description="A revision; without it, only the newest one is told")] = None,
     timeout_s: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Longest wait")] = 30.0,
 ) -> Response:
     """Wait for changes of a bucket."""
+    grant.require("read", bucket, prefix)
     clock = asyncio.get_running_loop().time
     # A shorter wait than asked for is always right: the answer says how far it goes.
     end_s = clock() + min(timeout_s, node.config.max_watch_s)

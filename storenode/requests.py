@@ -30,6 +30,7 @@ __all__ = [
     "ObjectName",
     "TransfersOf",
     "announced_bytes",
+    "bucket_name",
     "check_headers",
     "check_write_id",
     "condition_of",
@@ -76,7 +77,7 @@ _Key = Annotated[
 
 
 async def _bucket_name(request: Request, bucket: _Bucket) -> str:
-    return check_bucket(_segment(request.scope["path"], 3))
+    return bucket_name(request.scope["path"])
 
 
 async def _object_name(request: Request, bucket: _Bucket, key: _Key) -> tuple[str, str]:
@@ -89,9 +90,14 @@ BucketName = Annotated[str, Depends(_bucket_name)]
 ObjectName = Annotated[tuple[str, str], Depends(_object_name)]
 
 
+def bucket_name(path: str) -> str:
+    """The bucket in the path ``/v1/.../{bucket}`` as it was sent. Raises `InvalidName`."""
+    return check_bucket(_segment(path, 3))
+
+
 def object_name(path: str) -> tuple[str, str]:
     """Bucket and key in the path ``/v1/.../{bucket}/{key}`` as it was sent. Raises `InvalidName`."""
-    return check_bucket(_segment(path, 3)), check_key(_segment(path, 4))
+    return bucket_name(path), check_key(_segment(path, 4))
 
 
 def _segment(path: str, index: int) -> str:

@@ -13,6 +13,8 @@ BYTES: dict[str, Any] = {"*/*": {"schema": {"type": "string", "format": "binary"
 
 _PHRASES = {
     400: "The request, a name or a checksum is wrong",
+    401: "There is no token, or none that is genuine and still good",
+    403: "The token does not allow this",
     404: "There is no such bucket, object, chunk, node or job",
     409: "The bucket exists, or is not empty; the change does not fit the nodes; or others were faster",
     410: "The revision is gone; begin again",

@@ -45,7 +45,7 @@ from storenode.desired import DesiredSet
 from storenode.engine import open_engine
 from storenode.filesystem import FileSystem
 from storenode.follower import Follower
-from storenode.identity import claim
+from storenode.identity import DataDirectory, claim
 from storenode.jobs import Jobs
 from storenode.layouts import read_anchor
 from storenode.lineage import read_cluster_id
@@ -61,7 +61,9 @@ from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from storenode.reshaping import Reshaping, ask_facts
 from storenode.scrub import Scrub
+from storenode.secret import Secret, read_secret
 from storenode.threads import BUSY_RETRY_S, Pools
+from storenode.tokens import NodeTokens, Tokens
 
 __all__ = ["Ready", "serve"]
 
@@ -176,6 +178,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
     """A node whose parts are open and whose background work runs; at the end all of it is taken down."""
     with ExitStack() as stack:
+        secret = None if config.secret_file is None else read_secret(config.secret_file)
         meta = open_engine(config)
         stack.callback(meta.close)
         cluster_id = _cluster_of(config, meta)
@@ -189,7 +192,7 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         open_chunks = OpenChunks(store, limit=config.max_open_chunks)
         stack.callback(open_chunks.close)
         client_config, _ = load_config()
-        transport = Transport(client_config)
+        transport = Transport(client_config, token=_own_tokens(config, secret, directory))
         stack.callback(transport.close)
         load_view = ViewLoader(meta, cluster_id=cluster_id)
         cluster = Cluster(load_view, ttl_s=client_config.view_ttl_s, suspect_s=client_config.suspect_s)
@@ -260,7 +263,21 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
             lineage=lineage,
             jobs=jobs,
             reshaping=Reshaping(meta, ask=partial(ask_facts, store=meta, cluster=cluster, transport=transport)),
+            tokens=_tokens(config, secret, cluster_id=cluster_id),
         )
+
+
+def _own_tokens(config: NodeConfig, secret: Secret | None, directory: DataDirectory) -> NodeTokens | None:
+    if secret is None:
+        return None
+    subject = f"node:{directory.node_id}"
+    return NodeTokens(secret, subject=subject, cluster_id=directory.cluster_id, lifetime_s=config.node_token_s)
+
+
+def _tokens(config: NodeConfig, secret: Secret | None, *, cluster_id: str) -> Tokens | None:
+    if secret is None:
+        return None
+    return Tokens(secret, cluster_id=cluster_id, leeway_s=config.token_leeway_s, max_known=config.max_known_tokens)
 
 
 def _cluster_of(config: NodeConfig, meta: MetaStore) -> str:

@@ -35,6 +35,7 @@ INTERRUPTED = 130
 _EXTRAS = {
     "fastapi": "node",
     "httptools": "node",
+    "jwt": "node",
     "prometheus_client": "node",
     "storenode": "node",
     "uvicorn": "node",

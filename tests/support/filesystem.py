@@ -96,9 +96,9 @@ class ScriptedFileSystem(FileSystem):
         make = super().list_names
         return self._call("list_names", path.name, lambda: make(path))
 
-    def create_unnamed(self, *, directory: int) -> int:
+    def create_unnamed(self, *, directory: int, mode: int = 0o640) -> int:
         make = super().create_unnamed
-        return self._call("create_unnamed", self.subject(directory), lambda: make(directory=directory))
+        return self._call("create_unnamed", self.subject(directory), lambda: make(directory=directory, mode=mode))
 
     def open_file(self, name: str, *, directory: int) -> int:
         make = super().open_file
@@ -196,8 +196,8 @@ class VolatileFileSystem(ScriptedFileSystem):
         self._times_ns: dict[int, int] = {}
         self._named: dict[int, Path] = {}
 
-    def create_unnamed(self, *, directory: int) -> int:
-        fd = super().create_unnamed(directory=directory)
+    def create_unnamed(self, *, directory: int, mode: int = 0o640) -> int:
+        fd = super().create_unnamed(directory=directory, mode=mode)
         self._dirty[os.fstat(fd).st_ino] = None
         return fd
 

@@ -33,6 +33,7 @@ from storenode.node import Node
 from storenode.openchunks import OpenChunks
 from storenode.reshaping import Reshaping
 from storenode.threads import Pools
+from storenode.tokens import Tokens
 from tests.support.catalogs import memory_directory, open_meta
 from tests.support.fake_store import FakeChunks
 from tests.support.hooked_meta import HookedMeta
@@ -123,7 +124,9 @@ class TestBed:
 
 
 @contextmanager
-def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: Any) -> Iterator[TestBed]:
+def open_node(
+    *, fs: FileSystem | None = None, lease: bool = True, tokens: Tokens | None = None, **settings: Any
+) -> Iterator[TestBed]:
     """A node of three.
 
     Parameters
@@ -132,6 +135,8 @@ def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: A
         Calls of the operating system for the chunk store.
     lease : bool
         Whether the cluster takes this node for up.
+    tokens : Tokens, optional
+        Says what requests may do; without it, everything.
     settings
         Of the node; small bounds otherwise.
     """
@@ -187,5 +192,6 @@ def open_node(*, fs: FileSystem | None = None, lease: bool = True, **settings: A
             lineage=LineageWatch(meta, cluster_id="", node_id=OWN, cursor=None, period_s=1.0),
             jobs=jobs,
             reshaping=Reshaping(meta, ask=lambda node_ids: dict.fromkeys(node_ids, NodeFacts(up=True))),
+            tokens=tokens,
         )
         yield TestBed(root=root, node=node, app=create_app(node), meta=meta, peers=peers, repairs=repairs, jobs=jobs)

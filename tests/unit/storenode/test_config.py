@@ -29,12 +29,13 @@ def test_loopback_needs_no_secret(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "node.example", "localhost.example", ""])
-def test_other_addresses_need_the_operator_to_say_so(host: str) -> None:
-    with pytest.raises(Misconfigured, match="--insecure"):
+def test_other_addresses_need_a_secret_or_the_operator_to_say_so(host: str) -> None:
+    with pytest.raises(Misconfigured, match=r"FOREBAY_SECRET_FILE.*forebay secret create.*--insecure"):
         load_node_config(**REQUIRED, host=host)
     with pytest.raises(Misconfigured, match="--insecure"):
         NodeConfig(**REQUIRED, host=host)
     assert load_node_config(**REQUIRED, host=host, insecure=True).host == host
+    assert load_node_config(**REQUIRED, host=host, secret_file=Path("/secret")).host == host
 
 
 @pytest.mark.parametrize(

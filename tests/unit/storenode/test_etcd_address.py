@@ -56,5 +56,5 @@ def test_a_password_in_the_address_is_refused_and_not_shown(url: str) -> None:
 
 
 def test_a_password_is_not_part_of_what_a_configuration_shows() -> None:
-    config = load_node_config(data_dir="/data", meta="etcd://one:1", etcd_user="me", etcd_password="secret")
-    assert "secret" not in repr(config)
+    config = load_node_config(data_dir="/data", meta="etcd://one:1", etcd_user="me", etcd_password="hunter2")
+    assert "hunter2" not in repr(config)

@@ -338,7 +338,7 @@ def test_what_needs_waiting_is_not_answered_at_once(bed: TestBed, monkeypatch: p
         b"host: n1\r\n",
         b"host: n1\r\nx-forebay-protocol: 0\r\n",
         b"host: n1\r\nx-forebay-protocol: 1\r\nx-forebay-timeout-ms: 0\r\n",
-        b"host: n1\r\nx-forebay-protocol: 1\r\nauthorization: Bearer x\r\n",
+        b"host: n1\r\nx-forebay-protocol: 1\r\nauthorization: Basic x\r\n",
         b"host: n1\r\nx-forebay-protocol: 1\r\ncontent-length: 1\r\n",
         b"host: n1\r\nx-forebay-protocol: 1\r\nconnection: close\r\n",
         b"Host: n1\r\nx-forebay-protocol: 1\r\n",
