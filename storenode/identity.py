@@ -21,7 +21,7 @@ from types import TracebackType
 from client.errors import Misconfigured
 from storenode.filesystem import FileSystem, disk_error, opened, write_new
 
-__all__ = ["DataDirectory", "claim"]
+__all__ = ["DataDirectory", "claim", "cluster_of"]
 
 FORMAT = 1
 _FILE = "node.json"
@@ -83,7 +83,13 @@ def claim(root: Path, *, cluster_id: str, fs: FileSystem | None = None) -> DataD
     try:
         _lock(fd, root)
         try:
-            node_id = _read(root, directory=fd, fs=fs, cluster_id=cluster_id) or _mint(fd, cluster_id, fs=fs)
+            found = _read(root, directory=fd, fs=fs)
+            if found is not None and found[1] != cluster_id:
+                raise Misconfigured(
+                    f"{root} belongs to cluster {found[1]!r}, and this node was started for {cluster_id!r}; use the directory "
+                    "of that cluster, or an empty one"
+                )
+            node_id = found[0] if found else _mint(fd, cluster_id, fs=fs)
             # Before anyone hears the id, and also when it was found, for who wrote it may have died before this: an id that
             # the cluster knows and the directory forgets is a node that never comes back.
             fs.sync(fd)
@@ -93,6 +99,19 @@ def claim(root: Path, *, cluster_id: str, fs: FileSystem | None = None) -> DataD
     except BaseException:
         os.close(fd)
         raise
+
+
+def cluster_of(root: Path) -> str | None:
+    """The cluster that a data directory belongs to; None for a new one. Raises `Misconfigured` if it can't be read."""
+    fs = FileSystem()
+    try:
+        with opened(fs.open_directory(root)) as directory:
+            found = _read(root, directory=directory, fs=fs)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise Misconfigured(f"the data directory {root} can't be used: {exc.strerror}") from exc
+    return found[1] if found else None
 
 
 def _make(root: Path, *, fs: FileSystem) -> None:
@@ -119,8 +138,8 @@ def _lock(fd: int, root: Path) -> None:
         raise disk_error(exc, root) from exc
 
 
-def _read(root: Path, *, directory: int, fs: FileSystem, cluster_id: str) -> str | None:
-    """The node id in the directory, None in a new one."""
+def _read(root: Path, *, directory: int, fs: FileSystem) -> tuple[str, str] | None:
+    """The ids of node and cluster in the directory, None in a new one."""
     path = root / _FILE
     buffer = bytearray(_MAX_FILE_BYTES)
     try:
@@ -135,12 +154,7 @@ def _read(root: Path, *, directory: int, fs: FileSystem, cluster_id: str) -> str
         raise Misconfigured(f"{path} holds no node identity ({exc!r}); restore it, or start with an empty directory") from exc
     if number != FORMAT:
         raise Misconfigured(f"{path} says format {number}, and this program knows {FORMAT}; use the release that wrote it")
-    if owner != cluster_id:
-        raise Misconfigured(
-            f"{root} belongs to cluster {owner!r}, and this node was started for {cluster_id!r}; use the directory of that "
-            "cluster, or an empty one"
-        )
-    return node_id
+    return node_id, owner
 
 
 def _mint(directory: int, cluster_id: str, *, fs: FileSystem) -> str:

@@ -6,26 +6,24 @@ import socket
 
 from client.errors import Misconfigured
 
-__all__ = ["BACKLOG", "listen", "reserve", "url_of"]
+__all__ = ["BACKLOG", "begin", "reserve", "url_of"]
 
 BACKLOG = 1024
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address; port 0 takes a free one. Raises `Misconfigured`, naming the address."""
-    listener = reserve(host, port)
+def begin(bound: socket.socket) -> None:
+    """Listen on a socket that `reserve` made. Raises `Misconfigured` if somebody took its address meanwhile."""
     try:
-        listener.listen(BACKLOG)
+        bound.listen(BACKLOG)
     except OSError as exc:
-        listener.close()
+        host, port = bound.getsockname()[:2]
         raise _taken(host, port, exc) from exc
-    return listener
 
 
 def reserve(host: str, port: int) -> socket.socket:
     """A socket that is bound and does not listen: connecting to it is refused, and nobody is given its port by chance.
 
-    A process on the same machine may still `listen` on the address, which is what it is kept for. Raises `Misconfigured`
+    A process on the same machine may still listen on the address, which is what it is kept for. Raises `Misconfigured`
     if somebody listens there.
     """
     try:

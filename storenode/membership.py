@@ -25,6 +25,7 @@ from storenode.metastore import Compare, KeyValue, MetaStore, Put, prefix_end
 from storenode.worker import Worker
 
 __all__ = [
+    "NODES",
     "Membership",
     "NodeRecord",
     "ViewLoader",
@@ -34,7 +35,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_NODES = "node/"
+NODES = "node/"
 _PAGE = 256
 _MAX_TURNS = 5
 
@@ -86,10 +87,10 @@ class NodeRecord:
 def read_nodes(store: MetaStore) -> dict[str, NodeRecord]:
     """The nodes that are up, by id."""
     found: dict[str, NodeRecord] = {}
-    start, end = _NODES, prefix_end(_NODES)
+    start, end = NODES, prefix_end(NODES)
     while True:
         page = store.range(start, end, limit=_PAGE)
-        found.update({item.key.removeprefix(_NODES): NodeRecord.decode(item) for item in page.items})
+        found.update({item.key.removeprefix(NODES): NodeRecord.decode(item) for item in page.items})
         if not page.more:
             return found
         start = after(page.items[-1].key)
@@ -183,7 +184,7 @@ class ViewWatcher:
             self._revision = revision
         try:
             # One range over all: nothing lies between the layout, the anchor and the nodes.
-            watched = self._store.watch(LAYOUT_KEY, prefix_end(_NODES), after_revision=self._revision, timeout_s=self._watch_s)
+            watched = self._store.watch(LAYOUT_KEY, prefix_end(NODES), after_revision=self._revision, timeout_s=self._watch_s)
         except CursorExpired:
             self._revision = None
             return 0.0
@@ -211,7 +212,7 @@ class Membership:
     def __init__(self, store: MetaStore, *, node_id: str, record: NodeRecord, ttl_s: float) -> None:
         self._store = store
         self._node_id = node_id
-        self._key = _NODES + node_id
+        self._key = NODES + node_id
         self._record = record
         self._ttl_s = ttl_s
         self._lease: int | None = None

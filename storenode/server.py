@@ -1,7 +1,8 @@
 """One storage node as a process: built from its configuration, served, and taken down in the opposite order.
 
-Start: the address is bound first, because a port in use is the most common mistake; then the data directory is claimed, the
-chunk store opened, the metadata joined; the node takes its lease, begins its background work and answers.
+Start: the address is bound first, because a port in use is the most common mistake; then the metadata is awaited, the data
+directory claimed, the chunk store opened; the node takes its lease, awaits a layout (`storenode.bootstrap`), listens, begins
+its background work and answers. Until it listens, connections are refused, so that nobody waits for a node that waits itself.
 Stop (SIGTERM, Ctrl-C): accept no more, finish the requests under way within a bound, end jobs and follower, release the
 lease.
 A process that is killed instead leaves nothing that the next start does not put right.
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -31,10 +31,11 @@ from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.colocated import Colocated
 from client.config import load_config
-from client.errors import Busy, Misconfigured
+from client.errors import Busy
 from client.objects import ObjectStore
 from client.transport import Transport
 from storenode.app import create_app
+from storenode.bootstrap import await_layout, find_cluster, outlasting
 from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.colocated import ChunkDoor
@@ -48,9 +49,8 @@ from storenode.follower import Follower
 from storenode.identity import DataDirectory, claim
 from storenode.jobs import Jobs
 from storenode.layouts import read_anchor
-from storenode.lineage import read_cluster_id
 from storenode.lineage_watch import LineageWatch
-from storenode.listener import BACKLOG, listen, url_of
+from storenode.listener import BACKLOG, begin, reserve, url_of
 from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher
 from storenode.metastore import MetaStore
 from storenode.node import Node
@@ -105,9 +105,9 @@ def serve(config: NodeConfig, *, announce: Callable[[Ready], None]) -> None:
         signal.signal(number, _exit)
     _allow_many_files()
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(config.host, config.port))
+        listener = stack.enter_context(reserve(config.host, config.port))
         endpoint = url_of(listener, host=config.host)
-        node = stack.enter_context(_running(config, endpoint=endpoint))
+        node = stack.enter_context(_running(config, listener=listener, endpoint=endpoint))
         ready = Ready(
             node_id=node.node_id,
             cluster_id=node.cluster.view().cluster_id,
@@ -175,13 +175,13 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
+def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> Iterator[Node]:
     """A node whose parts are open and whose background work runs; at the end all of it is taken down."""
     with ExitStack() as stack:
         secret = None if config.secret_file is None else read_secret(config.secret_file)
         meta = open_engine(config)
         stack.callback(meta.close)
-        cluster_id = _cluster_of(config, meta)
+        cluster_id = outlasting(partial(_cluster_of, config, meta), timeout_s=config.start_timeout_s)
         directory = stack.enter_context(claim(config.data_dir, cluster_id=cluster_id))
         store = ChunkStore(
             directory.root,
@@ -219,6 +219,8 @@ def _running(config: NodeConfig, *, endpoint: str) -> Iterator[Node]:
         membership = _make_membership(config, meta, node_id=directory.node_id, endpoint=endpoint)
         membership.start()
         stack.callback(membership.stop)
+        _await_place(config, meta, node_id=directory.node_id)
+        begin(listener)
         watcher = ViewWatcher(meta, cluster=cluster, watch_s=config.follow_wait_s)
         watcher.start()
         stack.callback(watcher.stop)
@@ -281,11 +283,15 @@ def _tokens(config: NodeConfig, secret: Secret | None, *, cluster_id: str) -> To
 
 
 def _cluster_of(config: NodeConfig, meta: MetaStore) -> str:
-    cluster_id = read_cluster_id(meta)
-    if cluster_id is None:
-        hint = "; `forebay up --data DIR` creates one" if isinstance(config.meta_engine, Path) else ""
-        raise Misconfigured(f"the metadata at {config.meta} holds no cluster{hint}")
-    return cluster_id
+    return find_cluster(meta, where=config.meta, data_dir=config.data_dir, bootstrap_nodes=config.bootstrap_nodes)
+
+
+def _await_place(config: NodeConfig, meta: MetaStore, *, node_id: str) -> None:
+    layouts = await_layout(
+        meta, bootstrap_nodes=config.bootstrap_nodes, timeout_s=config.start_timeout_s, watch_s=config.max_watch_s
+    )
+    if node_id not in {node.id for node in layouts.current.nodes}:
+        log.info("node %s is a spare: the layout does not name it. `forebay node add %s` gives it data", node_id, node_id)
 
 
 def _make_membership(config: NodeConfig, meta: MetaStore, *, node_id: str, endpoint: str) -> Membership:

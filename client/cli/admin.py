@@ -81,11 +81,14 @@ def verify_objects(
 
 
 def status(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Show each node: whether it is up, its disk, and how far it follows the changes."""
+    """Show each node: whether it is up, its disk, and how far it follows the changes. A spare is up and not in the layout."""
     out = Output(as_json=as_json)
     with connect(ctx) as store:
         view = store.cluster.refresh()
-        nodes = list(bounded_map(partial(_node_status, store), view.layout.nodes, max_parallel=MAX_PARALLEL))
+        known = [_placed(node) for node in view.layout.nodes]
+        placed = {node["node_id"] for node in known}
+        known += [{"node_id": node_id, "state": "spare"} for node_id in sorted(view.endpoints) if node_id not in placed]
+        nodes = list(bounded_map(partial(_node_status, store), known, max_parallel=MAX_PARALLEL))
     num_up = sum(node["state"] == "up" for node in nodes)
     if as_json:
         out.document({"cluster_id": view.cluster_id, "layout_version": view.layout.version, "nodes": nodes}, "")
@@ -106,7 +109,7 @@ def status(ctx: typer.Context, as_json: AsJson = False) -> None:
     for warning in dict.fromkeys(warning for node in nodes if (warning := _metadata_warning(node))):
         out.note(warning)
     if out.terminal:
-        out.note(f"cluster {view.cluster_id}: {num_up} of {plural(len(nodes), 'node')} up, layout {view.layout.version}")
+        out.note(f"cluster {view.cluster_id}: {num_up} of {plural(len(placed), 'node')} up, layout {view.layout.version}")
 
 
 def layout(ctx: typer.Context, as_json: AsJson = False) -> None:
@@ -185,20 +188,20 @@ def _replication_text(result: Replication, replicas: int, timeout_s: float) -> s
     return f"{what}: {replicas} of {replicas} copies each, re-hashed"
 
 
-def _node_status(store: Client, node: Node) -> dict[str, Any]:
+def _placed(node: Node) -> dict[str, Any]:
+    """A node of the layout, which is up if it answers."""
+    return {"node_id": node.id, "state": "up", "zone": node.zone, "host": node.host, "weight": node.weight}
+
+
+def _node_status(store: Client, known: dict[str, Any]) -> dict[str, Any]:
     """What a node says of itself, or that it does not answer."""
-    known: dict[str, Any] = {
-        "node_id": node.id,
-        "zone": node.zone,
-        "host": node.host,
-        "weight": node.weight,
-        "endpoints": list(store.cluster.view().endpoints.get(node.id, ())),
-    }
+    node_id = known["node_id"]
+    known = {**known, "endpoints": list(store.cluster.view().endpoints.get(node_id, ()))}
     try:
-        said = store.admin("GET", "/v1/admin/status", node_id=node.id)
+        said = store.admin("GET", "/v1/admin/status", node_id=node_id)
     except StoreError as error:
         return {**known, "state": "down", "detail": error.message}
-    return {**known, "state": "up", **{name: said.get(name) for name in ("disk", "follower", "metadata")}}
+    return {**known, **{name: said.get(name) for name in ("disk", "follower", "metadata")}}
 
 
 def _metadata_warning(node: dict[str, Any]) -> str | None:

@@ -127,11 +127,6 @@ def test_a_node_of_another_cluster_is_refused(shared_cluster: LiveCluster, tmp_p
     assert code == 1 and "belongs to cluster 'another'" in said
 
 
-def test_a_new_directory_is_not_in_the_layout(shared_cluster: LiveCluster, tmp_path: Path) -> None:
-    code, _, said = run_node(shared_cluster, tmp_path / "new")
-    assert code == 1 and "is not in the cluster's layout" in said
-
-
 def test_metadata_that_is_not_there_is_not_made(shared_cluster: LiveCluster, tmp_path: Path) -> None:
     code, _, said = run_node(shared_cluster, tmp_path / "new", FOREBAY_META=f"sqlite:///{tmp_path}/nowhere.sqlite")
     assert code == 1 and "there is no metadata at" in said and "`forebay up" in said

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from client.errors import DiskFailed, DiskFull, Misconfigured
-from storenode.identity import claim
+from storenode.identity import claim, cluster_of
 from tests.support.filesystem import ScriptedFileSystem, SimulatedCrash, VolatileFileSystem
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -25,6 +25,16 @@ def test_the_id_is_minted_once_and_kept(tmp_path: Path) -> None:
         assert (first.root, first.cluster_id) == (root, "c1")
     with claim(root, cluster_id="c1") as again:
         assert again.node_id == first.node_id
+
+
+def test_a_directory_tells_its_cluster_without_being_claimed(tmp_path: Path) -> None:
+    assert cluster_of(tmp_path / "nowhere") is None and cluster_of(tmp_path) is None
+    assert not (tmp_path / "nowhere").exists()
+    with claim(tmp_path, cluster_id="c1"):
+        assert cluster_of(tmp_path) == "c1"
+    (tmp_path / "file").touch()
+    with pytest.raises(Misconfigured, match="can't be used: Not a directory"):
+        cluster_of(tmp_path / "file")
 
 
 def test_two_directories_have_two_ids(tmp_path: Path) -> None:

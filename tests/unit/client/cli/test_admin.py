@@ -136,10 +136,12 @@ def test_replicate_refuses_more_than_there_are_nodes_and_changes_nothing(forebay
 
 def test_cluster_status_shows_each_node(forebay: Forebay, store: FakeStore) -> None:
     store.fake_chunks.down.add("node-3")
+    store.node_ids.append("node-4")  # up, and not in the layout
     assert forebay("cluster", "status").lines == [
         "node-1\tup\tzone-1\thost-node-1\thttp://node-1:7070\t600\t400\t0\t0",
         "node-2\tup\tzone-1\thost-node-2\thttp://node-2:7070\t600\t400\t0\t0",
         "node-3\tdown\tzone-1\thost-node-3\t-\t-\t-\t-\t-",
+        "node-4\tspare\t-\t-\thttp://node-4:7070\t600\t400\t0\t0",
     ]
     status = forebay("cluster", "status", "--json").document
     assert status["nodes"][0]["disk"] == {"total_bytes": 1000, "free_bytes": 400, "reserve_bytes": 100}
