@@ -16,7 +16,6 @@ from client.wire import PROTOCOL, encode_json
 from storenode.chunkstore import ChunkStore
 from storenode.diskspace import DiskUsage
 from storenode.metrics import CONTENT_TYPE, Metrics
-from storenode.node import Node
 from storenode.outgoing import set_aside
 from storenode.requests import NodeOf, json_body
 from storenode.schemas import json_body_of, json_of, problems
@@ -26,6 +25,8 @@ __all__ = ["MAX_REFS_PER_CALL", "router"]
 MAX_REFS_PER_CALL = 1024
 # A reference takes some 90 bytes as JSON; the rest is room for blanks.
 _MAX_REFS_BYTES = 256 * MAX_REFS_PER_CALL
+# Small copies are re-hashed many to a call, for it is the way to a thread that costs; a call ends when so much was read.
+_REHASHED_BYTES = 1024 * 1024
 _ID = re.compile(r"[0-9a-f]{64}")
 
 ChunkName = tuple[int, bytes]
@@ -166,8 +167,13 @@ async def touch_chunks(request: Request, node: NodeOf) -> Response:
 async def verify_chunks(request: Request, node: NodeOf) -> Response:
     """Re-hash copies where they lie. Corrupt ones are set aside and replaced."""
     names = await _chunk_names(request)
-    # One after the other: each reads a whole chunk, and other requests want the disk too.
-    return _json({"status": [await _verify(node, *name) for name in names]})
+    statuses: list[str] = []
+    # One after the other: other requests want the disk too.
+    while len(statuses) < len(names):
+        statuses += await node.pools.disk.run(_rehash_some, node.store, names[len(statuses) :])
+        if statuses[-1] == "corrupt":
+            await set_aside(node, *names[len(statuses) - 1])
+    return _json({"status": statuses})
 
 
 @router.get(
@@ -263,15 +269,20 @@ def _have(store: ChunkStore, names: list[ChunkName]) -> list[bool]:
     return [store.contains(*name) for name in names]
 
 
-async def _verify(node: Node, partition: int, chunk_id: bytes) -> str:
-    try:
-        await node.pools.disk.run(node.store.verify, partition, chunk_id)
-    except ChunkNotFound:
-        return "missing"
-    except ChunkCorrupt:
-        await set_aside(node, partition, chunk_id)
-        return "corrupt"
-    return "ok"
+def _rehash_some(store: ChunkStore, names: list[ChunkName]) -> list[str]:
+    """What re-hashing finds of the first of `names`: until enough was read, or a copy is corrupt."""
+    found, num_read = list[str](), 0
+    for name in names:
+        try:
+            num_read += store.verify(*name)
+            found.append("ok")
+        except ChunkNotFound:
+            found.append("missing")
+        except ChunkCorrupt:
+            return [*found, "corrupt"]
+        if num_read >= _REHASHED_BYTES:
+            break
+    return found
 
 
 def _json(value: Any, *, status: int = 200) -> Response:

@@ -14,7 +14,9 @@ from client.checksum import segment_checks, xxh3
 from client.errors import DiskFailed
 from client.manifest import Ref, make_ref
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, chunk_path
+from storenode.admin import _rehash_some
 from storenode.chunks import SIZE_HEADER
+from storenode.chunkstore import ChunkStore
 from tests.support.asgi import Answer, ask, call
 from tests.support.nodes import OWN, PARTITIONS, PEERS, TestBed, open_node
 
@@ -368,6 +370,23 @@ def test_verify_rehashes_and_repairs(stored: TestBed) -> None:
     assert (answer.status, answer.json()) == (200, {"status": ["ok", "corrupt", "missing"]})
     assert stored.repairs.asked == [(bad.partition, bad.id)]
     assert not file.exists()
+
+
+@pytest.mark.parametrize(("most_bytes", "num_calls"), [(1024 * 1024, 1), (1, 3)])
+def test_small_copies_are_rehashed_many_to_a_call(
+    stored: TestBed, monkeypatch: pytest.MonkeyPatch, most_bytes: int, num_calls: int
+) -> None:
+    calls = []
+
+    def rehash_some(store: ChunkStore, found: list[tuple[int, bytes]]) -> list[str]:
+        calls.append(len(found))
+        return _rehash_some(store, found)
+
+    monkeypatch.setattr("storenode.admin._rehash_some", rehash_some)
+    monkeypatch.setattr("storenode.admin._REHASHED_BYTES", most_bytes)
+    answer = call(stored.app, "POST", "/v1/chunks:verify", body=names(REF, REF, REF))
+    assert answer.json() == {"status": ["ok"] * 3}
+    assert len(calls) == num_calls
 
 
 @pytest.mark.parametrize("path", ["/v1/chunks:have", "/v1/chunks:verify"])
