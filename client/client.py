@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from client.addresses import Addresses
 from client.batch import BatchReader
 from client.chunks import ChunkClient
 from client.cluster import Cluster
@@ -43,8 +44,9 @@ class Client(ObjectStore):
     def __init__(self, endpoints: str | list[str] | None = None, token: str | None = None, profile: str | None = None) -> None:
         config, origin = load_config(endpoints=endpoints, token=token, profile=profile)
         self._transport = Transport(config)
-        catalog = HttpCatalog(self._transport, config, origin=origin)
-        cluster = Cluster(catalog.cluster_view, ttl_s=config.view_ttl_s, suspect_s=config.suspect_s)
+        addresses = Addresses(timeout_s=config.connect_timeout_s)
+        catalog = HttpCatalog(self._transport, config, origin=origin, addresses=addresses)
+        cluster = Cluster(catalog.cluster_view, ttl_s=config.view_ttl_s, suspect_s=config.suspect_s, addresses=addresses)
         self._colocated = Colocated(cluster, config)
         super().__init__(catalog, cluster, ChunkClient(cluster, self._transport, self._colocated), config)
         self._http = catalog

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from client.addresses import Addresses
 from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError
 from client.placement import Layout, Layouts
 
@@ -134,6 +135,8 @@ class Cluster:
         The view is not fetched more often than this, however many requests fail.
     clock : callable
         Monotonic seconds.
+    addresses : Addresses, optional
+        Finds out which address of a node leads to it; by default its first.
     """
 
     def __init__(
@@ -144,12 +147,14 @@ class Cluster:
         suspect_s: float,
         min_refresh_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
+        addresses: Addresses | None = None,
     ) -> None:
         self._load = load
         self._ttl_s = ttl_s
         self._suspect_s = suspect_s
         self._min_refresh_s = min_refresh_s
         self._clock = clock
+        self._addresses = addresses
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._view: ClusterView | None = None
@@ -213,11 +218,11 @@ class Cluster:
         return self.view().anchor
 
     def endpoint(self, node_id: str) -> str:
-        """The URL of a node; raises `EndpointUnreachable` for one that holds no lease."""
+        """The URL of a node; raises `EndpointUnreachable` for one that holds no lease, or is at none of its addresses."""
         urls = self.view().endpoints.get(node_id)
         if not urls:
             raise EndpointUnreachable(f"node {node_id} is down: it holds no lease in the metadata", node_id=node_id)
-        return urls[0]
+        return urls[0] if self._addresses is None else self._addresses.of(node_id, urls)
 
     def suspected(self, node_id: str) -> bool:
         """Whether the node is down or failed within the last ``suspect_s``."""
@@ -239,6 +244,8 @@ class Cluster:
         with self._lock:
             self._failed_s[node_id] = self._clock()
             self._due_s = min(self._due_s, self._tried_s + self._min_refresh_s)
+        if self._addresses is not None:
+            self._addresses.forget(node_id)
 
     def answered(self, node_id: str) -> None:
         """Note that a node answered."""

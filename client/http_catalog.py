@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from client.addresses import Addresses
 from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit, Consistency, Listing, Opened, Watched
 from client.checksum import xxh3
 from client.cluster import ClusterView
@@ -35,12 +36,15 @@ class HttpCatalog:
     ----------
     origin : str
         In words, where the endpoints came from; for error messages.
+    addresses : Addresses
+        Finds out which addresses of the nodes in the view lead to them.
     """
 
-    def __init__(self, transport: Transport, config: ClientConfig, *, origin: str) -> None:
+    def __init__(self, transport: Transport, config: ClientConfig, *, origin: str, addresses: Addresses) -> None:
         self._transport = transport
         self._config = config
         self._origin = origin
+        self._addresses = addresses
         self._configured = config.endpoints
         self._discovered: tuple[str, ...] = ()
         self._urls = self._configured
@@ -51,7 +55,7 @@ class HttpCatalog:
     def cluster_view(self) -> ClusterView:
         """The cluster as some node sees it. After the first time one round is enough: whoever asks has an older view."""
         view = ClusterView.from_json(self._json("GET", "/v1/cluster", again=not self._discovered))
-        self._discovered = tuple(url for urls in view.endpoints.values() for url in urls)
+        self._discovered = self._addresses.all_of(view.endpoints)
         self._urls = tuple(dict.fromkeys(self._configured + self._discovered))
         return view
 

@@ -27,6 +27,7 @@ from types import FrameType
 
 import uvicorn
 
+from client.addresses import Addresses
 from client.chunks import ChunkClient
 from client.cluster import Cluster
 from client.colocated import Colocated
@@ -195,7 +196,8 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         transport = Transport(client_config, token=_own_tokens(config, secret, directory))
         stack.callback(transport.close)
         load_view = ViewLoader(meta, cluster_id=cluster_id)
-        cluster = Cluster(load_view, ttl_s=client_config.view_ttl_s, suspect_s=client_config.suspect_s)
+        addresses = Addresses(timeout_s=client_config.connect_timeout_s)
+        cluster = Cluster(load_view, ttl_s=client_config.view_ttl_s, suspect_s=client_config.suspect_s, addresses=addresses)
         colocated = Colocated(cluster, client_config)
         stack.callback(colocated.close)
         chunks = ChunkClient(cluster, transport, colocated)

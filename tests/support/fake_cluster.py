@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from typing_extensions import Buffer
 
+from client.addresses import Addresses
 from client.checksum import blake3_id
 from client.chunks import ChunkClient
 from client.cluster import Cluster, ClusterView
@@ -102,7 +103,12 @@ class FakeCluster:
     def http_catalog(self, **settings: Any) -> HttpCatalog:
         """A catalog that asks the nodes, configured with all of them."""
         endpoint = ",".join(node.url for node in self.nodes.values())
-        return HttpCatalog(self.transport, quick_config(endpoint=endpoint, **settings), origin="the test")
+        return HttpCatalog(
+            self.transport,
+            quick_config(endpoint=endpoint, **settings),
+            origin="the test",
+            addresses=Addresses(timeout_s=1.0),
+        )
 
     def fail(self, *node_ids: str, fault: Fault) -> None:
         """Give nodes a fault."""
