@@ -6,6 +6,7 @@ What a node says of its copies is a hint (``have``) or was just re-hashed (``ver
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -193,7 +194,8 @@ async def status(node: NodeOf) -> Response:
     }
     census = await node.pools.disk.run(node.store.census)
     chunks = {"num_chunks": census.num_chunks, "size_bytes": census.size_bytes}
-    follower = {"revision": node.follower.complete_to, "pending": node.follower.num_pending}
+    progress = asdict(node.follower.progress)
+    follower = {"revision": node.follower.complete_to, "pending": node.follower.num_pending, **progress}
     lineage = node.lineage.lineage
     metadata = {
         "incarnation": lineage.incarnation,

@@ -87,6 +87,8 @@ class NodeConfig(EngineConfig):
     # Membership
     bootstrap_nodes: int = Field(0, ge=0, le=10_000, description="A cluster that has no layout begins with so many; 0: never")
     start_timeout_s: float = Field(60.0, gt=0, description="How long a start outlasts a metadata engine that does not answer")
+    out_after_s: float = Field(0.0, ge=0, description="A node that is down for so long is drained; 0: never")
+    coordinator_period_s: float = Field(2.0, gt=0, description="Between two rounds of what one node does for the cluster")
     lease_ttl_s: float = Field(10.0, gt=0, description="How long a silent node counts as up")
 
     # Background work

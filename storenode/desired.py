@@ -19,6 +19,7 @@ from client.reader import ContentReader
 from client.record import ObjectRecord
 from client.retry import Backoff
 from storenode.metastore import KeyValue, MetaStore
+from storenode.pace import Pace
 from storenode.repair import Copies
 
 __all__ = ["RECORDS_END", "RECORDS_START", "DesiredSet", "Shortfall", "decode_record", "is_record_key", "scan_records"]
@@ -41,6 +42,8 @@ class Shortfall:
         Chunks that were missing and are here now.
     fetched_bytes : int
         Their bytes.
+    rehashed_bytes : int
+        Of copies that were re-hashed where they lie, because others are about to be given up for them.
     error : StoreError or None
         Why the first missing one could not be had; None if nothing was tried.
     """
@@ -48,6 +51,7 @@ class Shortfall:
     num_missing: int = 0
     num_fetched: int = 0
     fetched_bytes: int = 0
+    rehashed_bytes: int = 0
     error: StoreError | None = None
 
 
@@ -60,10 +64,13 @@ class DesiredSet:
         This node's disk and its peers.
     num_threads : int
         Chunks fetched at once; memory is as many chunks.
+    pace : Pace
+        What chunks keep to that a change of the layout moves.
     """
 
-    def __init__(self, copies: Copies, *, num_threads: int) -> None:
+    def __init__(self, copies: Copies, *, num_threads: int, pace: Pace) -> None:
         self._copies = copies
+        self._pace = pace
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="forebay-restore")
         self._lock = threading.Lock()
@@ -75,6 +82,9 @@ class DesiredSet:
 
     def ensure(self, record: ObjectRecord, *, fetch: bool, stopping: Callable[[], bool] = lambda: False) -> Shortfall:
         """Look for every chunk of `record` that placement gives this node, and fetch those that are not here.
+
+        Where layouts that are not retired disagree about the holders of a chunk, that it is here is not enough: copies
+        elsewhere are given up because of what this node says, so that it is re-hashed.
 
         Parameters
         ----------
@@ -97,8 +107,12 @@ class DesiredSet:
                     break
                 if not self._copies.belongs_here(ref, replicas=record.replicas):
                     continue
+                moving = fetch and self._copies.is_moving(ref, replicas=record.replicas)
+                if moving:
+                    self._pace.take(ref.size)
                 # Tagged, because from here on this node answers for the copy.
-                if self._copies.chunks.touch(ref.partition, ref.id, epoch=self._copies.epoch, rehash=False):
+                if self._copies.chunks.touch(ref.partition, ref.id, epoch=self._copies.epoch, rehash=moving):
+                    tally.rehashed_bytes += ref.size if moving else 0
                     with self._lock:
                         self._seen[ref.id[0]] = ref.id
                     continue
@@ -147,6 +161,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.num_missing = 0
+        self.rehashed_bytes = 0
         self._num_fetched = 0
         self._fetched_bytes = 0
         self._error: StoreError | None = None
@@ -166,6 +181,7 @@ class _Tally:
             num_missing=self.num_missing,
             num_fetched=self._num_fetched,
             fetched_bytes=self._fetched_bytes,
+            rehashed_bytes=self.rehashed_bytes,
             error=self._error,
         )
 

@@ -17,6 +17,9 @@ be read is such a record: nothing is concluded about it and it is never passed o
 because nothing is ever deleted here. If the set overflows, what was turned away is found again by going back to the durable
 cursor.
 
+Under a new layout all records are gone through again. When this node is complete under it, it says so to all
+(`storenode.held`). Copies elsewhere are given up because of that, so the cursor is durable before.
+
 So the state that survives a crash is the cursor alone, and it may be too old but never too new. It is saved at most once a
 second: what a crash loses of it costs some looking at files.
 """
@@ -28,25 +31,64 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 
 from client.cluster import Cluster
 from client.errors import CursorExpired, StoreError
 from storenode.cursor import Cursor, CursorFile
-from storenode.desired import RECORDS_END, RECORDS_START, DesiredSet, decode_record, is_record_key, scan_records
+from storenode.desired import (
+    RECORDS_END,
+    RECORDS_START,
+    DesiredSet,
+    Shortfall,
+    decode_record,
+    is_record_key,
+    scan_records,
+)
+from storenode.held import Holdings
 from storenode.metastore import KeyValue, MetaStore
 from storenode.outage import Outages
 from storenode.repair import Repair
 from storenode.retry_queue import RetryQueue
 from storenode.worker import Worker
 
-__all__ = ["Follower"]
+__all__ = ["Follower", "Progress"]
 
 log = logging.getLogger(__name__)
 
 # What a sweep found incomplete is older than any revision, so there is no cursor until it is complete.
 _SWEPT = 0
-# Records tried again in one step, so that following and saving get their turn.
+# Records in one step, so that following and saving get their turn.
+_MAX_SWEPT_PER_STEP = 256
 _MAX_RETRIES_PER_STEP = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What was done for one layout.
+
+    Attributes
+    ----------
+    layout : int
+        Its version; 0 before any is known.
+    fetched_chunks, fetched_bytes, rehashed_bytes : int
+        Chunks that were missing and are here now, and copies that were here and are sound.
+    """
+
+    layout: int = 0
+    fetched_chunks: int = 0
+    fetched_bytes: int = 0
+    rehashed_bytes: int = 0
+
+    def plus(self, shortfall: Shortfall) -> Progress:
+        """The same after one more record."""
+        return Progress(
+            layout=self.layout,
+            fetched_chunks=self.fetched_chunks + shortfall.num_fetched,
+            fetched_bytes=self.fetched_bytes + shortfall.fetched_bytes,
+            rehashed_bytes=self.rehashed_bytes + shortfall.rehashed_bytes,
+        )
 
 
 class Follower:
@@ -64,6 +106,8 @@ class Follower:
         Mends single copies that were found bad.
     cursor_file : CursorFile
         How far this node has come, durably.
+    holdings : Holdings
+        Where others learn of it.
     incarnation : callable
         Which metadata this is at present.
     max_pending : int
@@ -86,6 +130,7 @@ class Follower:
         desired: DesiredSet,
         repair: Repair,
         cursor_file: CursorFile,
+        holdings: Holdings,
         incarnation: Callable[[], str],
         max_pending: int,
         grace_s: float,
@@ -101,6 +146,7 @@ class Follower:
         self._desired = desired
         self._repair = repair
         self._file = cursor_file
+        self._holdings = holdings
         self._incarnation_now = incarnation
         self._grace_s = grace_s
         self._max_s = max_s
@@ -117,7 +163,8 @@ class Follower:
         self._layout_version = -1
         self._incarnation: str | None = None
         self._seen = 0  # The highest revision of this incarnation.
-        self._sweep: Iterator[list[KeyValue]] | None = None
+        self._sweep: Iterator[KeyValue] | None = None
+        self._progress = Progress()
         self._saved_s = float("-inf")
         self._outages = Outages(log)
         self._worker = Worker("follower", self.step, base_s=base_s, max_s=max_s, uniform=uniform)
@@ -157,16 +204,21 @@ class Follower:
         return cursor.revision if cursor else None
 
     @property
+    def progress(self) -> Progress:
+        """What this node has done for the current layout, in this life."""
+        return self._progress
+
+    @property
     def num_pending(self) -> int:
         """Records and single copies that wait to be completed."""
         with self._lock:
             return len(self._pending) + self._repair.num_pending
 
     def step(self) -> float | None:
-        """A page of a sweep, what is due again, and the changes since the last step."""
+        """A part of a sweep, what is due again, and the changes since the last step."""
         self._find_position()
         if self._sweep is not None:
-            self._sweep_page(self._sweep)
+            self._sweep_on(self._sweep)
         self._retry()
         pause_s = self._patience_s()
         if self._has_room() and not self._worker.stopping:
@@ -185,6 +237,9 @@ class Follower:
         durable = self._durable
         if self._incarnation != incarnation:
             self._seen = durable.seen if durable is not None and durable.incarnation == incarnation else 0
+        if not same:
+            self._holdings.follow(layout=layout_version, incarnation=incarnation)
+            self._progress = Progress(layout=layout_version)
         self._layout_version, self._incarnation = layout_version, incarnation
         with self._lock:
             self._turned_away = None
@@ -194,21 +249,25 @@ class Follower:
             self._begin_sweep()
 
     def _begin_sweep(self) -> None:
+        self._holdings.begin_again()
         # Read before the first page: what changes from here on is followed, see `scan_records`.
         self._position = self._store.revision()
         log.info("going through all records: this node has no usable cursor for revision %d", self._position)
-        self._sweep = scan_records(self._store)
+        self._sweep = chain.from_iterable(scan_records(self._store))
 
-    def _sweep_page(self, sweep: Iterator[list[KeyValue]]) -> None:
-        page = next(sweep, None)
-        if page is None:
+    def _sweep_on(self, sweep: Iterator[KeyValue]) -> None:
+        """Go through some more records: what a new layout moves comes at a rate, and what changes meanwhile wants its turn."""
+        end_s = self._clock() + self._watch_s
+        for item in islice(sweep, _MAX_SWEPT_PER_STEP):
+            self._complete(item, revision=_SWEPT)
+            if self._worker.stopping or self._clock() > end_s:
+                return
+        following = list(islice(sweep, 1))
+        if following:
+            self._sweep = chain(following, sweep)
+        else:
             log.info("went through all records; %d wait for chunks that could not be had", len(self._pending))
             self._sweep = None
-            return
-        for item in page:
-            if self._worker.stopping:
-                return
-            self._complete(item, revision=_SWEPT)
 
     def _has_room(self) -> bool:
         """Whether to look for further changes. Those not tried yet come first, so that only what fails can fill the set."""
@@ -262,6 +321,7 @@ class Follower:
             return
         if shortfall.num_fetched:
             log.info("%s: fetched %d chunks, %d bytes", what, shortfall.num_fetched, shortfall.fetched_bytes)
+        self._progress = self._progress.plus(shortfall)
         if shortfall.num_missing:
             self._put_off(item.key, shortfall.error, revision=revision)
             return
@@ -304,9 +364,13 @@ class Follower:
 
     def _save(self, *, now: bool) -> None:
         cursor = self._cursor()
-        if cursor is None or cursor == self._durable:
+        if cursor is None:
             return
-        if now or self._clock() - self._saved_s >= self._save_s:
+        if cursor != self._durable:
+            if not now and self._clock() - self._saved_s < self._save_s:
+                return
             self._desired.make_durable()
             self._file.save(cursor)
             self._durable, self._saved_s = cursor, self._clock()
+        # Only now: copies elsewhere are given up because of it, and a crash must not make it untrue.
+        self._holdings.complete_to(cursor.revision)

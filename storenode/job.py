@@ -10,7 +10,10 @@ from typing import Any, Literal
 from client.errors import MetadataCorrupt
 from storenode.metastore import KeyValue
 
-__all__ = ["Job", "JobState", "decode_job"]
+__all__ = ["REBALANCE", "Job", "JobState", "decode_job"]
+
+# The kind that follows a change of the layout. It belongs to no node, and only another change ends it.
+REBALANCE = "rebalance"
 
 JobState = Literal["running", "done", "failed", "cancelled"]
 

@@ -28,16 +28,16 @@ from typing import TypeAlias
 
 from client.errors import Conflict, InvalidRequest, JobNotFound, MetadataUnavailable, StoreError
 from client.wire import encode_json
-from storenode.job import Job, JobState, decode_job
+from storenode.job import REBALANCE, Job, JobState, decode_job
 from storenode.keyspace import after
 from storenode.metastore import Compare, Delete, MetaStore, Put, prefix_end
 from storenode.outage import Outages
 
-__all__ = ["JobEnded", "JobRun", "Jobs", "Work"]
+__all__ = ["JOBS", "JobEnded", "JobRun", "Jobs", "Work", "read_jobs"]
 
 log = logging.getLogger(__name__)
 
-_JOBS = "job/"
+JOBS = "job/"
 _PAGE = 256
 _MAX_TURNS = 8
 
@@ -175,7 +175,7 @@ class Jobs:
 
     def resume(self) -> None:
         """Go on with what an earlier life of this node left unfinished."""
-        for job, revision in self._read_all():
+        for job, revision in read_jobs(self._store):
             if job.node_id != self._node_id or job.state != "running":
                 continue
             with self._lock:
@@ -225,16 +225,29 @@ class Jobs:
 
     def ls(self) -> list[Job]:
         """All jobs of the cluster, oldest first."""
-        return sorted((job for job, _ in self._read_all()), key=lambda job: (job.started_s, job.id))
+        return sorted((job for job, _ in read_jobs(self._store)), key=lambda job: (job.started_s, job.id))
 
     def get(self, job_id: str) -> Job:
         """One job; raises `JobNotFound`."""
         return self._read(job_id)[0]
 
     def cancel(self, job_id: str) -> Job:
-        """Ask for the end of a job, wherever it runs. Nothing happens to one that has ended. Raises `JobNotFound`."""
+        """Ask for the end of a job, wherever it runs. Nothing happens to one that has ended.
+
+        Raises
+        ------
+        JobNotFound
+            There is no such job.
+        InvalidRequest
+            It is the move of data after a change of the layout.
+        """
         for _ in range(_MAX_TURNS):
             job, revision = self._read(job_id)
+            if job.kind == REBALANCE:
+                raise InvalidRequest(
+                    "a change of the layout is not cancelled, because data lie under it already; make the reverse change "
+                    "(`forebay node add` after a drain, `forebay node drain` after an add)"
+                )
             if job.state != "running" or job.cancelling:
                 return job
             job = replace(job, cancelling=True)
@@ -298,29 +311,31 @@ class Jobs:
             log.warning("the end of job %s could not be saved, so it runs again at the next start: %s", job.id, error.message)
 
     def _put(self, job: Job, *, revision: int) -> int | None:
-        key = _JOBS + job.id
+        key = JOBS + job.id
         result = self._store.txn([Compare(key=key, mod_revision=revision)], [Put(key=key, value=encode_json(job.to_json()))])
         return result.revision if result.ok else None
 
     def _read(self, job_id: str) -> tuple[Job, int]:
-        item = self._store.get(_JOBS + job_id)
+        item = self._store.get(JOBS + job_id)
         if item is None:
             raise JobNotFound(f"there is no job {job_id!r}; `forebay job ls` lists them", key=job_id)
         return decode_job(item), item.mod_revision
 
-    def _read_all(self) -> list[tuple[Job, int]]:
-        found: list[tuple[Job, int]] = []
-        start, end = _JOBS, prefix_end(_JOBS)
-        while True:
-            page = self._store.range(start, end, limit=_PAGE)
-            found += [(decode_job(item), item.mod_revision) for item in page.items]
-            if not page.more:
-                return found
-            start = after(page.items[-1].key)
-
     def _forget_old(self) -> None:
-        ended = [(job, rev) for job, rev in self._read_all() if job.node_id == self._node_id and job.state != "running"]
+        ended = [(job, rev) for job, rev in read_jobs(self._store) if job.node_id == self._node_id and job.state != "running"]
         ended.sort(key=lambda pair: pair[0].updated_s)
         for job, revision in ended[: max(0, len(ended) - self._max_kept)]:
-            key = _JOBS + job.id
+            key = JOBS + job.id
             self._store.txn([Compare(key=key, mod_revision=revision)], [Delete(key=key)])
+
+
+def read_jobs(store: MetaStore) -> list[tuple[Job, int]]:
+    """All jobs, each with the revision at which it was written last."""
+    found: list[tuple[Job, int]] = []
+    start, end = JOBS, prefix_end(JOBS)
+    while True:
+        page = store.range(start, end, limit=_PAGE)
+        found += [(decode_job(item), item.mod_revision) for item in page.items]
+        if not page.more:
+            return found
+        start = after(page.items[-1].key)

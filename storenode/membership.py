@@ -235,6 +235,11 @@ class Membership:
         except StoreError as error:
             log.warning("the lease could not be released and runs out within %.0f s: %s", self._ttl_s, error.message)
 
+    @property
+    def lease(self) -> int | None:
+        """The lease under which this node is up; None before the first."""
+        return self._lease
+
     def step(self) -> float:
         """Renew the lease, or register anew if it is gone; returns the seconds until the next time."""
         if self._lease is None or not self._store.keep_alive(self._lease):

@@ -45,7 +45,7 @@ __all__ = [
     "SetWeight",
     "SetZone",
     "Shift",
-    "partition_bytes",
+    "per_partition",
     "plan",
     "shifts",
 ]
@@ -102,18 +102,26 @@ class NodeFacts:
     ----------
     up : bool
         Whether it answers.
-    held_bytes : int or None
-        Of chunks on its disk, None if it does not say.
+    held_bytes, held_chunks : int or None
+        On its disk, None if it does not say.
     free_bytes : int or None
         What it could still take, above its reserve.
     drained : bool
         Whether it found that nothing on its disk is needed any more.
+    follows : int
+        The version of the layout that it goes through the records for.
+    fetched_chunks, fetched_bytes : int
+        What it has fetched so far because of that layout.
     """
 
     up: bool = False
     held_bytes: int | None = None
+    held_chunks: int | None = None
     free_bytes: int | None = None
     drained: bool = False
+    follows: int = 0
+    fetched_chunks: int = 0
+    fetched_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +235,7 @@ def plan(layouts: Layouts, change: Change, *, replicas: int, facts: Mapping[str,
     _require_nodes(before, after, replicas=replicas, force=force)
     _require_zones(before, after, replicas=replicas, force=force)
     found = shifts(before, after, replicas=replicas)
-    size_bytes = partition_bytes(found, facts)
+    size_bytes = per_partition(found, {node_id: fact.held_bytes for node_id, fact in facts.items()})
     if not force:
         _require_room(found, facts, partition_bytes=size_bytes)
     usable, limited_by = _usable_bytes(found, facts, partitions=after.partitions)
@@ -254,11 +262,11 @@ def shifts(before: Layout, after: Layout, *, replicas: int) -> tuple[Shift, ...]
     )
 
 
-def partition_bytes(found: Collection[Shift], facts: Mapping[str, NodeFacts]) -> float | None:
-    """Of one copy of an average partition, from the nodes that say what they hold; None if none does."""
-    known = [(shift.before, facts.get(shift.node_id, NodeFacts()).held_bytes) for shift in found]
-    held = [(partitions, size_bytes) for partitions, size_bytes in known if size_bytes is not None and partitions]
-    return sum(size for _, size in held) / sum(partitions for partitions, _ in held) if held else None
+def per_partition(found: Collection[Shift], held: Mapping[str, int | None]) -> float | None:
+    """How much of what nodes hold (bytes, chunks) one copy of an average partition has; None if no node says."""
+    known = [(shift.before, held.get(shift.node_id)) for shift in found]
+    told = [(partitions, amount) for partitions, amount in known if amount is not None and partitions]
+    return sum(amount for _, amount in told) / sum(partitions for partitions, _ in told) if told else None
 
 
 def _nodes_after(layout: Layout, change: Change, *, facts: Mapping[str, NodeFacts], force: bool) -> tuple[Node, ...]:

@@ -15,6 +15,7 @@ from client.objects import ObjectStore
 from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.config import NodeConfig
+from storenode.follower import Progress
 from storenode.job import Job
 from storenode.lineage_watch import LineageWatch
 from storenode.metastore import MetaStore
@@ -36,6 +37,10 @@ class RepairQueue(Protocol):
     @property
     def num_pending(self) -> int:
         """Records and copies that wait to be completed."""
+
+    @property
+    def progress(self) -> Progress:
+        """What it has done for the current layout."""
 
     def repair(self, partition: int, chunk_id: bytes) -> None:
         """Have this node's copy checked and replaced. Returns at once."""

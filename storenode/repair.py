@@ -85,8 +85,16 @@ class Copies:
         """Whether placement gives this node a copy."""
         return self.node_id in self.cluster.layout.replicas(ref.partition, count=replicas)
 
+    def is_moving(self, ref: Ref, *, replicas: int) -> bool:
+        """Whether the layouts that are not retired disagree about who holds a chunk."""
+        layouts = self.cluster.layouts
+        if not layouts.older:
+            return False
+        held = [set(layout.replicas(ref.partition, count=replicas)) for layout in (layouts.current, *layouts.older)]
+        return any(holders != held[0] for holders in held)
+
     def restore(self, ref: Ref, *, replicas: int) -> None:
-        """Fetch a chunk from its other replicas and store it durably.
+        """Fetch a chunk from its other replicas, under any layout that is not retired, and store it durably.
 
         Raises
         ------
@@ -95,7 +103,7 @@ class Copies:
             cost a timeout.
         DiskFull, DiskFailed
         """
-        holders = self.cluster.layout.replicas(ref.partition, count=replicas)
+        holders = self.cluster.layouts.holders(ref.partition, count=replicas)
         peers = [node_id for node_id in holders if node_id != self.node_id]
         if all(self.cluster.suspected(node_id) for node_id in peers):
             named = ", ".join(peers) or "none, for it has one replica"
@@ -120,7 +128,7 @@ class Copies:
         except ChunkNotFound:
             pass
         said: dict[str, str] = {}
-        holders = self.cluster.layout.replicas(partition, count=MAX_REPLICAS)
+        holders = self.cluster.layouts.holders(partition, count=MAX_REPLICAS)
         for peer in self.cluster.ranked([node_id for node_id in holders if node_id != self.node_id]):
             try:
                 payload = self._fetch(peer, partition, chunk_id)

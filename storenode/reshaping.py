@@ -8,8 +8,8 @@ why not. What a plan may do, `storenode.movement` says; nothing here moves a chu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -20,10 +20,11 @@ from client.placement import Node
 from client.transport import Transport
 from client.wire import decode_json
 from storenode.buckets import Buckets
-from storenode.held import Held, is_complete, read_held
+from storenode.held import is_complete, read_held
 from storenode.layouts import LAYOUT_KEY, KnownLayouts, change_layouts, read_layouts
+from storenode.lineage import read_lineage
 from storenode.membership import NodeRecord, read_nodes
-from storenode.metastore import MetaStore
+from storenode.metastore import Compare, MetaStore
 from storenode.movement import Add, Change, Drain, NodeFacts, Plan, Remove, SetWeight, SetZone, plan
 
 __all__ = ["Reshaped", "Reshaping", "Wish", "ask_facts"]
@@ -104,8 +105,8 @@ class Reshaping:
         self._store = store
         self._ask = ask
 
-    def __call__(self, wish: Wish) -> Reshaped:
-        """Do what is asked for, or only plan it; raises what `storenode.movement.plan` does, and `Conflict`."""
+    def __call__(self, wish: Wish, *, also: Sequence[Compare] = ()) -> Reshaped:
+        """Do what is asked for if `also` holds, or only plan it; raises what `storenode.movement.plan` does, and `Conflict`."""
         for _ in range(_MAX_TURNS):
             known = self._layouts()
             change = self._change(wish, known)
@@ -116,7 +117,7 @@ class Reshaping:
             made = plan(known.layouts, change, replicas=replicas, facts=self._ask(list(named)), force=wish.force)
             if wish.dry_run or made.layouts == known.layouts:
                 return Reshaped(plan=made, revision=None)
-            revision = change_layouts(self._store, known, made.layouts)
+            revision = change_layouts(self._store, known, made.layouts, also=also)
             if revision is not None:
                 return Reshaped(plan=made, revision=revision)
         raise Conflict(f"the layout changed {_MAX_TURNS} times while this change was planned; try again", key=LAYOUT_KEY)
@@ -126,7 +127,10 @@ class Reshaping:
         known = self._layouts()
         current = known.layouts.current
         up, held = read_nodes(self._store), read_held(self._store)
-        placed = [_standing(node, up.get(node.id), held.get(node.id), known) for node in current.nodes]
+        incarnation = read_lineage(self._store).incarnation
+        complete = {node.id for node in current.active if is_complete(held.get(node.id), known, incarnation=incarnation)}
+        drained = {node_id for node_id, each in held.items() if each.drained(layout=current.version, incarnation=incarnation)}
+        placed = [_standing(node, up.get(node.id), complete=complete, drained=drained) for node in current.nodes]
         ids = {node.id for node in current.nodes}
         spare = [_spare(node_id, record) for node_id, record in sorted(up.items()) if node_id not in ids]
         older = [layout.version for layout in known.layouts.older]
@@ -174,16 +178,14 @@ class Reshaping:
         return Add(nodes=tuple(nodes))
 
 
-def _standing(node: Node, record: NodeRecord | None, held: Held | None, known: KnownLayouts) -> dict[str, Any]:
-    current = known.layouts.current
-    drained = held is not None and held.drained(layout=current.version)
-    state = ("drained" if drained else "draining") if node.state == "draining" else "up" if record else "down"
+def _standing(node: Node, record: NodeRecord | None, *, complete: Set[str], drained: Set[str]) -> dict[str, Any]:
+    draining = node.state == "draining"
     return {
         "node_id": node.id,
-        "state": state,
+        "state": ("drained" if node.id in drained else "draining") if draining else "up" if record else "down",
         "up": record is not None,
         # A draining node is given nothing, so there is nothing that it could lack.
-        "complete": None if node.state == "draining" else is_complete(held, known),
+        "complete": None if draining else node.id in complete,
         "weight": node.weight,
         "zone": node.zone,
         "host": node.host,
@@ -197,36 +199,35 @@ def _spare(node_id: str, record: NodeRecord) -> dict[str, Any]:
 
 
 def ask_facts(node_ids: list[str], *, store: MetaStore, cluster: Cluster, transport: Transport) -> dict[str, NodeFacts]:
-    """What is known of these nodes: what they say of their disks, and whether they are drained."""
-    known = read_layouts(store)
+    """What is known of these nodes: what they say of themselves, and whether they are drained."""
+    known, held, incarnation = read_layouts(store), read_held(store), read_lineage(store).incarnation
     version = known.layouts.current.version if known else 0
-    held = read_held(store)
-    view = cluster.refresh()
-    up = [node_id for node_id in node_ids if node_id in view.endpoints]
-    ask = partial(_disk_of, cluster=cluster, transport=transport)
-    disks = dict(zip(up, bounded_map(ask, up, max_parallel=_MAX_ASKED_AT_ONCE), strict=True))
-    nothing = Held(layout=0, revision=0)
-    return {
-        node_id: NodeFacts(
-            up=disks.get(node_id) is not None,
-            drained=held.get(node_id, nothing).drained(layout=version),
-            **(disks.get(node_id) or {}),
-        )
-        for node_id in node_ids
-    }
+    drained = {node_id for node_id, each in held.items() if each.drained(layout=version, incarnation=incarnation)}
+    up = [node_id for node_id in node_ids if node_id in cluster.refresh().endpoints]
+    ask = partial(_ask, cluster=cluster, transport=transport)
+    said = dict(zip(up, bounded_map(ask, up, max_parallel=_MAX_ASKED_AT_ONCE), strict=True))
+    return {node_id: replace(said.get(node_id, NodeFacts()), drained=node_id in drained) for node_id in node_ids}
 
 
-def _disk_of(node_id: str, *, cluster: Cluster, transport: Transport) -> dict[str, int] | None:
-    """What a node holds and has room for; None if it does not answer."""
+def _ask(node_id: str, *, cluster: Cluster, transport: Transport) -> NodeFacts:
+    """What a node says of itself; nothing if it does not answer."""
     try:
         url = cluster.endpoint(node_id)
         answer = transport.request("GET", url, "/v1/admin/status", node_id=node_id, timeout_s=_ASK_TIMEOUT_S)
         said = decode_json(answer.body)
-        free_bytes = max(0, int(said["disk"]["free_bytes"]) - int(said["disk"]["reserve_bytes"]))
-        return {"held_bytes": int(said["chunks"]["size_bytes"]), "free_bytes": free_bytes}
+        disk, chunks, follower = said["disk"], said["chunks"], said["follower"]
+        return NodeFacts(
+            up=True,
+            held_bytes=int(chunks["size_bytes"]),
+            held_chunks=int(chunks["num_chunks"]),
+            free_bytes=max(0, int(disk["free_bytes"]) - int(disk["reserve_bytes"])),
+            follows=int(follower["layout"]),
+            fetched_chunks=int(follower["fetched_chunks"]),
+            fetched_bytes=int(follower["fetched_bytes"]),
+        )
     except (StoreError, KeyError, TypeError, ValueError):
         # A plan is made without it; it then says less.
-        return None
+        return NodeFacts()
 
 
 def _registered(up: Mapping[str, NodeRecord], node_id: str) -> NodeRecord:

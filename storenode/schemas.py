@@ -153,7 +153,16 @@ SCHEMAS: dict[str, Any] = {
                 }
             ),
             "chunks": _object({"num_chunks": _INTEGER, "size_bytes": _INTEGER}),
-            "follower": _object({"revision": nullable(_INTEGER), "pending": _INTEGER}),
+            "follower": _object(
+                {
+                    "revision": nullable(_INTEGER),
+                    "pending": _INTEGER,
+                    "layout": _INTEGER,
+                    "fetched_chunks": _INTEGER,
+                    "fetched_bytes": _INTEGER,
+                    "rehashed_bytes": _INTEGER,
+                }
+            ),
             "metadata": _object({"incarnation": _STRING, "went_back": _BOOLEAN, "frozen": nullable(_STRING)}),
         }
     ),

@@ -35,6 +35,7 @@ from client.config import load_config
 from client.errors import Busy
 from client.objects import ObjectStore
 from client.transport import Transport
+from storenode.absence import Absences
 from storenode.app import create_app
 from storenode.bootstrap import await_layout, find_cluster, outlasting
 from storenode.catalog import MetaCatalog
@@ -42,11 +43,13 @@ from storenode.chunkstore import ChunkStore
 from storenode.colocated import ChunkDoor
 from storenode.config import NodeConfig
 from storenode.connections import Connections
+from storenode.coordinator import Coordinator, Duty
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
 from storenode.engine import open_engine
 from storenode.filesystem import FileSystem
 from storenode.follower import Follower
+from storenode.held import Holdings
 from storenode.identity import DataDirectory, claim
 from storenode.jobs import Jobs
 from storenode.layouts import read_anchor
@@ -56,11 +59,15 @@ from storenode.membership import Membership, NodeRecord, ViewLoader, ViewWatcher
 from storenode.metastore import MetaStore
 from storenode.node import Node
 from storenode.openchunks import OpenChunks
+from storenode.ownership import Ownership
+from storenode.pace import Pace
 from storenode.problems import refusal
 from storenode.protocol import NodeProtocol
 from storenode.quarantine import Quarantine
+from storenode.rebalance import Rebalance
 from storenode.repair import Copies, Repair
 from storenode.reshaping import Reshaping, ask_facts
+from storenode.retirement import Retirement
 from storenode.scrub import Scrub
 from storenode.secret import Secret, read_secret
 from storenode.threads import BUSY_RETRY_S, Pools
@@ -230,11 +237,13 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         copies = Copies(
             node_id=directory.node_id, chunks=store, cluster=cluster, reader=objects.replica_reader, transport=transport
         )
-        desired = DesiredSet(copies, num_threads=config.max_repair_threads)
+        pace = Pace(config.rebalance_rate_bytes_per_s)
+        desired = DesiredSet(copies, num_threads=config.max_repair_threads, pace=pace)
         stack.callback(desired.close)
         follower = _make_follower(config, copies, desired=desired, meta=meta, cursor_file=cursor_file, lineage=lineage)
         follower.start()
         stack.callback(follower.stop)
+        stack.callback(pace.stop)
         door = ChunkDoor(
             config.data_dir,
             node_id=directory.node_id,
@@ -252,6 +261,17 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub}, max_kept=config.max_kept_jobs)
         jobs.resume()
         stack.callback(jobs.stop)
+        ask = partial(ask_facts, store=meta, cluster=cluster, transport=transport)
+        reshaping = Reshaping(meta, ask=ask)
+        duties: dict[str, Duty] = {
+            "retirement": Retirement(meta),
+            "absences": Absences(meta, reshaping=reshaping, out_after_s=config.out_after_s),
+            "rebalance": Rebalance(meta, ask=ask, max_kept=config.max_kept_jobs),
+        }
+        ownership = Ownership(meta, what="coordinator", node_id=directory.node_id, lease=lambda: membership.lease)
+        coordinator = Coordinator(ownership, duties=duties, period_s=config.coordinator_period_s)
+        coordinator.start()
+        stack.callback(coordinator.stop)
         yield Node(
             node_id=directory.node_id,
             config=config,
@@ -266,7 +286,7 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
             follower=follower,
             lineage=lineage,
             jobs=jobs,
-            reshaping=Reshaping(meta, ask=partial(ask_facts, store=meta, cluster=cluster, transport=transport)),
+            reshaping=reshaping,
             tokens=_tokens(config, secret, cluster_id=cluster_id),
         )
 
@@ -328,6 +348,7 @@ def _make_follower(
         desired=desired,
         repair=repair,
         cursor_file=cursor_file,
+        holdings=Holdings(meta, node_id=copies.node_id),
         incarnation=lambda: lineage.incarnation,
         max_pending=config.max_pending_repairs,
         grace_s=config.repair_grace_s,

@@ -26,3 +26,8 @@ def test_a_spare_node_is_given_data(cluster: LiveCluster) -> None:
         for info in infos:
             eventually(partial(cluster.is_whole, client, info), what=f"{info.key} has all its replicas")
         assert any(cluster.stored(newcomer, ref) for info in infos for ref in client.reader(info).refs())
+        # Once all nodes are complete, the old layout is forgotten, and the move is over.
+        eventually(lambda: client.admin("GET", "/v1/admin/layout")["older"] == [], what="the first layout is retired")
+        eventually(
+            lambda: [job["state"] for job in client.admin("GET", "/v1/admin/jobs")["jobs"]] == ["done"], what="its job ended"
+        )

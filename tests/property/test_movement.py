@@ -19,7 +19,7 @@ from storenode.movement import (
     Remove,
     SetWeight,
     SetZone,
-    partition_bytes,
+    per_partition,
     plan,
     shifts,
 )
@@ -126,7 +126,7 @@ def test_what_is_not_forced_never_has_fewer_copies_or_zones_than_before(layout: 
 @given(layout=layouts(), held=st.integers(0, 10**12))
 def test_bytes_are_concluded_from_the_nodes_that_say_what_they_hold(layout: Layout, held: int) -> None:
     found = shifts(layout, replace(layout, version=layout.version + 1), replicas=2)
-    assert partition_bytes(found, {}) is None
+    assert per_partition(found, {}) is None
     first = found[0]
     if first.before:
-        assert partition_bytes(found, {first.node_id: NodeFacts(held_bytes=held)}) == held / first.before
+        assert per_partition(found, {first.node_id: held, "stranger": 5}) == held / first.before

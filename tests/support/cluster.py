@@ -38,6 +38,7 @@ CHUNK_BYTES = 64 * 1024
 # Quick enough for tests: a node that was killed leaves the view, and what it missed is fetched, within seconds.
 QUICK = {
     "FOREBAY_LEASE_TTL_S": "2",
+    "FOREBAY_COORDINATOR_PERIOD_S": "0.3",
     "FOREBAY_REPAIR_GRACE_S": "0.2",
     "FOREBAY_REPAIR_BASE_S": "0.1",
     "FOREBAY_REPAIR_MAX_S": "1",

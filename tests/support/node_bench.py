@@ -13,7 +13,9 @@ from storenode.cursor import Cursor, CursorFile
 from storenode.desired import DesiredSet
 from storenode.filesystem import FileSystem
 from storenode.follower import Follower
+from storenode.held import Holdings
 from storenode.metastore import Put
+from storenode.pace import Pace
 from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from storenode.sqlite import SqliteMetaStore
@@ -34,6 +36,7 @@ class NodeBench:
         self.store = SqliteMetaStore(root / "meta.sqlite", clock=self.clock, wait=self.clock.wait, history_revisions=50)
         (root / "node").mkdir()
         self.chunks = ChunkStore(root / "node", reserve_bytes=0, max_chunk_bytes=1 << 20, fs=fs or UnsyncedFileSystem())
+        self.pace = Pace(1.0, clock=self.clock, wait=self.clock.wait)
         self.desired: DesiredSet | None = None
         self.incarnation = ""
         self.start()
@@ -50,7 +53,7 @@ class NodeBench:
             reader=FakeReader(self.peers),  # type: ignore[arg-type]
             transport=FakeTransport(self.peers),  # type: ignore[arg-type]
         )
-        self.desired = DesiredSet(copies, num_threads=2)
+        self.desired = DesiredSet(copies, num_threads=2, pace=self.pace)
         self.cursor_file = CursorFile(self.root / "node", cluster_id="c1", fs=UnsyncedFileSystem())
         repair = Repair(copies, Quarantine(self.root / "node"), limit=10, base_s=1.0, max_s=8.0, clock=self.clock)
         self.follower = Follower(
@@ -59,6 +62,7 @@ class NodeBench:
             desired=self.desired,
             repair=repair,
             cursor_file=self.cursor_file,
+            holdings=Holdings(self.store, node_id="a"),
             incarnation=lambda: self.incarnation,
             max_pending=max_pending,
             grace_s=GRACE_S,

@@ -26,6 +26,7 @@ from storenode.catalog import MetaCatalog
 from storenode.chunkstore import ChunkStore
 from storenode.config import load_node_config
 from storenode.filesystem import FileSystem
+from storenode.follower import Progress
 from storenode.job import Job
 from storenode.lineage_watch import LineageWatch
 from storenode.movement import NodeFacts
@@ -68,6 +69,7 @@ class Repairs:
     asked: list[tuple[int, bytes]] = field(default_factory=list)
     complete_to: int | None = 7
     num_pending: int = 0
+    progress: Progress = field(default_factory=Progress)
 
     def repair(self, partition: int, chunk_id: bytes) -> None:
         self.asked.append((partition, chunk_id))

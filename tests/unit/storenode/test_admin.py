@@ -69,7 +69,9 @@ def test_status_tells_disk_and_repair() -> None:
     with open_node(fs=FileSystem()) as bed:
         bed.repairs.num_pending = 3
         told = call(bed.app, "GET", "/v1/admin/status").json()
-    assert told["follower"] == {"revision": 7, "pending": 3}
+    nothing = {"layout": 0, "fetched_chunks": 0, "fetched_bytes": 0, "rehashed_bytes": 0}
+    assert told["follower"] == {"revision": 7, "pending": 3, **nothing}
+    assert told["chunks"] == {"num_chunks": 0, "size_bytes": 0}
     assert 0 < told["disk"]["free_bytes"] <= told["disk"]["total_bytes"]
 
 

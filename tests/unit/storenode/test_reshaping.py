@@ -12,7 +12,7 @@ from client.placement import Layout, Node
 from client.record import BucketPolicy
 from client.wire import encode_json
 from storenode.buckets import Buckets
-from storenode.held import Held, HeldRecord
+from storenode.held import Holdings
 from storenode.layouts import change_layouts, create_layout, read_anchor, read_layouts
 from storenode.membership import Membership, NodeRecord
 from storenode.metastore import Change
@@ -160,20 +160,24 @@ def states(meta: HookedMeta) -> dict[str, tuple[str, Any]]:
 
 def test_progress_tells_each_nodes_state_and_whether_it_is_complete(meta: HookedMeta) -> None:
     register(meta, "s")
-    assert states(meta) == {"a": ("up", False), "b": ("up", False), "c": ("up", False), "s": ("spare", None)}
+    # With one layout there is nothing that anybody could lack.
+    assert states(meta) == {"a": ("up", True), "b": ("up", True), "c": ("up", True), "s": ("spare", None)}
     revision = reshaping(meta)(Wish(kind="drain", node_ids=("a",))).revision
     assert revision is not None
-    # What was said of an earlier layout, or of a revision before it, does not count.
-    HeldRecord(meta, node_id="b").publish(Held(layout=1, revision=revision + 5))
-    HeldRecord(meta, node_id="c").publish(Held(layout=2, revision=revision - 1))
+    holdings = {name: Holdings(meta, node_id=name) for name in "abc"}
+    for each in holdings.values():
+        each.follow(layout=2, incarnation="")
     assert states(meta)["a"] == ("draining", None)
+    # What was committed just before the layout was may be missing still.
+    holdings["b"].complete_to(revision - 1)
     assert states(meta)["b"] == states(meta)["c"] == ("up", False)
-    HeldRecord(meta, node_id="b").publish(Held(layout=2, revision=revision))
+    holdings["b"].complete_to(revision)
     assert states(meta)["b"] == ("up", True)
-    for surplus, state in ((None, "draining"), (1, "draining"), (0, "drained")):
-        HeldRecord(meta, node_id="a").publish(Held(layout=2, revision=revision, surplus=surplus))
+    holdings["a"].complete_to(revision)
+    for surplus, state in ((1, "draining"), (0, "drained")):
+        holdings["a"].left_over(surplus, layout=2)
         assert states(meta)["a"] == (state, None)
-    HeldRecord(meta, node_id="a").withdraw()
+    holdings["a"].begin_again()
     assert states(meta)["a"] == ("draining", None)
     assert reshaping(meta).progress()["older"] == [1]
 
