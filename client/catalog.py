@@ -159,7 +159,7 @@ class Opened:
 
 
 class Catalog(Protocol):
-    """What the metadata does for the data path. All calls block and are linearizable."""
+    """What the metadata does for the data path. All calls block and are linearizable, but for the levels of `lookup`."""
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
         """Create a bucket; `BucketExists` if it exists with another policy (the same one is a repeat)."""
@@ -177,7 +177,11 @@ class Catalog(Protocol):
         """Delete an empty bucket; `BucketNotEmpty` names one of its keys."""
 
     def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
-        """The current (or the given) version; `ObjectNotFound` for none, a tombstone or a pruned one."""
+        """The current (or the given) version; `ObjectNotFound` for none, a tombstone or a pruned one.
+
+        ``strong``: as of now. ``session``: as of some moment that is not before anything this catalog has written or read.
+        ``eventual``: as of some moment. See docs/CONSISTENCY.md.
+        """
 
     def begin_read(
         self,
@@ -219,8 +223,8 @@ class Catalog(Protocol):
         answer) says nothing of any of them: call again with the same writes, and those that happened give their first results.
         """
 
-    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
-        """Remove the key, or add a tombstone where the bucket keeps versions. Repeats as `commit` does.
+    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> int:
+        """Remove the key, or add a tombstone where the bucket keeps versions; returns its version. Repeats as `commit` does.
 
         Raises `ObjectNotFound`, `PreconditionFailed`, `BucketNotFound`.
         """

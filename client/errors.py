@@ -94,6 +94,8 @@ class StoreError(Exception):
         self.key = key
         self.node_id = node_id
         self.retry_after_s = retry_after_s
+        # Of the metadata, where that an object is not there is known of one.
+        self.revision: int | None = None
 
     def __init_subclass__(cls) -> None:
         _CLASSES[cls.code] = cls
@@ -323,6 +325,8 @@ def to_problem(error: StoreError) -> dict[str, Any]:
         problem["key"] = error.key
     if error.node_id is not None:
         problem["node_id"] = error.node_id
+    if error.revision is not None:
+        problem["revision"] = error.revision
     return problem
 
 
@@ -337,9 +341,12 @@ def from_problem(problem: dict[str, Any], *, node_id: str, retry_after_s: float 
         Who sent it, for documents that do not say.
     """
     code = str(problem.get("type", "")).removeprefix(URN_PREFIX)
-    return _CLASSES.get(code, StoreError)(
+    error = _CLASSES.get(code, StoreError)(
         str(problem.get("detail") or problem.get("title") or "no detail given"),
         key=problem.get("key"),
         node_id=problem.get("node_id") or node_id,
         retry_after_s=retry_after_s,
     )
+    revision = problem.get("revision")
+    error.revision = revision if isinstance(revision, int) else None
+    return error

@@ -23,8 +23,9 @@ from client.names import check_bucket, check_key, check_prefix
 from client.opening import Opening
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
 from client.retry import Backoff, Deadline, retrying
+from client.session import Session
 from client.transport import Response, Transport
-from client.wire import WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
+from client.wire import VERSION_HEADER, WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
 
 __all__ = ["HttpCatalog"]
 
@@ -50,6 +51,7 @@ class HttpCatalog:
         self._urls = self._configured
         self._failed_s: dict[str, float] = {}
         self._ever_answered = False
+        self._session = Session()
         self._backoff = Backoff(base_s=config.retry_base_s, max_s=config.retry_max_s)
 
     def cluster_view(self) -> ClusterView:
@@ -81,8 +83,10 @@ class HttpCatalog:
 
     def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
         """See `Catalog.lookup`."""
-        query = _query(version=version, consistency=None if consistency == "strong" else consistency)
-        return ObjectInfo.from_json(self._json("GET", record_path(check_bucket(bucket), check_key(key)) + query))
+        asked = {} if consistency == "strong" else {"consistency": consistency}
+        seen = self._session.seen if consistency == "session" else None
+        path = record_path(check_bucket(bucket), check_key(key))
+        return self._seen(ObjectInfo.from_json(self._json("GET", path + _query(version=version, **asked, seen=seen))))
 
     def begin_read(
         self,
@@ -103,13 +107,17 @@ class HttpCatalog:
                 query += f"&{name}={number}"
         if consistency != "strong":
             query += f"&consistency={quote(consistency)}"
+        if consistency == "session":
+            query += f"&seen={self._session.seen}"
         opening = Opening(start=start, place=place)
         path = record_path(check_bucket(bucket), check_key(key))
         # By name: that spreads the bytes over the nodes, and each keeps in memory what it is asked for.
         response = self._call("GET", path + query, into=opening, seen=opening.seen, spread_by=path)
         if response.body:
             opening.take_record(response.body)
-        return opening.opened()
+        opened = opening.opened()
+        self._session.saw(opened.info.version)
+        return opened
 
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
         """See `Catalog.lookup_many`."""
@@ -120,16 +128,19 @@ class HttpCatalog:
         """See `Catalog.commit`."""
         path = record_path(check_bucket(bucket), check_key(key))
         response = self._call("PUT", path, headers=_conditions(condition), json=record.to_json())
-        return ObjectInfo.from_json(decode_json(response.body))
+        return self._seen(ObjectInfo.from_json(decode_json(response.body)))
 
     def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
         """See `Catalog.commit_many`."""
         return self._batch("/v1/records:batchPut", [encode_json(write.to_json()) for write in writes])
 
-    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
+    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> int:
         """See `Catalog.delete`."""
         headers = {**_conditions(condition), WRITE_ID_HEADER: write_id}
-        self._call("DELETE", object_path(check_bucket(bucket), check_key(key)), headers=headers)
+        response = self._call("DELETE", object_path(check_bucket(bucket), check_key(key)), headers=headers)
+        version = int(response.headers.get(VERSION_HEADER, 0))  # A node of an earlier release tells none.
+        self._session.saw(version)
+        return version
 
     def _batch(self, path: str, items: Sequence[bytes]) -> list[ObjectInfo | StoreError]:
         """The outcome of each item, from as many requests as it takes, one after the other: order counts for some."""
@@ -149,6 +160,8 @@ class HttpCatalog:
             if not isinstance(answers, list) or len(answers) != len(left):
                 raise MetadataCorrupt(f"{path}: {len(left)} items were asked, and the answer is {answers!r:.100}")
             outcomes.update(zip(left, map(_outcome, answers), strict=True))
+            for outcome in outcomes.values():
+                self._session.saw((outcome.version if isinstance(outcome, ObjectInfo) else outcome.revision) or 0)
             failed = {index: error for index in left if isinstance(error := outcomes[index], StoreError) and error.retryable}
             if not failed or not self._backoff.wait(attempt, error=failed[min(failed)], deadline=deadline):
                 return [outcomes[index] for index in range(len(items))]
@@ -163,17 +176,25 @@ class HttpCatalog:
             limit=limit,
             versions="true" if versions else None,
         )
-        return Listing.from_json(self._json("GET", f"/v1/objects/{check_bucket(bucket)}{query}"))
+        listing = Listing.from_json(self._json("GET", f"/v1/objects/{check_bucket(bucket)}{query}"))
+        self._session.saw(listing.revision)
+        return listing
 
     def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
         """See `Catalog.watch`."""
         query = _query(prefix=check_prefix(prefix) or None, after=after, timeout_s=timeout_s)
         path = f"/v1/watch/{check_bucket(bucket)}{query}"
-        return Watched.from_json(self._json("GET", path, timeout_s=timeout_s + self._config.read_timeout_s))
+        watched = Watched.from_json(self._json("GET", path, timeout_s=timeout_s + self._config.read_timeout_s))
+        self._session.saw(watched.revision)
+        return watched
 
     def admin(self, method: str, path: str, *, json: Any = None) -> Any:
         """An administrative call; its decoded answer."""
         return decode_json(self._call(method, path, json=json).body)
+
+    def _seen(self, info: ObjectInfo) -> ObjectInfo:
+        self._session.saw(info.version)
+        return info
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
         return decode_json(self._call(method, path, **options).body)
@@ -234,6 +255,7 @@ class HttpCatalog:
             except StoreError as error:
                 self._ever_answered |= not isinstance(error, EndpointUnreachable)
                 if not error.retryable:
+                    self._session.saw(error.revision or 0)
                     raise
                 self._failed_s[url] = time.monotonic()
                 said[url] = error

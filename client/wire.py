@@ -37,6 +37,7 @@ __all__ = [
     "RECORD_HEADER",
     "SEGMENTS_HEADER",
     "TIMEOUT_HEADER",
+    "VERSION_HEADER",
     "WRITE_ID_HEADER",
     "announced_checks",
     "check_protocol",
@@ -59,6 +60,7 @@ CHECK_HEADER = "x-forebay-check"
 SEGMENTS_HEADER = "x-forebay-segment-checks"
 RECORD_HEADER = "x-forebay-record"
 WRITE_ID_HEADER = "x-forebay-write-id"
+VERSION_HEADER = "x-forebay-version"
 TIMEOUT_HEADER = "x-forebay-timeout-ms"  # The time that the client has left for the whole request.
 BATCH_GET_PATH = "/v1/objects:batchGet"
 BATCH_PUT_PATH = "/v1/chunks:batchPut"

@@ -26,11 +26,11 @@ from client.errors import (
 from client.names import check_bucket, check_key, check_prefix
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Backoff
-from storenode.buckets import Bucket, Buckets
+from storenode.buckets import Bucket, Buckets, bucket_not_found
 from storenode.commits import Commits, object_not_found
 from storenode.history import Head, decode_older
 from storenode.keyspace import bucket_key, object_key, objects_of, version_key
-from storenode.lineage import read_lineage
+from storenode.lineage import CLUSTER_KEY, decode_lineage, read_lineage
 from storenode.listing import ListQuery, list_page
 from storenode.markers import Markers
 from storenode.metastore import MAX_GET_KEYS, Event, KeyValue, MetaStore, WouldWait, prefix_end
@@ -93,8 +93,26 @@ class MetaCatalog:
         """See `Catalog.delete_bucket`."""
         self._buckets.delete(bucket)
 
-    def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
-        """See `Catalog.lookup`. Every read is linearizable, which is more than ``session`` and ``eventual`` ask for."""
+    def lookup(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None = None,
+        consistency: Consistency = "strong",
+        seen: int = 0,
+    ) -> ObjectInfo:
+        """See `Catalog.lookup`.
+
+        Parameters
+        ----------
+        seen : int
+            For ``session``: the highest revision that the client knows of.
+        """
+        if consistency != "strong":
+            found = self._near(bucket, key, version=version, seen=seen if consistency == "session" else 0)
+            if found is not None:
+                return found
         # The newest version first: one that is moved aside between the two reads is then seen by the second.
         item = self._meta.get(object_key(check_bucket(bucket), check_key(key)))
         info = _info(bucket, key, item) if item is not None else None
@@ -103,10 +121,26 @@ class MetaCatalog:
             info = decode_older(older, bucket=bucket, key=key) if older is not None else None
         if info is not None and not info.record.tombstone:
             return info
+        # Read after the object, so that the error is not about an older state than it names.
         self._buckets.get(bucket)
+        raise _missing(bucket, key, version=version, revision=read_lineage(self._meta).base + self._meta.revision())
+
+    def _near(self, bucket: str, key: str, *, version: int | None, seen: int) -> ObjectInfo | None:
+        """What the nearest member of the engine has, all at one moment; None if that is before `seen`."""
+        keys = [bucket_key(check_bucket(bucket)), object_key(bucket, check_key(key)), CLUSTER_KEY]
         if version is not None:
-            raise ObjectNotFound(f"{bucket}/{key} has no version {version}, or no longer", key=f"{bucket}/{key}")
-        raise object_not_found(bucket, key)
+            keys.append(version_key(bucket, key, version))
+        local = self._meta.get_local(keys)
+        held, head, cluster, *older = local.items
+        revision = decode_lineage(cluster).base + local.revision
+        if revision < seen:
+            return None
+        info = _info(bucket, key, head) if head is not None else None
+        if version is not None and (info is None or info.version != version):
+            info = decode_older(older[0], bucket=bucket, key=key) if older[0] is not None else None
+        if info is None or info.record.tombstone:
+            raise _missing(bucket, key, version=version, revision=revision) if held is not None else bucket_not_found(bucket)
+        return info
 
     def lookup_now(self, bucket: str, key: str) -> ObjectInfo:
         """What `lookup` gives for the newest version, if it can be told at once; the same object for the same version.
@@ -161,13 +195,13 @@ class MetaCatalog:
         outcomes = iter([outcome for part in parts(valid, MAX_BATCH_ITEMS) for outcome in self._commits.run(part)])
         return [next(outcomes) if error is None else error for error in refused]
 
-    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
+    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> int:
         """See `Catalog.delete`."""
         content = Content(size=0, digest="")
         tombstone = ObjectRecord(write_id=write_id, content=content, created_s=self._clock(), tombstone=True)
         write = Commit(bucket=check_bucket(bucket), key=check_key(key), record=tombstone, condition=condition)
         (outcome,) = self._commits.run([write])
-        _made(outcome)
+        return _made(outcome).version
 
     def _lookup_part(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
         refused = [_name_error(bucket, key) for bucket, key in names]
@@ -218,6 +252,14 @@ class MetaCatalog:
         except (BucketNotFound, MetadataCorrupt) as error:
             return error
         return None
+
+
+def _missing(bucket: str, key: str, *, version: int | None, revision: int) -> ObjectNotFound:
+    error = object_not_found(bucket, key)
+    if version is not None:
+        error = ObjectNotFound(f"{bucket}/{key} has no version {version}, or no longer", key=f"{bucket}/{key}")
+    error.revision = revision
+    return error
 
 
 def _found(name: tuple[str, str], item: KeyValue | None) -> ObjectInfo | StoreError | None:

@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-A call is one request to any member. Reads are linearizable, and what is read in several requests is read at the first one's
-revision. What a request is and what an answer says is `storenode.etcd_wire`'s, who is asked and for how long
-`storenode.etcd_gateway`'s, how a watch knows what it knows `storenode.etcd_watch`'s.
+A call is one request to any member. Reads are linearizable, local ones serializable, as etcd calls them. What is read in
+several requests is read at the first one's revision. What a request is and what an answer says is `storenode.etcd_wire`'s, who
+is asked and for how long `storenode.etcd_gateway`'s, how a watch knows what it knows `storenode.etcd_watch`'s.
 
 Transactions of threads that meet are committed together (`storenode.group_commit`), as many in one request as etcd takes.
 A request that etcd refuses for one of them has changed nothing, so each is then asked for by itself.
@@ -45,6 +45,7 @@ from storenode.metastore import (
     Change,
     Compare,
     KeyValue,
+    Local,
     Put,
     Range,
     Txn,
@@ -118,6 +119,16 @@ class EtcdMetaStore:
                 kvs = response["response_range"].get("kvs")
                 found.append(self._keyspace.key_value(kvs[0]) if kvs else None)
         return found
+
+    def get_local(self, keys: Sequence[str]) -> Local:
+        assert len(keys) <= MAX_TXN_OPERATIONS, len(keys)
+        try:
+            answer = self._gateway.call("/v3/kv/txn", self._keyspace.get_all(keys, revision=0, local=True), leader=False)
+        except Rejected as exc:
+            raise exc.named() from exc
+        found = (response["response_range"].get("kvs") for response in answer.get("responses", ()))
+        items = tuple(self._keyspace.key_value(kvs[0]) if kvs else None for kvs in found)
+        return Local(items=items, revision=int(answer["header"]["revision"]))
 
     def range(self, start: str, end: str, *, limit: int, revision: int | None = None) -> Range:
         assert limit >= 1 and (revision is None or revision >= 1), (limit, revision)

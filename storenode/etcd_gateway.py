@@ -1,7 +1,7 @@
 """Calls to an etcd cluster through the JSON gateway of its members: failover, tokens, deadlines.
 
 Any member answers for all. Calls go to the preferred one until it fails: refuses, breaks, is silent, or says that it has no
-leader, which every request asks it to say (``hasleader``) instead of waiting for one. Then the next member is preferred, by
+leader, which requests ask it to say (``hasleader``) instead of waiting for one. Then the next member is preferred, by
 everybody. A round of failures is followed by another until the time is up, because an election takes a second or two.
 
 What may not be repeated (a transaction) goes to another member only if the first one certainly did nothing. It is given the
@@ -36,7 +36,8 @@ _MAX_ERROR_BYTES = 64 * 1024
 # etcd cuts the messages of a watch at the size of its requests.
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _ROUND_PAUSE_S = 0.1
-_HEADERS = {"Content-Type": "application/json", "Grpc-Metadata-hasleader": "true"}
+_HEADERS = {"Content-Type": "application/json"}
+_LEADER = {"Grpc-Metadata-hasleader": "true"}
 
 
 class Stream:
@@ -95,6 +96,7 @@ class Gateway:
         *,
         repeatable: bool = True,
         limit: int = MAX_TXN_BODY_BYTES,
+        leader: bool = True,
         deadline: Deadline | None = None,
     ) -> Json:
         """The answer to a message.
@@ -105,6 +107,8 @@ class Gateway:
             Whether it does no harm if two members do it.
         limit : int
             Most bytes of the answer, which is then the page of a range that ends early.
+        leader : bool
+            Whether a member without a leader is passed over.
         deadline : Deadline, optional
             Of several calls together; by default this one has ``timeout_s``.
 
@@ -118,7 +122,7 @@ class Gateway:
         request = encode_json(message)
 
         def attempt(endpoint: Endpoint, deadline: Deadline) -> Json:
-            reply = self._send(endpoint, path, request, deadline=deadline)
+            reply = self._send(endpoint, path, request, leader=leader, deadline=deadline)
             try:
                 body, is_whole = reply.body(limit=limit, deadline=deadline)
             finally:
@@ -198,12 +202,12 @@ class Gateway:
             reply.close()
         self._token = str(_document(body)["token"])
 
-    def _send(self, endpoint: Endpoint, path: str, request: bytes, *, deadline: Deadline) -> Reply:
+    def _send(self, endpoint: Endpoint, path: str, request: bytes, *, deadline: Deadline, leader: bool = True) -> Reply:
         """The reply to a request, unless it is an error."""
         token = self._token
         reply = self._connections.open(endpoint, deadline=deadline)
         try:
-            headers = {**_HEADERS, "Authorization": token} if token else _HEADERS
+            headers = {**_HEADERS, **(_LEADER if leader else {}), **({"Authorization": token} if token else {})}
             reply.exchange(path, request, headers=headers, deadline=deadline)
             if reply.status != 200:
                 body, _ = reply.body(limit=_MAX_ERROR_BYTES, deadline=deadline)

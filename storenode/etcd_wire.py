@@ -108,9 +108,10 @@ class Keyspace:
         message = {"key": self._key(start or "\0"), "range_end": self._key(end), "limit": str(limit)}
         return message if revision is None else {**message, "revision": str(revision)}
 
-    def get_all(self, keys: Sequence[str], *, revision: int) -> Json:
-        """Each of `keys`, at a revision or, with 0, now."""
-        return {"success": [{"request_range": {"key": self._key(key), "revision": str(revision)}} for key in keys]}
+    def get_all(self, keys: Sequence[str], *, revision: int, local: bool = False) -> Json:
+        """Each of `keys`, at a revision or, with 0, now; `local`: as the member has them that is asked."""
+        at = {"revision": str(revision), "serializable": local}
+        return {"success": [{"request_range": {"key": self._key(key), **at}} for key in keys]}
 
     def transaction(self, run: Sequence[Txn]) -> Json:
         """All of a run."""

@@ -14,7 +14,7 @@ makes events like any other deletion, and no read returns such a key afterwards.
 Everything here exists in etcd v3 as it is: compares on ``mod_revision`` with 0 for an absent key, ranges and watches at a
 revision, leases by number. `tests.support.metastore_contract` holds every backend to the same behaviour.
 
-All calls block, may be made from any thread, and are linearizable. Each may raise
+All calls block, may be made from any thread, and are linearizable, but for `get_local`. Each may raise
 
 - `MetadataUnavailable`: the engine did not answer in time. A transaction's outcome is then unknown: it may have committed.
 - `MetadataCorrupt`: the engine's data is damaged.
@@ -45,6 +45,7 @@ __all__ = [
     "Delete",
     "Event",
     "KeyValue",
+    "Local",
     "MetaStore",
     "Put",
     "Range",
@@ -105,6 +106,14 @@ class Range:
 
     items: tuple[KeyValue, ...]
     more: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Local:
+    """Keys as one member of the engine has them, all at `revision`, which may be behind the newest."""
+
+    items: tuple[KeyValue | None, ...]
     revision: int
 
 
@@ -189,6 +198,13 @@ class MetaStore(Protocol):
 
     def get_many(self, keys: Sequence[str]) -> list[KeyValue | None]:
         """What `get` answers for each of up to `MAX_GET_KEYS` keys, all at one moment."""
+
+    def get_local(self, keys: Sequence[str]) -> Local:
+        """What `get_many` answered a while ago, perhaps just now, for up to `MAX_TXN_OPERATIONS` keys.
+
+        It asks one member and waits for no others, so that it needs no majority of them. How old the answer is, its revision
+        tells. It may be of an older revision than the last one, if another member gave that.
+        """
 
     def range(self, start: str, end: str, *, limit: int, revision: int | None = None) -> Range:
         """Keys from `start` to `end` (exclusive), in order.

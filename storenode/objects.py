@@ -21,7 +21,7 @@ from client.catalog import Consistency
 from client.errors import BodyTooLarge, InvalidRange, PreconditionFailed, StoreError, TruncatedBody
 from client.reader import ContentReader
 from client.record import Ack, Condition, ObjectInfo
-from client.wire import encode_json, parse_range
+from client.wire import VERSION_HEADER, encode_json, parse_range
 from storenode.bodies import BodyReceiver, BodySender, ResponseAborted
 from storenode.budget import Budget
 from storenode.node import Node
@@ -41,14 +41,14 @@ from storenode.requests import (
 )
 from storenode.schemas import BYTES, json_of, problems
 
-__all__ = ["VERSION_HEADER", "router"]
+__all__ = ["router"]
 
-VERSION_HEADER = "x-forebay-version"
 _DEFAULT_TYPE = "application/octet-stream"
 _PATH = "/v1/objects/{bucket}/{key:path}"
 
 Version = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="An older version, by its number")]
 Level = Annotated[Consistency, Query(description="How fresh the answer has to be")]
+Seen = Annotated[int, Query(ge=0, le=2**63 - 1, description="For session: the highest version that the client knows of")]
 
 router = APIRouter(tags=["objects"])
 
@@ -124,9 +124,10 @@ async def get_object(
     name: ObjectName,
     version: Version = None,
     consistency: Level = "strong",
+    seen: Seen = 0,
 ) -> Response:
     """The bytes of an object or of a range of it, verified."""
-    return await _read(request, node, transfers, name, version=version, consistency=consistency)
+    return await _read(request, node, transfers, name, version=version, consistency=consistency, seen=seen)
 
 
 @router.head(
@@ -147,9 +148,10 @@ async def head_object(
     name: ObjectName,
     version: Version = None,
     consistency: Level = "strong",
+    seen: Seen = 0,
 ) -> Response:
     """What GET would say, without the bytes."""
-    return await _read(request, node, transfers, name, version=version, consistency=consistency)
+    return await _read(request, node, transfers, name, version=version, consistency=consistency, seen=seen)
 
 
 async def _read(
@@ -160,9 +162,10 @@ async def _read(
     *,
     version: int | None,
     consistency: Consistency,
+    seen: int,
 ) -> Response:
     headers = request.headers
-    info = await node.pools.meta.run(node.catalog.lookup, *name, version=version, consistency=consistency)
+    info = await node.pools.meta.run(node.catalog.lookup, *name, version=version, consistency=consistency, seen=seen)
     asked = Condition(if_match=if_match_of(headers))
     if not asked.holds(info.etag):
         raise PreconditionFailed(f"{'/'.join(name)}: If-Match asks for {asked.if_match}, found {info.etag}", key="/".join(name))
@@ -203,8 +206,8 @@ async def _read(
 async def delete_object(request: Request, node: NodeOf, name: ObjectName) -> Response:
     """Remove an object; in a bucket that keeps versions, add a tombstone."""
     condition, write_id = condition_of(request.headers), write_id_of(request.headers)
-    await node.pools.meta.run(node.catalog.delete, *name, write_id=write_id, condition=condition)
-    return Response(status_code=204)
+    version = await node.pools.meta.run(node.catalog.delete, *name, write_id=write_id, condition=condition)
+    return Response(status_code=204, headers={VERSION_HEADER: str(version)})
 
 
 def _identity(info: ObjectInfo) -> dict[str, str]:

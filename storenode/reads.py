@@ -52,6 +52,8 @@ class _Asked:
 
     Attributes
     ----------
+    seen : int
+        For ``session``: the highest revision that the client knows of.
     start, end : int
         The bytes that will be read; None as `start`: none.
     most : int
@@ -60,6 +62,7 @@ class _Asked:
 
     version: int | None = None
     consistency: Consistency = "strong"
+    seen: int = 0
     start: int | None = None
     end: int = _MAX_VERSION
     most: int = _MAX_VERSION
@@ -131,7 +134,7 @@ class RecordReads:
             except WouldWait:
                 pass
         lookup, run = self._node.catalog.lookup, self._node.pools.meta.run
-        return await run(lookup, bucket, key, version=asked.version, consistency=asked.consistency)
+        return await run(lookup, bucket, key, version=asked.version, consistency=asked.consistency, seen=asked.seen)
 
     def _encoded(self, info: ObjectInfo) -> bytes:
         """The record as it is sent, remembered for those that are read again and again: a version never changes."""
@@ -208,7 +211,7 @@ def _parse(query: bytes) -> _Asked:
     if (match := _RANGE.fullmatch(query)) is not None:
         return _Asked(start=int(match[1]), end=_MAX_VERSION if match[2] is None else int(match[2]))
     for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name in ("version", "start", "end", "most"):
+        if name in ("version", "seen", "start", "end", "most"):
             if not (text.isascii() and text.isdecimal() and int(text) <= _MAX_VERSION):
                 raise InvalidRequest(f"{name}={text[:40]!r}: expected a whole number from 0 to {_MAX_VERSION}")
             values[name] = int(text)

@@ -37,6 +37,7 @@ from storenode.metastore import (
     Change,
     Compare,
     KeyValue,
+    Local,
     Range,
     Txn,
     TxnResult,
@@ -127,6 +128,16 @@ class SqliteMetaStore:
             if not self._any_expired(row for rows in found for row in rows):
                 return [_key_value(key, rows) for key, rows in zip(keys, found, strict=True)]
             self._clear_expired()
+
+    def get_local(self, keys: Sequence[str]) -> Local:
+        """The present state: there is one copy of it."""
+        encoded = [encode_key(key) for key in keys]
+
+        def query(tables: Tables) -> Local:
+            rows = [self._reader.db.execute(GET, (key,)).fetchall() for key in encoded]
+            return Local(items=tuple(map(_key_value, keys, rows)), revision=tables.revision)
+
+        return self._reading(query)
 
     def range(self, start: str, end: str, *, limit: int, revision: int | None = None) -> Range:
         assert limit >= 1 and (revision is None or revision >= 1), (limit, revision)

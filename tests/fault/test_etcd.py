@@ -20,7 +20,7 @@ from client.record import BucketPolicy, ObjectInfo
 from client.write_id import new_write_id
 from storenode.catalog import MetaCatalog
 from storenode.etcd import EtcdMetaStore
-from storenode.etcd_address import Endpoint
+from storenode.etcd_address import Endpoint, EtcdAddress
 from storenode.metastore import Compare, Put
 from tests.support.catalogs import MARKER_TTL_S, NEW, put, retried
 from tests.support.cluster import eventually
@@ -197,3 +197,25 @@ def _failure(store: EtcdMetaStore) -> str:
     except MetadataUnavailable as error:
         return error.message
     return ""
+
+
+def test_without_a_majority_reads_go_on_at_the_levels_that_need_none(etcd: Etcd) -> None:
+    with etcd.store(etcd.address(), timeout_s=2.0) as meta:
+        catalog = catalog_on(meta)
+        catalog.create_bucket("data", BucketPolicy())
+        info = put(catalog, "k")
+        lone, *others = etcd.members
+        with etcd.store(EtcdAddress(endpoints=(lone.endpoint,))) as near:
+            eventually(lambda: near.get_local([]).revision >= info.version, what="the member has heard of it")
+        for member in others:
+            member.kill()
+        assert catalog.lookup("data", "k", consistency="eventual") == info
+        assert catalog.lookup("data", "k", consistency="session", seen=info.version) == info
+        with pytest.raises(MetadataUnavailable):
+            catalog.lookup("data", "k")
+        with pytest.raises(MetadataUnavailable):
+            # Another client, which has seen what this member may not have heard of.
+            catalog.lookup("data", "k", consistency="session", seen=info.version + 1)
+        others[0].start()
+        new = retried(lambda: put(catalog, "k"))
+        assert retried(lambda: catalog.lookup("data", "k", consistency="session", seen=new.version)) == new

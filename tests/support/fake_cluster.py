@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -39,7 +39,7 @@ from client.objects import ObjectStore
 from client.placement import Layout, Layouts, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
 from client.transport import Into, Response, Sending, Transport
-from client.wire import WRITE_ID_HEADER, encode_json
+from client.wire import VERSION_HEADER, WRITE_ID_HEADER, encode_json
 from tests.support.fake_node import FakeNode, Fault, get_chunk, object_frame, put_small, verify
 from tests.support.fake_store import FakeCatalog
 
@@ -248,7 +248,9 @@ class _FakeTransport(Transport):
                 return _json(catalog.lookup(bucket, key, version=int(version) if version else None).to_json())
             case ["v1", "objects", bucket, key] if request.method == "DELETE":
                 write_id = request.headers[WRITE_ID_HEADER]
-                return self._once(write_id, lambda: catalog.delete(bucket, key, write_id=write_id, condition=request.condition))
+                delete = partial(catalog.delete, bucket, key, write_id=write_id, condition=request.condition)
+                answer = self._once(write_id, delete)
+                return replace(answer, headers={VERSION_HEADER: answer.body.decode()})
             case ["v1", "objects", bucket]:
                 page = catalog.list(
                     bucket,

@@ -109,7 +109,7 @@ class FakeCatalog:
         self.history[bucket, key] = [info, *kept]
         return info
 
-    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> None:
+    def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> int:
         self.lookup(bucket, key)
         self._check(bucket, key, condition)
         if self.bucket(bucket).versions:
@@ -117,6 +117,7 @@ class FakeCatalog:
             self.commit(bucket, key, record, condition=Condition())
         else:
             del self.history[bucket, key]
+        return self.revision
 
     def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
         self.bucket(bucket)

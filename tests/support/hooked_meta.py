@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from client.errors import MetadataUnavailable
-from storenode.metastore import Change, Compare, KeyValue, MetaStore, Range, Txn, TxnResult, Watch
+from storenode.metastore import Change, Compare, KeyValue, Local, MetaStore, Range, Txn, TxnResult, Watch
 
 __all__ = ["HookedMeta", "LossyMeta"]
 
@@ -20,6 +20,8 @@ class HookedMeta:
     ----------
     before_get, before_txn : callable
         Called with the key, or with the changes, before the call.
+    local : callable
+        What answers `get_local`.
     calls : Counter
         How often each method was called.
     """
@@ -29,6 +31,7 @@ class HookedMeta:
         self.before_get: Callable[[str], None] = lambda key: None
         self.before_txn: Callable[[Sequence[Change]], None] = lambda changes: None
         self.calls: Counter[str] = Counter()
+        self.local: Callable[[Sequence[str]], Local] = meta.get_local
 
     def get(self, key: str) -> KeyValue | None:
         self.calls["get"] += 1
@@ -45,6 +48,10 @@ class HookedMeta:
         for key in keys:
             self.before_get(key)
         return self.meta.get_many(keys)
+
+    def get_local(self, keys: Sequence[str]) -> Local:
+        self.calls["get_local"] += 1
+        return self.local(keys)
 
     def range(self, start: str, end: str, *, limit: int, revision: int | None = None) -> Range:
         self.calls["range"] += 1

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,17 @@ class MetaStoreContract(ManyAtOnceContract, HistoryContract, LeaseContract):
         found = store.get(key)
         assert found is not None
         assert found.key == key
+
+    def test_a_local_read_has_all_keys_as_they_stood_at_the_revision_that_it_tells(self, store: MetaStore) -> None:
+        keys = ["a", "missing", "b"]
+        store.txn([], [Put(key="a", value=b"1"), Put(key="b", value=b"1")])
+        written = store.txn([], [Put(key="a", value=b"2"), Put(key="b", value=b"2")]).revision
+        end_s = time.monotonic() + TIMEOUT_S
+        while (local := store.get_local(keys)).revision < written:
+            assert time.monotonic() < end_s, "a member does not come to hear of a revision"
+        assert written <= local.revision <= store.revision()
+        assert list(local.items) == store.get_many(keys) and local.items[1] is None
+        assert store.get_local([]).items == ()
 
     def test_a_key_created_again_is_a_new_one(self, store: MetaStore) -> None:
         put(store, "k")

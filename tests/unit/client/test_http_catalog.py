@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -131,11 +132,40 @@ def test_conditions_travel_quoted(catalog: HttpCatalog, condition: Condition, ho
 
 @pytest.mark.parametrize("consistency", ["session", "eventual"])
 def test_a_weaker_consistency_is_asked_for_by_name(fake: FakeCluster, catalog: HttpCatalog, consistency: str) -> None:
-    catalog.commit("data", "k", record(), condition=ANY)
+    info = catalog.commit("data", "k", record(), condition=ANY)
     catalog.lookup("data", "k")
     assert fake.nodes["node-0"].requests[-1] == "GET /v1/records/data/k"
+    seen = f"&seen={info.version}" if consistency == "session" else ""
     catalog.lookup("data", "k", version=1, consistency=consistency)  # type: ignore[arg-type]
-    assert fake.nodes["node-0"].requests[-1] == f"GET /v1/records/data/k?version=1&consistency={consistency}"
+    assert fake.nodes["node-0"].requests[-1] == f"GET /v1/records/data/k?version=1&consistency={consistency}{seen}"
+
+
+def test_a_session_read_names_the_highest_revision_that_was_seen(fake: FakeCluster, catalog: HttpCatalog) -> None:
+    def named() -> int:
+        with suppress(ObjectNotFound):
+            catalog.lookup("data", "none", consistency="session")
+        request = next(request for node in fake.nodes.values() for request in reversed(node.requests) if "seen=" in request)
+        for node in fake.nodes.values():
+            node.requests.clear()
+        return int(re.findall(r"seen=(\d+)", request)[0])
+
+    catalog.set_bucket("data", BucketPolicy(versions=5))
+    assert named() == 0
+    first = catalog.commit("data", "k", record("w1"), condition=ANY)
+    assert named() == first.version
+    reader = fake.http_catalog()
+    reader._session = catalog._session
+    second = reader.commit_many([write("k", "w2")])[0]
+    assert isinstance(second, ObjectInfo) and named() == second.version
+    stranger = fake.http_catalog().commit("data", "k", record("w3"), condition=ANY)
+    assert named() == second.version
+    catalog.lookup("data", "k", version=first.version)
+    assert named() == second.version, "an older one changes nothing"
+    catalog.lookup("data", "k")
+    assert named() == stranger.version
+    assert named() <= catalog.delete("data", "k", write_id="d", condition=ANY) == named()
+    listed = catalog.list("data", prefix="", delimiter="", cursor=None, limit=1, versions=False)
+    assert named() == max(listed.revision, stranger.version)
 
 
 def test_bad_names_are_refused_before_anybody_is_asked(fake: FakeCluster, catalog: HttpCatalog) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from client.record import BucketPolicy
-from storenode.objects import VERSION_HEADER
+from client.wire import VERSION_HEADER
 from tests.support.asgi import Answer, ask, call
 from tests.support.nodes import OWN, PEERS, TestBed, open_node
 
