@@ -22,6 +22,7 @@ from storenode.trailer import DamagedTrailer, Trailer, payload_bytes
 __all__ = ["Disk", "mounted"]
 
 SIZE_BYTES = 3 * 1024**3
+NUM_NEWEST = 80
 
 
 @dataclass(kw_only=True)
@@ -40,25 +41,25 @@ class Disk:
     own: bool
     damaged: set[Path] = field(default_factory=set)
 
-    @property
-    def _ballast(self) -> Path:
-        return self.root / "ballast"
-
     def fill(self, *, leave_bytes: int) -> None:
         """Leave so little room, from now on."""
-        with self._ballast.open("ab") as file, suppress(OSError):
-            room = shutil.disk_usage(self.root).free - leave_bytes
-            if room > 0:
-                os.posix_fallocate(file.fileno(), file.tell(), room)
+        self._resize(shutil.disk_usage(self.root).used + leave_bytes)
 
     def free(self) -> None:
         """Give the room back."""
-        self._ballast.unlink(missing_ok=True)
+        if self.own:
+            self._resize(SIZE_BYTES)
+
+    def _resize(self, size_bytes: int) -> None:
+        # By its bound, at once: to write gigabytes would take seconds of everybody.
+        subprocess.run(["mount", "-o", f"remount,size={size_bytes}", str(self.root)], capture_output=True, check=True)
 
     def damage(self, kind: str, rng: random.Random, *, num_files: int) -> int:
         """Flip a bit of, or cut short, some chunk files; returns how many."""
-        files = sorted(self.root.glob("chunks/*/*-*"))
-        chosen = rng.sample(files, min(num_files, len(files)))
+        files = [path for _, path in sorted((_modified_ns(path), path) for path in self.root.glob("chunks/*/*-*"))]
+        # Of the newest, which are read the most.
+        newest = files[-NUM_NEWEST:]
+        chosen = rng.sample(newest, min(num_files, len(newest)))
         done = 0
         for path in chosen:
             with suppress(FileNotFoundError), path.open("r+b") as file:
@@ -81,6 +82,13 @@ class Disk:
     def forgive(self, path: Path) -> None:
         """Nothing refers to this chunk any more."""
         self.damaged.discard(path)
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # deleted meanwhile
+        return 0
 
 
 def _is_sound(path: Path) -> bool:

@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from client.client import Client
@@ -37,15 +37,19 @@ class Nemesis:
     ----------
     client : Client
         For scrubs, and to ask what is referred to.
+    only : collection of FaultKind
+        The kinds that strike; empty for all that this machine allows.
     """
 
-    def __init__(self, cluster: SoakCluster, history: History, client: Client, *, seed: int) -> None:
+    def __init__(
+        self, cluster: SoakCluster, history: History, client: Client, *, seed: int, only: Collection[FaultKind]
+    ) -> None:
         self._cluster = cluster
         self._history = history
         self._client = client
         self._rng = random.Random(f"nemesis {seed}")
         self._damaged_s = 0.0
-        self.kinds = self._possible()
+        self.kinds = [kind for kind in self._possible() if kind in only or not only]
         self._rounds = rounds(seed, kinds=self.kinds, num_nodes=NUM_NODES, num_members=NUM_MEMBERS)
         self._strikes: dict[FaultKind, Callable[[Fault], Callable[[], None]]] = {
             "kill": self._kill,
@@ -203,8 +207,8 @@ class Nemesis:
         number = node.disk.damage(fault.kind, self._rng, num_files=fault.amount)
         self._damaged_s = time.monotonic()
         self._history.count(f"files damaged by {fault.kind}", number)
-        self._start_scrub(node)
-        return _nothing
+        # First the readers may find it.
+        return lambda: self._start_scrub(node)
 
     def _set_clock(self, fault: Fault) -> Callable[[], None]:
         clock = self._node(fault).clock

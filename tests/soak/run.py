@@ -21,6 +21,7 @@ from tests.soak.history import History
 from tests.soak.ledger import Ledger, LedgerReader, LedgerWriter, Lister
 from tests.soak.nemesis import Nemesis
 from tests.soak.plain_http import HttpContender
+from tests.soak.schedule import FaultKind
 from tests.support.cluster import CHUNK_BYTES, CLIENT
 
 __all__ = ["Report", "Settings", "soak"]
@@ -38,12 +39,15 @@ class Settings:
     ----------
     faults_s : float
         How long faults strike; checks come on top.
+    only : tuple of FaultKind
+        The kinds that strike; empty for all.
     pause_s : float
         Mean pause of each client between two calls.
     """
 
     seed: int
     faults_s: float
+    only: tuple[FaultKind, ...] = ()
     pause_s: float = 0.05
 
 
@@ -84,7 +88,7 @@ def soak(settings: Settings, directory: Path, *, on_event: Callable[[str], None]
         admin = stack.enter_context(Client(cluster.endpoints))
         admin.buckets.create(BUCKET)
         ledger = Ledger(history=history)
-        nemesis = Nemesis(cluster, history, admin, seed=settings.seed)
+        nemesis = Nemesis(cluster, history, admin, seed=settings.seed, only=settings.only)
         history.event(f"begins with {', '.join(nemesis.kinds)}")
         with _clients(cluster, ledger, settings):
             nemesis.work(until_s=time.monotonic() + settings.faults_s, stop=history.broken)

@@ -53,7 +53,7 @@ class Fault:
     both_ways : bool
         Whether the other one's requests meet the same.
     amount : int
-        Seconds that a clock is off; how many files are damaged; free bytes that are left.
+        Seconds that a clock is off; how many files are damaged; megabytes that are left.
     """
 
     kind: FaultKind
@@ -110,7 +110,7 @@ def _fault(kind: FaultKind, rng: random.Random, *, num_nodes: int, num_members: 
     if kind == "clock":
         amount = rng.choice((-1, 1)) * rng.randint(*CLOCK_S)
     else:
-        amount = rng.choice((1, 3, 20))
+        amount = rng.choice((3, 20, 60))
     return Fault(
         kind=kind,
         after_s=rng.uniform(0.0, 3.0),
