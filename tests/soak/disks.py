@@ -74,6 +74,14 @@ class Disk:
                 done += 1
         return done
 
+    def wipe(self) -> int:
+        """Delete all chunk files, as if the disk had been replaced by a copy without them; returns how many."""
+        files = list(self.root.glob("chunks/*/*-*"))
+        for path in files:
+            path.unlink()
+        self.damaged.update(files)
+        return len(files)
+
     def still_damaged(self) -> set[Path]:
         """Damaged files that are not right yet; one that is gone is among them, for its copy may be missing."""
         self.damaged = {path for path in self.damaged if not _is_sound(path)}

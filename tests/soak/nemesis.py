@@ -63,6 +63,7 @@ class Nemesis:
             "fill": self._fill,
             "flip": self._damage,
             "cut": self._damage,
+            "wipe": self._wipe,
             "clock": self._set_clock,
             "scrub": self._scrub,
         }
@@ -87,7 +88,7 @@ class Nemesis:
         cluster.network.heal_all()
         for member in cluster.etcd.members:
             _revive(member)
-        cluster.etcd.await_health()
+        self._await_etcd()
         for node in cluster.nodes:
             node.disk.free()
             cluster.signal(node, signal.SIGCONT)
@@ -106,6 +107,16 @@ class Nemesis:
         if damaged and time.monotonic() - self._damaged_s > UPLOADS_END_S:
             self._forgive(damaged)
         return not any(node.disk.damaged for node in damaged)
+
+    def _await_etcd(self) -> None:
+        end_s = time.monotonic() + HEAL_S
+        while True:
+            try:
+                self._cluster.etcd.await_health()
+                return
+            except AssertionError:
+                if time.monotonic() > end_s:
+                    raise
 
     def _round(self, planned: Round, stop: threading.Event) -> None:
         ends: list[tuple[float, Fault, Callable[[], None]]] = []
@@ -200,15 +211,35 @@ class Nemesis:
 
     def _damage(self, fault: Fault) -> Callable[[], None]:
         node = self._node(fault)
-        self.repair()
-        if any(other.disk.damaged for other in self._cluster.nodes if other is not node):
-            self._history.event(f"not now: another disk's damage is not repaired yet, so {node.name} is left alone")
+        if not self._may_damage(node):
             return _nothing
         number = node.disk.damage(fault.kind, self._rng, num_files=fault.amount)
         self._damaged_s = time.monotonic()
         self._history.count(f"files damaged by {fault.kind}", number)
         # First the readers may find it.
         return lambda: self._start_scrub(node)
+
+    def _wipe(self, fault: Fault) -> Callable[[], None]:
+        """The node comes back with its name and without its chunks."""
+        node = self._node(fault)
+        if not self._may_damage(node):
+            return _nothing
+        restart = self._kill(fault)
+        self._history.count("files lost by wipe", node.disk.wipe())
+        self._damaged_s = time.monotonic()
+
+        def end() -> None:
+            restart()
+            self._start_scrub(node)
+
+        return end
+
+    def _may_damage(self, node: SoakNode) -> bool:
+        self.repair()
+        allowed = not any(other.disk.damaged for other in self._cluster.nodes if other is not node)
+        if not allowed:
+            self._history.event(f"not now: another disk's damage is not repaired yet, so {node.name} is left alone")
+        return allowed
 
     def _set_clock(self, fault: Fault) -> Callable[[], None]:
         clock = self._node(fault).clock

@@ -28,6 +28,7 @@ FaultKind = Literal[
     "fill",
     "flip",
     "cut",
+    "wipe",
     "clock",
     "scrub",
 ]

@@ -36,6 +36,15 @@ def test_damaged_files_are_known_until_they_are_right_again(tmp_path: Path, kind
         assert disk.still_damaged() == set()
 
 
+def test_a_wiped_disk_is_damaged_until_its_files_are_back(tmp_path: Path) -> None:
+    first, second = write_chunk(tmp_path, b"a"), write_chunk(tmp_path, b"b")
+    disk = Disk(root=tmp_path, own=False)
+    assert disk.wipe() == 2
+    assert disk.still_damaged() == {first, second}
+    write_chunk(tmp_path, b"a")
+    assert disk.still_damaged() == {second}
+
+
 def test_what_nobody_refers_to_is_forgotten(tmp_path: Path) -> None:
     path = write_chunk(tmp_path, b"a")
     disk = Disk(root=tmp_path, own=False)
