@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def up(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     with cluster:
-        output.document(_describe(cluster), _what_next(cluster))
+        output.document(_describe(cluster), _what_next(cluster, secret_file))
         while any(cluster.running(node_id) for node_id in cluster.node_ids):
             ended = cluster.wait_for_exit()
             if ended is not None:
@@ -132,7 +133,7 @@ def _describe(cluster: EmbeddedCluster) -> dict[str, Any]:
     return {"event": "ready", "data": str(cluster.directory), "endpoints": list(cluster.endpoints), "nodes": nodes}
 
 
-def _what_next(cluster: EmbeddedCluster) -> str:
+def _what_next(cluster: EmbeddedCluster, secret_file: Path | None) -> str:
     first = cluster.endpoints[0]
     where = "" if first == f"http://127.0.0.1:{DEFAULT_PORT}" else f"--endpoint {first} "
     count = len(cluster.node_ids)
@@ -141,7 +142,9 @@ def _what_next(cluster: EmbeddedCluster) -> str:
     replicas = "" if placed >= 3 else f" --replicas {placed}"
     command = "node add --all" if cluster.spares else f"bucket create my-bucket{replicas}"
     spare = f", {len(cluster.spares)} of them spare" if cluster.spares else ""
-    return f"{number} up at {', '.join(cluster.endpoints)}{spare}. Next, in another terminal: forebay {where}{command}"
+    token = f"export FOREBAY_TOKEN=$(forebay token create --admin --secret-file {shlex.quote(str(secret_file))}) && "
+    next_ = f"{token if secret_file else ''}forebay {where}{command}"
+    return f"{number} up at {', '.join(cluster.endpoints)}{spare}. Next, in another terminal: {next_}"
 
 
 def _tell(output: Output, ended: NodeExit, *, num_left: int) -> None:

@@ -20,6 +20,7 @@ from client.errors import Misconfigured
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
 from storenode.process import PARENT_VARIABLE
+from storenode.secret import create_secret
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 
 DEADLINE_S = 30.0
@@ -175,6 +176,27 @@ def test_up_says_in_one_line_what_to_type_next_and_stops_cleanly(tmp_path: Path)
         out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out, err) == (0, "", "")
     assert b"ERROR" not in b"".join(path.read_bytes() for path in tmp_path.glob("node-*.log"))
+
+
+def test_up_with_a_secret_asks_for_tokens_and_says_how_to_make_the_first(tmp_path: Path) -> None:
+    secret = tmp_path / "the secret"
+    create_secret(secret)
+    with forebay_up(tmp_path / "cluster", "--nodes", "1", "--secret-file", str(secret)) as (process, line):
+        typed = line.partition("in another terminal: ")[2].replace("forebay ", f"{sys.executable} -m client.cli ")
+        environment = {**os.environ, "FOREBAY_TOKEN": ""}
+        done = subprocess.run(["bash", "-c", typed], env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        without = typed.partition(" && ")[2]
+        done = subprocess.run(["bash", "-c", without], env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1 and "`forebay token create` makes one" in done.stderr
+        process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def test_a_node_without_its_secret_does_not_start(shared_cluster: LiveCluster, tmp_path: Path) -> None:
+    code, _, said = run_node(shared_cluster, tmp_path / "new", FOREBAY_SECRET_FILE=str(tmp_path / "nowhere"))
+    assert code == 1 and f"`forebay secret create {tmp_path / 'nowhere'}` makes one" in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_up_says_when_a_node_died_and_keeps_the_others(tmp_path: Path) -> None:

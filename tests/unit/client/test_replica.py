@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from client.errors import AllReplicasFailed
+from client.errors import AllReplicasFailed, Forbidden, StoreError, Unauthenticated
 from client.manifest import make_ref
 from client.replica import ReplicaReader
 from client.retry import Deadline
@@ -98,6 +98,19 @@ def test_when_all_fail_the_error_says_what_each_one_said(
     assert f"{holders[1]} said No such chunk" in message
     assert f"{holders[2]} said This copy is corrupt" in message
     assert caught.value.key == str(REF)
+
+
+@pytest.mark.parametrize("error", [Unauthenticated("no token"), Forbidden("not allowed")])
+def test_what_a_token_does_not_allow_is_asked_of_one_node_and_said_as_it_is(
+    fake: FakeCluster, reader: ReplicaReader, holders: tuple[str, ...], error: StoreError
+) -> None:
+    def refuse(request: str) -> None:
+        raise error
+
+    fake.nodes[holders[0]].before = refuse
+    with pytest.raises(type(error)):
+        reader.read(REF, replicas=3)
+    assert asked(fake) == [holders[0]]
 
 
 def test_without_any_replica_to_ask_the_error_says_so(reader: ReplicaReader, holders: tuple[str, ...]) -> None:

@@ -44,6 +44,22 @@ def transport() -> Iterator[Transport]:
 # --- the plain case
 
 
+def test_a_source_of_tokens_is_asked_for_each_request() -> None:
+    seen, tokens = [], iter(["one", "two"])
+
+    def script(connection: Connection) -> None:
+        while request := connection.request():
+            seen.append(request.headers["authorization"])
+            connection.send(answer(200, b"fine"))
+
+    transport = Transport(quick_config(read_timeout_s=WAIT_S, token="configured"), token=lambda: next(tokens))
+    with serving(script) as server:
+        for _ in range(2):
+            transport.request("GET", server.url, "/v1/x")
+        transport.close()
+    assert seen == ["Bearer one", "Bearer two"]
+
+
 def test_a_request_carries_protocol_token_length_and_body() -> None:
     seen = []
 

@@ -167,8 +167,15 @@ def test_openapi_describes_every_route_and_every_failure(bed: TestBed) -> None:
     assert all("422" not in operation["responses"] for operation in operations)
     for reference in references(schema):
         assert reference.removeprefix("#/components/schemas/") in SCHEMAS
+    assert schema["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert [path for path, methods in schema["paths"].items() if methods.get("get", {}).get("security") == []] == [
+        "/healthz",
+        "/readyz",
+    ]
     for path in schema["paths"].values():
         for method, operation in path.items():
+            if operation.get("security") != []:
+                assert {"401", "403"} <= set(operation["responses"])
             answers = operation["responses"]
             assert any(status < "4" for status in answers)
             if method == "head":
