@@ -41,6 +41,7 @@ _NEEDS: dict[str, Need] = {
     "GET /openapi.json": _TOKEN,
     "GET /v1/cluster": _TOKEN,
     "GET /v1/layout": _TOKEN,
+    "GET /v1/admin/layout": _TOKEN,
     "GET /v1/admin/status": _TOKEN,  # For `forebay cluster status`, which tells users where the room and the trouble are.
     "GET /v1/buckets": _TOKEN,
     "GET /v1/buckets/*": _SIGHT,

@@ -21,6 +21,8 @@ from client.transport import Transport
 from client.wire import decode_json
 from storenode.buckets import Buckets
 from storenode.held import is_complete, read_held
+from storenode.job import REBALANCE
+from storenode.jobs import read_jobs
 from storenode.layouts import LAYOUT_KEY, KnownLayouts, change_layouts, read_layouts
 from storenode.lineage import read_lineage
 from storenode.membership import NodeRecord, read_nodes
@@ -134,7 +136,8 @@ class Reshaping:
         ids = {node.id for node in current.nodes}
         spare = [_spare(node_id, record) for node_id, record in sorted(up.items()) if node_id not in ids]
         older = [layout.version for layout in known.layouts.older]
-        return {"version": current.version, "older": older, "nodes": placed + spare}
+        running = (job.detail for job, _ in read_jobs(self._store) if (job.kind, job.state) == (REBALANCE, "running"))
+        return {"version": current.version, "older": older, "move": next(running, ""), "nodes": placed + spare}
 
     def _layouts(self) -> KnownLayouts:
         known = read_layouts(self._store)

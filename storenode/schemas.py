@@ -181,6 +181,7 @@ SCHEMAS: dict[str, Any] = {
         {
             "version": _INTEGER,
             "older": _array(_INTEGER),
+            "move": {"type": "string", "description": "How far the data are, in words; empty if nothing moves"},
             "nodes": _array(
                 _object(
                     {

@@ -13,11 +13,11 @@ from client.cli.output import AsJson, Column, Output, plural
 from client.cli.paths import StorePath, parse_store_path, walk_objects
 from client.cli.report import COPIES_MISSING
 from client.client import Client
+from client.cluster import ClusterView
 from client.errors import ObjectNotFound, StoreError
 from client.health import Health, ObjectHealth
 from client.objects import ObjectStore
 from client.parallel import bounded_map
-from client.placement import Node
 from client.record import ObjectInfo
 from client.replication import Replication, replicate
 from client.verify import verify
@@ -81,17 +81,16 @@ def verify_objects(
 
 
 def status(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Show each node: whether it is up, its disk, and how far it follows the changes. A spare is up and not in the layout."""
+    """Show each node: whether it is up, draining or a spare, its disk, and how far it follows the changes; and what moves."""
     out = Output(as_json=as_json)
     with connect(ctx) as store:
         view = store.cluster.refresh()
-        known = [_placed(node) for node in view.layout.nodes]
-        placed = {node["node_id"] for node in known}
-        known += [{"node_id": node_id, "state": "spare"} for node_id in sorted(view.endpoints) if node_id not in placed]
-        nodes = list(bounded_map(partial(_node_status, store), known, max_parallel=MAX_PARALLEL))
+        told = _standing(store, view)
+        nodes = list(bounded_map(partial(_node_status, store), told["nodes"], max_parallel=MAX_PARALLEL))
     num_up = sum(node["state"] == "up" for node in nodes)
     if as_json:
-        out.document({"cluster_id": view.cluster_id, "layout_version": view.layout.version, "nodes": nodes}, "")
+        known = {"layout_version": told["version"], "older_layouts": told["older"], "move": told["move"]}
+        out.document({"cluster_id": view.cluster_id, **known, "nodes": nodes}, "")
         return
     columns: dict[str, Column] = {
         "node_id": "text",
@@ -108,8 +107,12 @@ def status(ctx: typer.Context, as_json: AsJson = False) -> None:
     # Whatever the output goes to: who reads the table must not miss it.
     for warning in dict.fromkeys(warning for node in nodes if (warning := _metadata_warning(node))):
         out.note(warning)
+    if told["older"]:
+        older = ", ".join(map(str, told["older"]))
+        out.note(f"layouts that are not retired: {told['version']}, {older}; {told['move'] or 'the move has not begun'}")
     if out.terminal:
-        out.note(f"cluster {view.cluster_id}: {num_up} of {plural(len(placed), 'node')} up, layout {view.layout.version}")
+        placed = sum(node["state"] != "spare" for node in nodes)
+        out.note(f"cluster {view.cluster_id}: {num_up} of {plural(placed, 'node')} up, layout {told['version']}")
 
 
 def layout(ctx: typer.Context, as_json: AsJson = False) -> None:
@@ -188,9 +191,18 @@ def _replication_text(result: Replication, replicas: int, timeout_s: float) -> s
     return f"{what}: {replicas} of {replicas} copies each, re-hashed"
 
 
-def _placed(node: Node) -> dict[str, Any]:
-    """A node of the layout, which is up if it answers."""
-    return {"node_id": node.id, "state": "up", "zone": node.zone, "host": node.host, "weight": node.weight}
+def _standing(store: Client, view: ClusterView) -> dict[str, Any]:
+    """How the nodes stand to the layout; what the view says of it while no node can tell."""
+    try:
+        told: dict[str, Any] = store.admin("GET", "/v1/admin/layout")
+        return told
+    except StoreError:
+        placed = {node.id: {"node_id": node.id, "zone": node.zone, "host": node.host} for node in view.layout.nodes}
+        states = {node.id: "up" if node.state == "active" else node.state for node in view.layout.nodes}
+        nodes = [{**known, "state": states[node_id]} for node_id, known in placed.items()]
+        nodes += [{"node_id": node_id, "state": "spare"} for node_id in sorted(view.endpoints) if node_id not in placed]
+        older = [layout.version for layout in view.layouts.older]
+        return {"version": view.layout.version, "older": older, "move": "", "nodes": nodes}
 
 
 def _node_status(store: Client, known: dict[str, Any]) -> dict[str, Any]:
@@ -200,8 +212,10 @@ def _node_status(store: Client, known: dict[str, Any]) -> dict[str, Any]:
     try:
         said = store.admin("GET", "/v1/admin/status", node_id=node_id)
     except StoreError as error:
-        return {**known, "state": "down", "detail": error.message}
-    return {**known, **{name: said.get(name) for name in ("disk", "follower", "metadata")}}
+        # Of a node that is being drained, that it is, is the more important.
+        state = "down" if known["state"] in ("up", "spare") else known["state"]
+        return {**known, "state": state, "up": False, "detail": error.message}
+    return {**known, "up": True, **{name: said.get(name) for name in ("disk", "chunks", "follower", "metadata")}}
 
 
 def _metadata_warning(node: dict[str, Any]) -> str | None:

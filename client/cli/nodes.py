@@ -5,12 +5,14 @@ Each change prints its plan: what moves, what each node fetches, how much data f
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 import typer
 
 from client.cli.connection import connect
 from client.cli.output import AsJson, Column, Output, human_size, plural
+from client.client import Client
 
 __all__ = ["register"]
 
@@ -27,6 +29,8 @@ _NODES: dict[str, Column] = {
     "host": "text",
     "endpoints": "text",
 }
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the move of data to its end.")]
+POLL_S = 0.5
 _SHARES: dict[str, Column] = {"node_id": "text", "before": "text", "after": "text", "fetches": "text"}
 
 
@@ -53,12 +57,13 @@ def add(
     weight: Annotated[float | None, typer.Option(help="Share of the data relative to other nodes; by default 1.")] = None,
     force: Force = False,
     dry_run: DryRun = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Give data to nodes that have none, or end the draining of some."""
     if bool(ids) == every:
         raise typer.BadParameter("name the nodes to add, or give --all for every spare one")
-    _change(ctx, "add", ids or [], {"weight": weight}, force=force, dry_run=dry_run, as_json=as_json)
+    _change(ctx, "add", ids or [], {"weight": weight}, force=force, dry_run=dry_run, wait=wait, as_json=as_json)
 
 
 def drain(
@@ -66,10 +71,11 @@ def drain(
     node_id: NodeId,
     force: Force = False,
     dry_run: DryRun = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Take all data from a node. It goes on serving until the others have it; `forebay node add` takes it back."""
-    _change(ctx, "drain", [node_id], {}, force=force, dry_run=dry_run, as_json=as_json)
+    _change(ctx, "drain", [node_id], {}, force=force, dry_run=dry_run, wait=wait, as_json=as_json)
 
 
 def remove(
@@ -77,10 +83,11 @@ def remove(
     node_id: NodeId,
     force: Annotated[bool, typer.Option("--force", help="The node is lost, or what only it holds may be.")] = False,
     dry_run: DryRun = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Forget a node that was drained; with --force one that is lost, whose copies are then made from the others."""
-    _change(ctx, "remove", [node_id], {}, force=force, dry_run=dry_run, as_json=as_json)
+    _change(ctx, "remove", [node_id], {}, force=force, dry_run=dry_run, wait=wait, as_json=as_json)
 
 
 def weight(
@@ -89,10 +96,11 @@ def weight(
     value: Annotated[float, typer.Argument(metavar="W", help="Share of the data relative to other nodes.")],
     force: Force = False,
     dry_run: DryRun = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Change a node's share of the data."""
-    _change(ctx, "weight", [node_id], {"weight": value}, force=force, dry_run=dry_run, as_json=as_json)
+    _change(ctx, "weight", [node_id], {"weight": value}, force=force, dry_run=dry_run, wait=wait, as_json=as_json)
 
 
 def zone(
@@ -101,23 +109,62 @@ def zone(
     value: Annotated[str, typer.Argument(metavar="ZONE", help="Copies of a chunk go to different zones, if there are enough.")],
     force: Force = False,
     dry_run: DryRun = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Say that a node is in another zone."""
-    _change(ctx, "zone", [node_id], {"zone": value}, force=force, dry_run=dry_run, as_json=as_json)
+    _change(ctx, "zone", [node_id], {"zone": value}, force=force, dry_run=dry_run, wait=wait, as_json=as_json)
 
 
 def _change(
-    ctx: typer.Context, kind: str, ids: list[str], given: dict[str, Any], *, force: bool, dry_run: bool, as_json: bool
+    ctx: typer.Context,
+    kind: str,
+    ids: list[str],
+    given: dict[str, Any],
+    *,
+    force: bool,
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
 ) -> None:
     out = Output(as_json=as_json)
     wish = {"change": kind, "nodes": ids, "force": force, "dry_run": dry_run}
     wish |= {name: value for name, value in given.items() if value is not None}
     with connect(ctx) as store:
         made = store.admin("POST", _LAYOUT_PATH, json=wish)
-    out.document(made, _summary(made, dry_run=dry_run))
-    if not as_json and (made["committed"] or dry_run):
-        out.table(map(_shares, made["nodes"]), _SHARES)
+        out.document(made, _summary(made, dry_run=dry_run))
+        if not as_json and (made["committed"] or dry_run):
+            out.table(map(_shares, made["nodes"]), _SHARES)
+        if wait and not dry_run:
+            _await(store, out, drained=ids[0] if kind == "drain" else None)
+
+
+def _await(store: Client, out: Output, *, drained: str | None) -> None:
+    """Tell of the move whenever something has changed, until it is over and `drained`, if one is named, is empty."""
+    seen, done = None, 0
+    with out.progress("nodes", unit="count") as progress:
+        while True:
+            now = store.admin("GET", _LAYOUT_PATH)
+            complete = [node["complete"] for node in now["nodes"] if node["complete"] is not None]
+            progress.expect(len(complete))
+            progress.advance(sum(complete) - done)
+            done = sum(complete)
+            states = {node["node_id"]: node["state"] for node in now["nodes"]}
+            over = not now["older"] and states.get(drained or "", "drained") == "drained"
+            if over or now != seen:
+                out.document(now, _stage(now, over=over, drained=drained))
+            if over:
+                return
+            seen = now
+            time.sleep(POLL_S)
+
+
+def _stage(now: dict[str, Any], *, over: bool, drained: str | None) -> str:
+    if over:
+        return f"layout {now['version']} is complete" + (f", and node {drained} is empty" if drained else "")
+    if now["older"]:
+        return str(now["move"]) or f"layout {now['version']}: the move has not begun"
+    return f"layout {now['version']} is complete; node {drained} gives up its copies, after the others have re-hashed theirs"
 
 
 def _summary(made: dict[str, Any], *, dry_run: bool) -> str:

@@ -148,6 +148,25 @@ def test_cluster_status_shows_each_node(forebay: Forebay, store: FakeStore) -> N
     assert status["nodes"][2]["detail"] == "node node-3 is down"
 
 
+def test_cluster_status_tells_of_nodes_that_come_and_go_and_of_what_moves(
+    forebay: Forebay, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"node-1": "up", "node-2": "draining", "node-3": "draining", "node-4": "spare"}
+    nodes = [{"node_id": node_id, "state": state, "zone": "z", "host": "h"} for node_id, state in states.items()]
+    told = {"version": 3, "older": [2, 1], "move": "layout 3: 1 of 2 nodes complete", "nodes": nodes}
+    ask = store.admin
+    monkeypatch.setattr(
+        store, "admin", lambda method, path, **given: told if path == "/v1/admin/layout" else ask(method, path, **given)
+    )
+    store.fake_chunks.down.add("node-3")
+    ran = forebay("cluster", "status")
+    assert [line.split("\t")[:2] for line in ran.lines] == [[node_id, state] for node_id, state in states.items()]
+    assert ran.err == "layouts that are not retired: 3, 2, 1; layout 3: 1 of 2 nodes complete\n"
+    document = forebay("cluster", "status", "--json").document
+    assert (document["layout_version"], document["older_layouts"]) == (3, [2, 1])
+    assert [node["up"] for node in document["nodes"]] == [True, True, False, True]
+
+
 def test_cluster_status_says_why_nothing_is_committed(forebay: Forebay, store: FakeStore) -> None:
     store.metadata = {"incarnation": "i1", "went_back": False, "frozen": "commits are frozen by me"}
     assert forebay("cluster", "status").err.splitlines() == ["no commits: commits are frozen by me"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from client.cli import nodes
 from client.errors import NodeInUse
 from tests.support.fake_store import FakeStore
 from tests.unit.client.cli.conftest import Forebay
@@ -36,13 +37,13 @@ class Layouts:
         self.asked: list[Any] = []
         self.plan: dict[str, Any] = dict(PLAN)
         self.refuse: Exception | None = None
-        self.progress: dict[str, Any] = {"version": 2, "older": [], "nodes": []}
+        self.stages: list[dict[str, Any]] = [{"version": 2, "older": [], "move": "", "nodes": []}]
         self._store = store
 
     def admin(self, method: str, path: str, *, json: Any = None, node_id: str | None = None) -> Any:
         assert path == "/v1/admin/layout"
         if method == "GET":
-            return self.progress
+            return self.stages.pop(0) if len(self.stages) > 1 else self.stages[0]
         self.asked.append(json)
         if self.refuse:
             raise self.refuse
@@ -110,6 +111,34 @@ def test_a_refusal_is_printed_as_it_came(forebay: Forebay, layouts: Layouts) -> 
 
 def test_nodes_are_listed_with_their_states(forebay: Forebay, layouts: Layouts) -> None:
     node = {"node_id": "n", "state": "spare", "weight": None, "zone": "z", "host": "h", "endpoints": ["http://h:1"]}
-    layouts.progress["nodes"] = [node]
+    layouts.stages[0]["nodes"] = [node]
     assert forebay("node", "ls").out == "n\tspare\t-\tz\th\thttp://h:1\n"
     assert forebay("node", "ls", "--json").documents == [node]
+
+
+def stage(older: list[int], *complete: bool, state: str = "draining", move: str = "") -> dict[str, Any]:
+    nodes = [{"node_id": f"n{number}", "state": "up", "complete": done} for number, done in enumerate(complete)]
+    return {"version": 2, "older": older, "move": move, "nodes": [*nodes, {"node_id": "x", "state": state, "complete": None}]}
+
+
+def test_waiting_tells_of_the_move_to_its_end(forebay: Forebay, layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "POLL_S", 0.0)
+    layouts.stages = [
+        stage([1], False, False),
+        stage([1], False, True, move="layout 2: 1 of 2 nodes complete, about 5 bytes left"),
+        stage([1], False, True, move="layout 2: 1 of 2 nodes complete, about 5 bytes left"),
+        stage([], True, True),
+        stage([], True, True, state="drained"),
+    ]
+    assert forebay("node", "drain", "x", "--wait").lines[-4:] == [
+        "layout 2: the move has not begun",
+        "layout 2: 1 of 2 nodes complete, about 5 bytes left",
+        "layout 2 is complete; node x gives up its copies, after the others have re-hashed theirs",
+        "layout 2 is complete, and node x is empty",
+    ]
+    layouts.stages = [stage([], True, state="up")]
+    # Only who drains a node waits for it to be empty.
+    assert forebay("node", "weight", "x", "2", "--wait").lines[-1] == "layout 2 is complete"
+    assert forebay("node", "weight", "x", "2", "--wait", "--json").documents[-1] == layouts.stages[0]
+    layouts.stages = [stage([1], False)]
+    forebay("node", "drain", "x", "--wait", "--dry-run")
