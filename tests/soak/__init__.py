@@ -5,6 +5,7 @@
     clocks     wall clocks that can be set, one for each node
     cluster    three members of etcd and four nodes as processes, wired through the links
     disks      a small file system for each node: filled, and its chunk files damaged
+    operator   scrubs, and changes of the layout
     nemesis    carries the schedule out, and heals
     values     bytes that say themselves whether they are right
     history    what the clients asked and saw

@@ -28,6 +28,9 @@ def check_contended(history: History) -> None:
             history.violation(str(found))
     except SearchTooLarge as error:
         history.violation(f"whether the history is linearizable could not be found out: {error}")
+    written = {(op.key, op.tag) for op in history.operations if op.kind == "put" and op.outcome != "refused"}
+    for key, tag in sorted(history.outdated - written):
+        history.violation(f"{key}: somebody saw {tag}, which was never written")
     for key, writes in groupby(sorted(history.versions), key=lambda write: write[0]):
         _check_versions(history, key, [write[1:] for write in writes])
 

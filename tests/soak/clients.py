@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from client.catalog import Consistency
 from client.client import Client
 from client.errors import ObjectNotFound, StoreError
 from client.record import Condition, ObjectInfo
@@ -42,13 +43,14 @@ class Contender:
         self._rng = rng
         self._num_writes = 0
         self._seen: dict[str, Seen] = {}
+        self._gone: set[str] = set()
         self._chunk_bytes = client.config.chunk_size_bytes
 
     def step(self) -> None:
         """One call."""
         key = self._rng.choice(HOT_KEYS)
-        steps: list[Callable[[str], None]] = [self._put, self._delete, self._stat, self._get, self._stat_and_read]
-        (chosen,) = self._rng.choices(steps, weights=[5, 1, 2, 3, 2])
+        steps: list[Callable[[str], None]] = [self._put, self._delete, self._stat, self._get, self._read, self._stat_weakly]
+        (chosen,) = self._rng.choices(steps, weights=[5, 1, 2, 3, 2, 2])
         chosen(key)
 
     def _put(self, key: str) -> None:
@@ -80,6 +82,7 @@ class Contender:
             self._history.not_written(self._name, "delete", key, called, None, asked, error)
         else:
             self._history.wrote(self._name, "delete", key, called, None, asked)
+            self._gone.add(key)
 
     def _stat(self, key: str) -> None:
         called = now()
@@ -87,6 +90,7 @@ class Contender:
             info = self._client.stat(BUCKET, key)
         except ObjectNotFound:
             self._history.read(self._name, key, called, None, what="stat")
+            self._gone.add(key)
         except (StoreError, OSError) as error:
             self._history.failed("stat", error)
         else:
@@ -107,7 +111,29 @@ class Contender:
             if name is not None and not name.startswith(SHARED):
                 self._history.read_tag(self._name, key, called, name)
 
-    def _stat_and_read(self, key: str) -> None:
+    def _stat_weakly(self, key: str) -> None:
+        """At the levels below strong: no client goes back behind what it saw, or none is shown what never was."""
+        level: Consistency = self._rng.choice(("session", "eventual"))
+        known = self._seen.get(key)
+        try:
+            info = self._client.stat(BUCKET, key, consistency=level)
+        except ObjectNotFound:
+            self._history.count(f"{level} stat ok")
+            return
+        except (StoreError, OSError) as error:
+            self._history.failed(f"{level} stat", error)
+            return
+        self._history.read_weakly(key, info.record.metadata[TAG], what=f"{level} stat")
+        oldest = 0 if known is None or level == "eventual" else known.version + (key in self._gone)
+        if info.version < oldest:
+            self._history.violation(
+                f"{self._name} read {key} version {info.version} at level session, having seen version {oldest} "
+                f"{'deleted' if key in self._gone else ''}"
+            )
+        if level == "session":
+            self._remember(info)
+
+    def _read(self, key: str) -> None:
         """The bytes of one version, which may not be the current one any more when they are read."""
         called = now()
         try:
@@ -130,6 +156,7 @@ class Contender:
     def _remember(self, info: ObjectInfo) -> Seen:
         seen = Seen(tag=info.record.metadata[TAG], etag=info.etag, version=info.version)
         self._seen[info.key] = seen
+        self._gone.discard(info.key)
         return seen
 
 

@@ -67,6 +67,7 @@ class History:
     violations: list[str] = field(default_factory=list)
     on_event: Callable[[str], None] = lambda line: None
     versions: list[tuple[str, int, int, int]] = field(default_factory=list)  # key, called, returned, version
+    outdated: set[tuple[str, str]] = field(default_factory=set)  # key and tag that somebody saw, perhaps late
     broken: threading.Event = field(default_factory=threading.Event)
     started_s: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -108,6 +109,12 @@ class History:
         """A read of a contended key that brought bytes alone."""
         self._add(Operation(client=client, kind="get", key=key, called=called, returned=now(), tag=tag))
         self.count("get ok")
+
+    def read_weakly(self, key: str, tag: str, *, what: str) -> None:
+        """A read that may be outdated."""
+        self.count(f"{what} ok")
+        with self._lock:
+            self.outdated.add((key, tag))
 
     def wrote(self, client: str, kind: Kind, key: str, called: int, seen: Seen | None, condition: Condition) -> None:
         """A write that was acknowledged; `seen` is the version that it made, None for a delete."""

@@ -10,24 +10,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 
-from client.client import Client
-from client.errors import StoreError
 from storenode.chunkfile import parse_name
 from tests.soak.cluster import CLIENTS, NUM_MEMBERS, NUM_NODES, SoakCluster, SoakNode
 from tests.soak.history import History
 from tests.soak.links import Rule
+from tests.soak.operator import Operator
 from tests.soak.schedule import FAULTS, Fault, FaultKind, Round, rounds
 from tests.support.etcd import Member
 
 __all__ = ["Nemesis"]
 
-BUCKETS = ("soak",)
 HEAL_S = 120.0
 # No upload that was under way when a file was damaged commits after this.
 UPLOADS_END_S = 30.0
-POLL_S = 0.2
 
 
 class Nemesis:
@@ -35,18 +31,18 @@ class Nemesis:
 
     Parameters
     ----------
-    client : Client
-        For scrubs, and to ask what is referred to.
+    operator : Operator
+        For scrubs and changes of the layout, and to ask what is referred to.
     only : collection of FaultKind
         The kinds that strike; empty for all that this machine allows.
     """
 
     def __init__(
-        self, cluster: SoakCluster, history: History, client: Client, *, seed: int, only: Collection[FaultKind]
+        self, cluster: SoakCluster, history: History, operator: Operator, *, seed: int, only: Collection[FaultKind]
     ) -> None:
         self._cluster = cluster
         self._history = history
-        self._client = client
+        self._operator = operator
         self._rng = random.Random(f"nemesis {seed}")
         self._damaged_s = 0.0
         self.kinds = [kind for kind in self._possible() if kind in only or not only]
@@ -66,6 +62,9 @@ class Nemesis:
             "wipe": self._wipe,
             "clock": self._set_clock,
             "scrub": self._scrub,
+            "drain": self._drain,
+            "weight": self._weigh,
+            "zone": self._move,
         }
 
     def _possible(self) -> list[FaultKind]:
@@ -103,7 +102,7 @@ class Nemesis:
         """Have damaged nodes scrub; whether all that was damaged is right again, or belongs to nothing any more."""
         damaged = [node for node in self._cluster.nodes if node.disk.still_damaged()]
         for node in damaged:
-            self._start_scrub(node)
+            self._operator.scrub(node.node_id)
         if damaged and time.monotonic() - self._damaged_s > UPLOADS_END_S:
             self._forgive(damaged)
         return not any(node.disk.damaged for node in damaged)
@@ -217,7 +216,7 @@ class Nemesis:
         self._damaged_s = time.monotonic()
         self._history.count(f"files damaged by {fault.kind}", number)
         # First the readers may find it.
-        return lambda: self._start_scrub(node)
+        return lambda: self._operator.scrub(node.node_id)
 
     def _wipe(self, fault: Fault) -> Callable[[], None]:
         """The node comes back with its name and without its chunks."""
@@ -230,7 +229,7 @@ class Nemesis:
 
         def end() -> None:
             restart()
-            self._start_scrub(node)
+            self._operator.scrub(node.node_id)
 
         return end
 
@@ -248,7 +247,25 @@ class Nemesis:
         return lambda: clock.set(0)
 
     def _scrub(self, fault: Fault) -> Callable[[], None]:
-        self._start_scrub(self._node(fault))
+        self._operator.scrub(self._node(fault).node_id)
+        return _nothing
+
+    def _drain(self, fault: Fault) -> Callable[[], None]:
+        """Begun, and taken back before it is done, as a rule."""
+        node_id = self._node(fault).node_id
+        self._operator.change("drain", node_id)
+
+        def end() -> None:
+            self._operator.change("add", node_id)
+
+        return end
+
+    def _weigh(self, fault: Fault) -> Callable[[], None]:
+        self._operator.change("weight", self._node(fault).node_id, weight=fault.amount / 10)
+        return _nothing
+
+    def _move(self, fault: Fault) -> Callable[[], None]:
+        self._operator.change("zone", self._node(fault).node_id, zone=f"zone-{fault.amount}")
         return _nothing
 
     # What faults are made of
@@ -256,24 +273,15 @@ class Nemesis:
     def _node(self, fault: Fault) -> SoakNode:
         return self._cluster.nodes[fault.node]
 
-    def _start_scrub(self, node: SoakNode) -> None:
-        with suppress(StoreError):
-            self._client.admin("POST", "/v1/admin/scrub", node_id=node.node_id)
-
     def _forgive(self, nodes: Iterable[SoakNode]) -> None:
-        """Forget damaged files of chunks to which no record refers."""
-        try:
-            wanted = {
-                (ref.partition, ref.id)
-                for bucket in BUCKETS
-                for info in self._client.walk(bucket, versions=True)
-                for ref in self._client.reader(info).refs()
-            }
-        except StoreError:
+        """Forget damaged files of chunks to which no record refers, or which no layout places there any more."""
+        wanted = self._operator.wanted()
+        if wanted is None:
             return
         for node in nodes:
             for path in list(node.disk.damaged):
-                if parse_name(path.name) not in wanted:
+                named = parse_name(path.name)
+                if named is None or (node.node_id, *named) not in wanted:
                     node.disk.forgive(path)
 
 

@@ -20,6 +20,7 @@ from tests.soak.cluster import SoakCluster, running
 from tests.soak.history import History
 from tests.soak.ledger import Ledger, LedgerReader, LedgerWriter, Lister
 from tests.soak.nemesis import Nemesis
+from tests.soak.operator import Operator
 from tests.soak.plain_http import HttpContender
 from tests.soak.schedule import FaultKind
 from tests.support.cluster import CHUNK_BYTES, CLIENT
@@ -88,12 +89,14 @@ def soak(settings: Settings, directory: Path, *, on_event: Callable[[str], None]
         admin = stack.enter_context(Client(cluster.endpoints))
         admin.buckets.create(BUCKET)
         ledger = Ledger(history=history)
-        nemesis = Nemesis(cluster, history, admin, seed=settings.seed, only=settings.only)
+        operator = Operator(admin, history)
+        nemesis = Nemesis(cluster, history, operator, seed=settings.seed, only=settings.only)
         history.event(f"begins with {', '.join(nemesis.kinds)}")
         with _clients(cluster, ledger, settings):
             nemesis.work(until_s=time.monotonic() + settings.faults_s, stop=history.broken)
         nemesis.heal()
         if not history.broken.is_set():
+            operator.settle(deadline_s=COPIES_S)
             wait_for_copies(admin, history, deadline_s=COPIES_S)
             check_ledger(admin, ledger)
         check_contended(history)

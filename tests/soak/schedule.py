@@ -31,6 +31,9 @@ FaultKind = Literal[
     "wipe",
     "clock",
     "scrub",
+    "drain",
+    "weight",
+    "zone",
 ]
 FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
 MAX_FAULTS = 3
@@ -54,7 +57,8 @@ class Fault:
     both_ways : bool
         Whether the other one's requests meet the same.
     amount : int
-        Seconds that a clock is off; how many files are damaged; megabytes that are left.
+        Seconds that a clock is off; how many files are damaged; megabytes that are left;
+        tenths of a weight; the number of a zone.
     """
 
     kind: FaultKind
@@ -76,6 +80,8 @@ class Fault:
             "flip": f", {self.amount} files",
             "cut": f", {self.amount} files",
             "pause-etcd": f": member {self.other}",
+            "weight": f": {self.amount} tenths",
+            "zone": f": zone {self.amount}",
         }
         about = "" if self.kind in ("kill-etcd-leader", "pause-etcd") else f" node {self.node}"
         return f"{self.kind}{about}{details.get(self.kind, '')}, after {self.after_s:.1f} s for {self.for_s:.1f} s"
@@ -110,6 +116,8 @@ def _fault(kind: FaultKind, rng: random.Random, *, num_nodes: int, num_members: 
         other = (node + rng.randrange(1, num_nodes)) % num_nodes
     if kind == "clock":
         amount = rng.choice((-1, 1)) * rng.randint(*CLOCK_S)
+    elif kind in ("weight", "zone"):
+        amount = rng.randint(5, 20) if kind == "weight" else rng.randint(1, 4)
     else:
         amount = rng.choice((3, 20, 60))
     return Fault(

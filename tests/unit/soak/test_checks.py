@@ -84,6 +84,16 @@ def test_a_write_that_was_promised_not_to_happen_and_did_is_found(error: Excepti
     assert "found x" in history.violations[0]
 
 
+def test_an_outdated_read_of_what_never_was_is_found() -> None:
+    history = History()
+    history.wrote("a", "put", "k", 1, seen("x", 5), ANY)
+    history.not_written("a", "put", "k", 2, "y", NEW, PreconditionFailed("it is there"))
+    history.read_weakly("k", "x", what="eventual stat")
+    history.read_weakly("k", "y", what="eventual stat")
+    check_contended(history)
+    assert history.violations == ["k: somebody saw y, which was never written"]
+
+
 def test_versions_that_go_back_are_found() -> None:
     history = History()
     history.versions += [("k", 1, 2, 7), ("k", 3, 4, 6)]

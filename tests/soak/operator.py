@@ -1,0 +1,89 @@
+"""What an operator does while things break: scrubs, changes of the layout, and a look at what is referred to.
+
+Its calls fail as anybody's do; an operator tries again, or does without.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from client.client import Client
+from client.errors import InvalidRequest, StoreError
+from tests.soak.clients import BUCKET
+from tests.soak.history import History
+
+__all__ = ["Operator"]
+
+LAYOUT = "/v1/admin/layout"
+POLL_S = 1.0
+
+
+class Operator:
+    """One operator.
+
+    Parameters
+    ----------
+    client : Client
+        Its own.
+    """
+
+    def __init__(self, client: Client, history: History) -> None:
+        self._client = client
+        self._history = history
+
+    def scrub(self, node_id: str) -> None:
+        """Have a node look at all its copies, unless it does so already."""
+        with suppress(StoreError):
+            self._client.admin("POST", "/v1/admin/scrub", node_id=node_id)
+
+    def change(self, kind: str, node_id: str, **given: Any) -> bool:
+        """`forebay node` drain, add, weight or zone; whether it was done."""
+        wish = {"change": kind, "nodes": [node_id], "force": False, "dry_run": False, **given}
+        try:
+            self._client.admin("POST", LAYOUT, json=wish)
+        except InvalidRequest as error:
+            self._history.event(f"{kind} {node_id} is refused: {error}")
+            self._history.count("layout change refused")
+        except StoreError as error:
+            self._history.failed("layout change", error)
+        else:
+            self._history.count("layout change ok")
+            return True
+        return False
+
+    def wanted(self) -> set[tuple[str, int, bytes]] | None:
+        """Each copy to which a record refers, as (node id, partition, chunk id); None if that can't be told now."""
+        try:
+            layouts = self._client.cluster.refresh().layouts
+            return {
+                (node_id, ref.partition, ref.id)
+                for info in self._client.walk(BUCKET, versions=True)
+                for ref in self._client.reader(info).refs()
+                for node_id in layouts.holders(ref.partition, count=info.record.replicas)
+            }
+        except StoreError:
+            return None
+
+    def settle(self, *, deadline_s: float) -> None:
+        """Give every node its full share again, and wait until no older layout is needed any more."""
+        end_s = time.monotonic() + deadline_s
+        while not self._is_settled():
+            if time.monotonic() > end_s:
+                found = self._client.admin("GET", LAYOUT)
+                self._history.violation(f"after {deadline_s:.0f} s without faults older layouts are still needed: {found}")
+                return
+            time.sleep(POLL_S)
+
+    def _is_settled(self) -> bool:
+        try:
+            found = self._client.admin("GET", LAYOUT)
+        except StoreError:
+            return False
+        for node in found["nodes"]:
+            if node["state"] in ("draining", "drained"):
+                self.change("add", node["node_id"])
+            elif node["weight"] != 1.0:
+                self.change("weight", node["node_id"], weight=1.0)
+        return not found["older"] and all(node["complete"] and node["weight"] == 1.0 for node in found["nodes"])
