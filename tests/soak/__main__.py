@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ def main(
     keep: Annotated[Path | None, typer.Option(help="An empty directory for logs and data, which stay.")] = None,
 ) -> None:
     """Break a real cluster, and see whether it keeps its promises."""
+    # So that processes are ended and disks unmounted, whoever stops this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     seed = secrets.randbits(32) if seed is None else seed
     print(f"seed {seed}: to have it again, make soak MINUTES={minutes:g} SEED={seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="forebay-soak-") as temporary:

@@ -56,7 +56,7 @@ class Disk:
 
     def damage(self, kind: str, rng: random.Random, *, num_files: int) -> int:
         """Flip a bit of, or cut short, some chunk files; returns how many."""
-        files = [path for _, path in sorted((_modified_ns(path), path) for path in self.root.glob("chunks/*/*-*"))]
+        files = [path for _, path in sorted((_changed_ns(path), path) for path in self.root.glob("chunks/*/*-*"))]
         # Of the newest, which are read the most.
         newest = files[-NUM_NEWEST:]
         chosen = rng.sample(newest, min(num_files, len(newest)))
@@ -92,9 +92,9 @@ class Disk:
         self.damaged.discard(path)
 
 
-def _modified_ns(path: Path) -> int:
+def _changed_ns(path: Path) -> int:
     try:
-        return path.stat().st_mtime_ns
+        return path.stat().st_ctime_ns  # their times of modification are epochs
     except OSError:  # deleted meanwhile
         return 0
 

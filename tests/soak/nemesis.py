@@ -24,6 +24,7 @@ __all__ = ["Nemesis"]
 HEAL_S = 120.0
 # No upload that was under way when a file was damaged commits after this.
 UPLOADS_END_S = 30.0
+POLL_S = 1.0
 
 
 class Nemesis:
@@ -97,6 +98,16 @@ class Nemesis:
         for node in cluster.nodes:
             while not cluster.try_to_start(node):
                 assert time.monotonic() < end_s, f"{node.name} does not start although everything was healed"
+
+    def await_repair(self, *, deadline_s: float) -> None:
+        """Scrub until no damage is left; one scrub is not enough if it had passed what was lost since it began."""
+        end_s = time.monotonic() + deadline_s
+        while not self.repair():
+            if time.monotonic() > end_s:
+                left = {node.name: sorted(path.name for path in node.disk.damaged)[:5] for node in self._cluster.nodes}
+                self._history.violation(f"after {deadline_s:.0f} s without faults copies are not repaired: {left}")
+                return
+            time.sleep(POLL_S)
 
     def repair(self) -> bool:
         """Have damaged nodes scrub; whether all that was damaged is right again, or belongs to nothing any more."""

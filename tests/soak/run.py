@@ -96,6 +96,7 @@ def soak(settings: Settings, directory: Path, *, on_event: Callable[[str], None]
             nemesis.work(until_s=time.monotonic() + settings.faults_s, stop=history.broken)
         nemesis.heal()
         if not history.broken.is_set():
+            nemesis.await_repair(deadline_s=COPIES_S)
             operator.settle(deadline_s=COPIES_S)
             wait_for_copies(admin, history, deadline_s=COPIES_S)
             check_ledger(admin, ledger)
