@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 An object that is one small chunk joins the open group. A full group is written by a thread: its chunks, in a request for each
-holder (`client.group_upload`), and when all of them are acknowledged its records, by `Catalog.commit_many`. So nothing gets a
-name before its bytes are durable. Empty and large objects, paths and files go through `ObjectStore.put`.
+holder (`client.group_upload`), and when all of them are acknowledged its records, by `client.anchoring.commit_many`. So nothing
+gets a name before its bytes are durable. Empty and large objects, paths and files go through `ObjectStore.put`.
 
 Items are taken only as they are needed, and those that were taken and have not ended are bounded, in groups and in calls of
 `put`, so that memory does not grow with their number. No name is under way twice: a second item of one name waits until all
@@ -23,6 +23,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 
+from client.anchoring import RefsOf, commit_many
 from client.catalog import Catalog, Commit
 from client.errors import StoreError
 from client.frames import MAX_BATCH_BYTES, MAX_ITEMS, MAX_SMALL_BYTES
@@ -64,6 +65,8 @@ class BatchWriter:
         Writes one object, as `ObjectStore.put`.
     uploader : callable
         What stores chunks with given replicas and acknowledgements, as `ObjectStore.uploader`.
+    refs_of : callable
+        The references of a record.
     calls : Executor
         Writes objects and groups, which wait for `requests`; so the two must not share threads.
     requests : Executor
@@ -78,6 +81,7 @@ class BatchWriter:
         *,
         put: Callable[[str, str, Data], ObjectInfo],
         uploader: Callable[..., ChunkUploader],
+        refs_of: RefsOf,
         calls: Executor,
         requests: Executor,
         max_puts: int,
@@ -85,6 +89,7 @@ class BatchWriter:
         self._catalog = catalog
         self._put = put
         self._uploader = uploader
+        self._refs_of = refs_of
         self._calls = calls
         self._requests = requests
         self._max_puts = max_puts
@@ -166,7 +171,7 @@ class BatchWriter:
                 created_s=time.time(),
             )
             writes.append(Commit(bucket=item.bucket, key=item.key, record=record))
-        return self._catalog.commit_many(writes)
+        return commit_many(self._catalog, writes, uploader, refs_of=self._refs_of)
 
     def _send(self, sent: _Sent, items: Sequence[_Item], write: Callable[[Sequence[_Item]], _Outcomes], *, most: int) -> None:
         """Have a thread write `items` as soon as fewer than `most` are in `sent`, but none behind an item that has failed."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from client.cluster import Anchor
 from client.errors import MetadataCorrupt, StoreError
 from client.manifest import Ref
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
@@ -24,6 +25,8 @@ __all__ = [
     "Consistency",
     "Listing",
     "Opened",
+    "Proof",
+    "Source",
     "Watched",
     "parts",
 ]
@@ -105,6 +108,30 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A version of an object from which a write takes its content; as long as it exists, so do its chunks."""
+
+    bucket: str
+    key: str
+    version: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The source as a JSON object."""
+        return {"bucket": self.bucket, "key": self.key, "version": self.version}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Source:
+        """The inverse of `to_json`; raises `MetadataCorrupt`."""
+        try:
+            return cls(bucket=str(value["bucket"]), key=str(value["key"]), version=int(value["version"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise MetadataCorrupt(f"the source of a write can't be read: {exc!r} in {str(value)[:200]}") from exc
+
+
+Proof = Anchor | Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """One logical write, the same in all its requests.
 
@@ -114,12 +141,15 @@ class Commit:
         What is to be the current version. Its write id makes repeats this same write.
     condition : Condition
         What must hold for that.
+    proof : Anchor, Source or None
+        Why the chunks of the record are there and stay until it is committed. What has no chunks needs none.
     """
 
     bucket: str
     key: str
     record: ObjectRecord
     condition: Condition = _NONE_ASKED
+    proof: Proof | None = None
 
     @property
     def name(self) -> str:
@@ -129,8 +159,14 @@ class Commit:
     def to_json(self) -> dict[str, Any]:
         """The write as a JSON object; a condition that asks for nothing is left out."""
         asked = {"if_match": self.condition.if_match, "if_none_match": self.condition.if_none_match}
-        value = {"bucket": self.bucket, "key": self.key, "record": self.record.to_json()}
+        value = {"bucket": self.bucket, "key": self.key, "record": self.record.to_json(), **self.proof_json()}
         return {**value, **{name: tag for name, tag in asked.items() if tag is not None}}
+
+    def proof_json(self) -> dict[str, Any]:
+        """The proof as a member of a JSON object, ``anchor`` or ``source``; nothing for none."""
+        if self.proof is None:
+            return {}
+        return {"anchor" if isinstance(self.proof, Anchor) else "source": self.proof.to_json()}
 
 
 def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -210,10 +246,15 @@ class Catalog(Protocol):
     def lookup_many(self, names: Sequence[tuple[str, str]]) -> list[ObjectInfo | StoreError]:
         """What `lookup` gives or raises for the current version of each name, in order."""
 
-    def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
-        """Make `record` the current version. A repeat of its write id returns the first result.
+    def commit(self, write: Commit) -> ObjectInfo:
+        """Make the record of `write` the current version. A repeat of its write id returns the first result.
 
-        Raises `PreconditionFailed`, `BucketNotFound`, `Conflict`.
+        Raises
+        ------
+        StaleAnchor
+            Its proof is an anchor that no longer holds. Nothing is decided: touch the chunks and commit again, with the
+            same write id and a new anchor.
+        PreconditionFailed, BucketNotFound, ObjectNotFound, Conflict
         """
 
     def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:

@@ -10,7 +10,7 @@ read goes over HTTP at once; what the node says of the chunk is the same on both
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +37,7 @@ from client.transport import Response, Sending, Transport
 from client.wire import (
     BATCH_GET_PATH,
     BATCH_PUT_PATH,
+    EPOCH_HEADER,
     announced_checks,
     chunk_path,
     decode_json,
@@ -113,16 +114,25 @@ class ChunkClient:
         return () if self._colocated is None else self._colocated.nodes()
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
+        self,
+        node_id: str,
+        ref: Ref,
+        payload: Buffer,
+        *,
+        epoch: int,
+        tee: Sequence[str] = (),
+        deadline: Deadline | None = None,
     ) -> Stored:
-        """Store a chunk on `node_id`, which forwards it to the nodes in `tee` meanwhile.
+        """Store a chunk on `node_id`, tagged with `epoch`; the node forwards it to those in `tee` meanwhile.
 
         Raises
         ------
         StoreError
             What the node answered, or that it did not. It may hold the chunk all the same.
         """
-        with self.sending(node_id, ref.partition, ref.hex, size_bytes=ref.size, tee=tee, deadline=deadline) as sending:
+        with self.sending(
+            node_id, ref.partition, ref.hex, size_bytes=ref.size, epoch=epoch, tee=tee, deadline=deadline
+        ) as sending:
             sending.send(memoryview(payload).cast("B"))
             return sending.finish()
 
@@ -133,6 +143,7 @@ class ChunkClient:
         chunk_hex: str,
         *,
         size_bytes: int,
+        epoch: int,
         tee: Sequence[str] = (),
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
@@ -141,14 +152,21 @@ class ChunkClient:
         path = chunk_path(partition, chunk_hex) + (f"?tee={','.join(tee)}" if tee else "")
         url = self._cluster.endpoint(node_id)
         sending = self._transport.begin(
-            "PUT", url, path, size_bytes=size_bytes, timeout_s=timeout_s, deadline=deadline, node_id=node_id
+            "PUT",
+            url,
+            path,
+            size_bytes=size_bytes,
+            headers={EPOCH_HEADER: str(epoch)},
+            timeout_s=timeout_s,
+            deadline=deadline,
+            node_id=node_id,
         )
         return ChunkSending(self._cluster, sending, node_id=node_id)
 
     def put_many(
-        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, deadline: Deadline | None = None
+        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, epoch: int, deadline: Deadline | None = None
     ) -> list[StoreError | None]:
-        """Store small chunks on `node_id` alone, within the bounds of `client.frames`.
+        """Store small chunks on `node_id` alone, tagged with `epoch`, within the bounds of `client.frames`.
 
         Returns
         -------
@@ -160,7 +178,8 @@ class ChunkClient:
         StoreError
             What the node answered to all, or that it did not. It may hold chunks all the same.
         """
-        response = self._call(node_id, "POST", BATCH_PUT_PATH, body=encode_chunks(chunks), deadline=deadline)
+        headers = {EPOCH_HEADER: str(epoch)}
+        response = self._call(node_id, "POST", BATCH_PUT_PATH, body=encode_chunks(chunks), headers=headers, deadline=deadline)
         answer = decode_json(response.body)
         told = answer.get("chunks") if isinstance(answer, dict) else None
         if not isinstance(told, list) or len(told) != len(chunks):
@@ -210,18 +229,37 @@ class ChunkClient:
         """
         return self._ask_about(node_id, refs, path="/v1/chunks:verify")
 
-    def touch(self, node_id: str, refs: Sequence[Ref]) -> list[bool]:
-        """Have the node re-hash its copies and make sound ones durable: for each of `refs`, whether it now holds it so."""
-        return [status == "durable" for status in self._ask_about(node_id, refs, path="/v1/chunks:touch")]
+    def touch(self, node_id: str, refs: Sequence[Ref], *, epoch: int, rehash: bool = True, fetch: bool = False) -> list[bool]:
+        """Have the node tag its copies with `epoch` and make them durable: for each of `refs`, whether it now holds it so.
 
-    def _ask_about(self, node_id: str, refs: Sequence[Ref], *, path: str) -> list[str]:
+        Parameters
+        ----------
+        rehash : bool
+            Count only copies that it has just re-hashed. Not needed for those that were acknowledged to this caller.
+        fetch : bool
+            Have it fetch those that it lacks from other nodes.
+        """
+        more = {"rehash": rehash, "fetch": fetch}
+        headers = {EPOCH_HEADER: str(epoch)}
+        found = self._ask_about(node_id, refs, path="/v1/chunks:touch", more=more, headers=headers)
+        return [status == "durable" for status in found]
+
+    def _ask_about(
+        self,
+        node_id: str,
+        refs: Sequence[Ref],
+        *,
+        path: str,
+        more: Mapping[str, bool] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
         found: list[str] = []
         for first in range(0, len(refs), MAX_REFS_PER_CALL):
             part = refs[first : first + MAX_REFS_PER_CALL]
-            body = encode_json({"chunks": [[ref.partition, ref.hex] for ref in part]})
+            body = encode_json({"chunks": [[ref.partition, ref.hex] for ref in part], **(more or {})})
             # Re-hashing reads every byte, so that the node may rightly be silent for longer.
             timeout_s = 30.0 + sum(ref.size for ref in part) / 50e6
-            response = self._call(node_id, "POST", path, body=body, timeout_s=timeout_s)
+            response = self._call(node_id, "POST", path, body=body, headers=headers or {}, timeout_s=timeout_s)
             found.extend(_statuses(decode_json(response.body), count=len(part), node_id=node_id))
         return found
 

@@ -48,6 +48,7 @@ __all__ = [
     "ObjectNotFound",
     "PreconditionFailed",
     "ProtocolMismatch",
+    "StaleAnchor",
     "StoreError",
     "TooFewNodes",
     "TooFewZones",
@@ -214,6 +215,12 @@ class Conflict(StoreError):
     """A write that no precondition protected lost too many races in a row."""
 
     code, status, title, retryable = "conflict", 409, "Other writers were faster", True
+
+
+class StaleAnchor(StoreError):
+    """An upload took so long that its chunks are no longer held in place; they must be touched before it is committed."""
+
+    code, status, title = "stale-anchor", 409, "The chunks must be touched again"
 
 
 class CursorExpired(StoreError):

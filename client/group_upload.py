@@ -60,6 +60,7 @@ class GroupUpload:
         *,
         replicas: int,
         needed: int,
+        epoch: int,
         executor: Executor,
     ) -> None:
         self._cluster = cluster
@@ -67,6 +68,7 @@ class GroupUpload:
         self._config = config
         self._replicas = replicas
         self._needed = needed
+        self._epoch = epoch
         self._executor = executor
         self._deadline = Deadline(config.deadline_s)
         self._chunks = {(ref.partition, ref.id): _Chunk(ref=ref, payload=payload) for ref, payload in payloads}
@@ -111,7 +113,8 @@ class GroupUpload:
                 return
 
     def _put(self, node_id: str, part: Sequence[_Chunk]) -> list[StoreError | None]:
-        return self._client.put_many(node_id, [(chunk.ref, chunk.payload) for chunk in part], deadline=self._deadline)
+        chunks = [(chunk.ref, chunk.payload) for chunk in part]
+        return self._client.put_many(node_id, chunks, epoch=self._epoch, deadline=self._deadline)
 
     def _note(self, node_id: str, part: Sequence[_Chunk], future: Future[list[StoreError | None]]) -> None:
         try:

@@ -21,7 +21,7 @@ from client.config import ClientConfig
 from client.errors import EndpointUnreachable, MetadataCorrupt, StoreError, from_problem
 from client.names import check_bucket, check_key, check_prefix
 from client.opening import Opening
-from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
+from client.record import BucketPolicy, Condition, ObjectInfo
 from client.retry import Backoff, Deadline, retrying
 from client.session import Session
 from client.transport import Response, Transport
@@ -124,10 +124,11 @@ class HttpCatalog:
         items = [encode_json({"bucket": bucket, "key": key}) for bucket, key in names]
         return self._batch("/v1/records:batchGet", items)
 
-    def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
+    def commit(self, write: Commit) -> ObjectInfo:
         """See `Catalog.commit`."""
-        path = record_path(check_bucket(bucket), check_key(key))
-        response = self._call("PUT", path, headers=_conditions(condition), json=record.to_json())
+        path = record_path(check_bucket(write.bucket), check_key(write.key))
+        value = {"record": write.record.to_json(), **write.proof_json()}
+        response = self._call("PUT", path, headers=_conditions(write.condition), json=value)
         return self._seen(ObjectInfo.from_json(decode_json(response.body)))
 
     def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:

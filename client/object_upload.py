@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
 from typing_extensions import Buffer
 
-from client.catalog import Catalog
+from client.catalog import Commit
 from client.record import Condition, ObjectInfo, ObjectRecord
 from client.upload import Upload
 
@@ -20,8 +21,10 @@ class ObjectUpload:
     Use: ``with store.upload(bucket, key) as upload: upload.write(...); info = upload.commit()``.
     """
 
-    def __init__(self, catalog: Catalog, upload: Upload, *, bucket: str, key: str, record: ObjectRecord) -> None:
-        self._catalog = catalog
+    def __init__(
+        self, commit: Callable[[Commit], ObjectInfo], upload: Upload, *, bucket: str, key: str, record: ObjectRecord
+    ) -> None:
+        self._commit = commit
         self._upload = upload
         self._bucket = bucket
         self._key = key
@@ -38,7 +41,7 @@ class ObjectUpload:
     def commit(self, *, condition: Condition | None = None) -> ObjectInfo:
         """Wait until the bytes are durable, then give them the name."""
         record = replace(self._record, content=self._upload.finish())
-        return self._catalog.commit(self._bucket, self._key, record, condition=condition or Condition())
+        return self._commit(Commit(bucket=self._bucket, key=self._key, record=record, condition=condition or Condition()))
 
     def __enter__(self) -> ObjectUpload:
         return self

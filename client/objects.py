@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 from typing_extensions import Buffer
 
+from client import anchoring
 from client.batch_writer import BatchWriter
 from client.byte_range import num_bytes
-from client.catalog import Catalog, Consistency
+from client.catalog import Catalog, Commit, Consistency, Source
 from client.checksum import SEGMENT_BYTES
 from client.chunks import ChunkClient
 from client.cluster import Cluster
@@ -133,13 +135,21 @@ class ObjectStore(Namespace):
             replicas=policy.replicas,
             created_s=time.time(),
         )
+        uploader = self.uploader(record.replicas, ack=record.ack)
         upload = Upload(
-            self.uploader(record.replicas, ack=record.ack),
+            uploader,
             self._chunk_pool,
             chunk_size_bytes=self.config.chunk_size_bytes,
             max_in_flight=self.config.max_in_flight_chunks,
         )
-        return ObjectUpload(self.catalog, upload, bucket=bucket, key=key, record=record)
+        return ObjectUpload(partial(self.commit, uploader=uploader), upload, bucket=bucket, key=key, record=record)
+
+    def commit(self, write: Commit, *, uploader: ChunkUploader) -> ObjectInfo:
+        """Give what `uploader` has stored a name; see `client.anchoring.commit`."""
+        return anchoring.commit(self.catalog, write, uploader, refs_of=self._refs_of)
+
+    def _refs_of(self, record: ObjectRecord) -> Iterator[Ref]:
+        return self._content_reader(record).refs()
 
     def uploader(self, replicas: int, *, ack: Ack) -> ChunkUploader:
         """What stores single chunks with this many replicas and acknowledgements."""
@@ -161,6 +171,7 @@ class ObjectStore(Namespace):
             self.catalog,
             put=self.put,
             uploader=self.uploader,
+            refs_of=self._refs_of,
             calls=self._call_pool,
             requests=self._chunk_pool,
             max_puts=self._max_calls,
@@ -178,7 +189,8 @@ class ObjectStore(Namespace):
                     upload.write_owned(chunk)
                 return upload.commit(condition=condition)
         record = replace(source, write_id=new_write_id(), replicas=policy.replicas, created_s=time.time())
-        return self.catalog.commit(to_bucket, to_key, record, condition=condition)
+        write = Commit(bucket=to_bucket, key=to_key, record=record, condition=condition, proof=_source(info))
+        return self.catalog.commit(write)
 
     def set_replicas(self, info: ObjectInfo, replicas: int) -> ObjectInfo:
         """Change how many replicas an object has; the nodes make the missing ones from then on.
@@ -194,15 +206,20 @@ class ObjectStore(Namespace):
         if not 1 <= replicas <= num_nodes:
             raise InvalidRequest(f"{replicas} replicas asked for; the cluster has {num_nodes} nodes, so 1 to {num_nodes}")
         record = replace(info.record, write_id=new_write_id(), replicas=replicas)
-        return self.catalog.commit(info.bucket, info.key, record, condition=Condition(if_match=info.etag))
+        condition = Condition(if_match=info.etag)
+        write = Commit(bucket=info.bucket, key=info.key, record=record, condition=condition, proof=_source(info))
+        return self.catalog.commit(write)
 
     # Reading
 
     def reader(self, info: ObjectInfo) -> ContentReader:
         """Verified reads of one version's bytes."""
+        return self._content_reader(info.record)
+
+    def _content_reader(self, record: ObjectRecord) -> ContentReader:
         return ContentReader(
-            info.record.content,
-            replicas=info.record.replicas,
+            record.content,
+            replicas=record.replicas,
             reader=self.replica_reader,
             executor=self._chunk_pool,
             max_in_flight=self.config.max_in_flight_chunks,
@@ -306,7 +323,7 @@ class ObjectStore(Namespace):
 
     def _report(self, ref: Ref, info: ObjectInfo) -> None:
         """Have the replicas of a chunk look at their copies: one sent bad bytes with a record, and which is not known."""
-        holders = self.cluster.layout.replicas(ref.partition, count=info.record.replicas)
+        holders = self.cluster.layouts.holders(ref.partition, count=info.record.replicas)
         error = ChunkCorrupt(f"chunk {ref}: the bytes that came with the record do not match the checksum", key=str(ref))
         self.replica_reader.report_corrupt(ref, dict.fromkeys(holders, error))
 
@@ -324,3 +341,7 @@ class ObjectStore(Namespace):
             return self.get(item[0], item[1], start=item[2], end=item[3])
 
         return list(in_order(self._call_pool, get, items, max_in_flight=self._max_calls))
+
+
+def _source(info: ObjectInfo) -> Source:
+    return Source(bucket=info.bucket, key=info.key, version=info.version)

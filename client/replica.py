@@ -1,7 +1,8 @@
 """The verified read: bytes of a chunk from whichever replica gives the right ones.
 
 One path serves applications, the node's own object routes, repair and the loader. It asks the replicas that placement
-names: trusted ones first, and of those the ones on this host. A copy that is corrupt is reported to its node, which sets it
+names, under the current layout and those that it has not replaced everywhere: trusted ones first, of those the ones on this
+host, and of the rest current holders before former ones. A copy that is corrupt is reported to its node, which sets it
 aside and repairs it, but only after the reader has its bytes from the next one.
 """
 
@@ -9,11 +10,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from client.chunks import ChunkClient
 from client.cluster import Cluster
-from client.errors import AllReplicasFailed, ChunkCorrupt, DeadlineExceeded, Forbidden, StoreError, Unauthenticated
+from client.errors import (
+    AllReplicasFailed,
+    ChunkCorrupt,
+    ChunkNotFound,
+    DeadlineExceeded,
+    Forbidden,
+    StoreError,
+    Unauthenticated,
+)
 from client.manifest import Ref
 from client.retry import Deadline
 
@@ -66,10 +75,8 @@ class ReplicaReader:
             The token is not good, or not good for this.
         """
         options = {} if deadline is None else {"deadline": deadline}
-        holders = self._cluster.layout.replicas(ref.partition, count=replicas)
         failed: dict[str, StoreError] = {}
-        asked = [node for node in holders if node not in exclude]
-        for node_id in self._cluster.ranked(asked, near=self._chunks.colocated()):
+        for node_id in self._to_ask(ref, replicas=replicas, exclude=exclude, failed=failed):
             if failed and deadline is not None and not deadline.remaining_s():
                 failed[node_id] = DeadlineExceeded("there was no time left to ask it", node_id=node_id)
                 continue
@@ -89,6 +96,24 @@ class ReplicaReader:
             f"chunk {ref} can't be read from any of {len(failed)} replicas: {said or 'the layout names no other replica'}",
             key=str(ref),
         )
+
+    def _to_ask(self, ref: Ref, *, replicas: int, exclude: Collection[str], failed: Mapping[str, StoreError]) -> Iterator[str]:
+        """Whom to ask, one after another. If in the end nobody has it, the layouts are read anew: they may have changed."""
+        layouts = self._cluster.layouts
+        asked = [node for node in layouts.holders(ref.partition, count=replicas) if node not in exclude]
+        yield from self._cluster.ranked(asked, near=self._chunks.colocated())
+        if not any(isinstance(error, ChunkNotFound) for error in failed.values()):
+            return
+        try:
+            newer = self._cluster.refresh().layouts
+        except StoreError as trouble:
+            log.warning(
+                "chunk %s is on none of its nodes, and whether those have changed is not known: %s", ref, trouble.message
+            )
+            return
+        if newer != layouts:
+            holders = newer.holders(ref.partition, count=replicas)
+            yield from self._cluster.ranked([node for node in holders if node not in exclude and node not in asked])
 
     def read(
         self,

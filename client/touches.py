@@ -28,9 +28,9 @@ class Touches:
         self._waiting: dict[str, list[_Question]] = defaultdict(list)
         self._asking: set[str] = set()
 
-    def holds(self, node_id: str, ref: Ref) -> bool:
-        """Whether the node has re-hashed a copy and made it durable; False also if it can't be asked."""
-        mine = _Question(ref)
+    def holds(self, node_id: str, ref: Ref, *, epoch: int) -> bool:
+        """Whether the node has re-hashed a copy, tagged it and made it durable; False also if it can't be asked."""
+        mine = _Question(ref, epoch)
         with self._changed:
             self._waiting[node_id].append(mine)
         while True:
@@ -47,7 +47,9 @@ class Touches:
     def _ask(self, node_id: str, asked: list[_Question]) -> None:
         answers = [False] * len(asked)
         try:
-            answers = self._chunks.touch(node_id, [question.ref for question in asked])
+            # A tag may be newer than asked for.
+            epoch = max(question.epoch for question in asked)
+            answers = self._chunks.touch(node_id, [question.ref for question in asked], epoch=epoch)
         except StoreError as error:
             # Then they are sent. That the node does not answer is noted, so that it is asked last to take them.
             log.info("node %s could not be asked which chunks it holds: %s", node_id, error.message)
@@ -62,8 +64,9 @@ class Touches:
 class _Question:
     """One chunk that somebody asks about; the answer is None until it is known."""
 
-    __slots__ = ("answer", "ref")
+    __slots__ = ("answer", "epoch", "ref")
 
-    def __init__(self, ref: Ref) -> None:
+    def __init__(self, ref: Ref, epoch: int) -> None:
         self.ref = ref
+        self.epoch = epoch
         self.answer: bool | None = None

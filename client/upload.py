@@ -6,7 +6,10 @@ Theory of operation
 replica, which tees it to the others. A
 chunk counts as stored when enough distinct members of its replica set hold it durably (the ack level). Several chunks are
 in flight at once, within a bound, so memory does not grow with the object. Nothing gets a name here: `finish` returns a
-`Content` for the record that the caller commits. An upload that is abandoned leaves nothing visible.
+`Content` for the record that the caller commits (`client.anchoring`). An upload that is abandoned leaves nothing visible.
+
+What an uploader stores is tagged with the epoch of garbage collection at which it began, which protects chunks that have no
+name yet. Epoch and layout of the beginning are its anchor.
 
 Copies that are still missing after the commit are made by the nodes themselves, which follow the committed records.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 
 from typing_extensions import Buffer
@@ -30,6 +33,7 @@ from client.in_flight import settle
 from client.manifest import MAX_ENTRIES, Entry, Manifest, Ref, make_ref
 from client.placement import Layout
 from client.record import INLINE_REFS, Content, acks_needed
+from client.retouch import Retouch
 from client.retry import Backoff, Deadline, retrying
 from client.touches import Touches
 
@@ -48,6 +52,11 @@ class ChunkUploader:
         Copies wanted.
     ack : str
         one, quorum or all: how many of them must be durable before a chunk counts as stored.
+
+    Attributes
+    ----------
+    anchor : Anchor
+        What holds all chunks that were stored so far in place; each commit of them needs it.
     """
 
     def __init__(self, cluster: Cluster, chunks: ChunkClient, config: ClientConfig, *, replicas: int, ack: str) -> None:
@@ -55,6 +64,7 @@ class ChunkUploader:
         self._chunks = chunks
         self._config = config
         self._touches = Touches(chunks)
+        self.anchor = cluster.anchor
         self.replicas = replicas
         self._needed = acks_needed(replicas, ack=ack)
 
@@ -114,18 +124,42 @@ class ChunkUploader:
             [(make_ref(view, partitions=partitions), view) for view in views],
             replicas=self.replicas,
             needed=self._needed,
+            epoch=self.anchor.epoch,
             executor=executor,
         )
         group.store(too_few=self._too_few)
         return group.refs
 
+    def anchor_again(self, refs: Iterable[Ref]) -> None:
+        """Bring chunks that were stored before to the nodes that count now, protect them anew, and take a new anchor.
+
+        Raises
+        ------
+        NotEnoughReplicas
+            Too few nodes hold, or can fetch, some of them until the deadline; says what each node answered.
+        """
+        anchor = self._cluster.refresh().anchor
+        retouch = Retouch(
+            self._cluster,
+            self._chunks,
+            self._config,
+            replicas=self.replicas,
+            needed=self._needed,
+            epoch=anchor.epoch,
+            moved=anchor.layout != self.anchor.layout,
+            too_few=self._too_few,
+        )
+        retouch.all(refs)
+        self.anchor = anchor
+
     def _held(self, ref: Ref) -> set[str]:
         """The replicas that hold the chunk durably already. Most chunks are new, which one of them is enough to tell."""
         holders = self._cluster.layout.replicas(ref.partition, count=self.replicas)
         first, *others = self._cluster.ranked(holders)
-        if not self._touches.holds(first, ref):
+        epoch = self.anchor.epoch
+        if not self._touches.holds(first, ref, epoch=epoch):
             return set()
-        return {first, *(node for node in others if self._touches.holds(node, ref))}
+        return {first, *(node for node in others if self._touches.holds(node, ref, epoch=epoch))}
 
     def _layout(self) -> Layout:
         """The layout, if it has nodes enough for any chunk: otherwise waiting would not help."""
@@ -160,7 +194,7 @@ class ChunkUploader:
                 continue
             tee = [node for node in targets if node not in durable and node != coordinator and node not in said]
             try:
-                stored = self._chunks.put(coordinator, ref, payload, tee=tee, deadline=deadline)
+                stored = self._chunks.put(coordinator, ref, payload, epoch=self.anchor.epoch, tee=tee, deadline=deadline)
             except StoreError as error:
                 said[coordinator] = f"{error.title}: {error.message}"
                 if isinstance(error, DiskFull):

@@ -30,6 +30,8 @@ __all__ = [
     "BATCH_GET_PATH",
     "BATCH_PUT_PATH",
     "CHECK_HEADER",
+    "EPOCH_HEADER",
+    "MAX_EPOCH",
     "META_PREFIX",
     "PROBLEM_TYPE",
     "PROTOCOL",
@@ -61,6 +63,8 @@ SEGMENTS_HEADER = "x-forebay-segment-checks"
 RECORD_HEADER = "x-forebay-record"
 WRITE_ID_HEADER = "x-forebay-write-id"
 VERSION_HEADER = "x-forebay-version"
+EPOCH_HEADER = "x-forebay-epoch"  # Of garbage collection: what a chunk that is stored or touched is tagged with.
+MAX_EPOCH = 2**31 - 1  # Of a tag that any file system can keep.
 TIMEOUT_HEADER = "x-forebay-timeout-ms"  # The time that the client has left for the whole request.
 BATCH_GET_PATH = "/v1/objects:batchGet"
 BATCH_PUT_PATH = "/v1/chunks:batchPut"

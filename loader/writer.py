@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Literal
 
+from client.catalog import Commit
 from client.client import Client
 from client.manifest import Ref
 from client.names import format_url, parse_url
@@ -188,9 +189,9 @@ class ShardWriter:
         self._check_open()
         with self._closed_on_error():
             self.index, refs = self._store_rest()
-            self.info = self._client.catalog.commit(
-                self._bucket, self._key, self._record(self.index, refs), condition=self._condition
-            )
+            record = self._record(self.index, refs)
+            write = Commit(bucket=self._bucket, key=self._key, record=record, condition=self._condition)
+            self.info = self._client.commit(write, uploader=self._uploader)
         self._close("committed")
         return self.info
 

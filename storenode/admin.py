@@ -5,6 +5,7 @@ What a node says of its copies is a hint (``have``) or was just re-hashed (``ver
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -12,16 +13,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from client.errors import ChunkCorrupt, ChunkNotFound, InvalidRequest, MetadataUnavailable, StoreError
+from client.errors import AllReplicasFailed, ChunkCorrupt, ChunkNotFound, InvalidRequest, MetadataUnavailable, StoreError
 from client.wire import PROTOCOL, encode_json
 from storenode.chunkstore import ChunkStore
 from storenode.diskspace import DiskUsage
 from storenode.metrics import CONTENT_TYPE, Metrics
+from storenode.node import Node
 from storenode.outgoing import set_aside
-from storenode.requests import NodeOf, json_body
+from storenode.requests import NodeOf, epoch_of, json_body
 from storenode.schemas import json_body_of, json_of, problems
 
 __all__ = ["MAX_REFS_PER_CALL", "router"]
+
+log = logging.getLogger(__name__)
 
 MAX_REFS_PER_CALL = 1024
 # A reference takes some 90 bytes as JSON; the rest is room for blanks.
@@ -125,7 +129,7 @@ async def layout(node: NodeOf) -> Response:
 )
 async def have_chunks(request: Request, node: NodeOf) -> Response:
     """Which chunks seem to be here: a hint, for nothing is read."""
-    names = await _chunk_names(request)
+    names = await _names_in(request)
     return _json({"have": await node.pools.disk.run(_have, node.store, names)})
 
 
@@ -136,16 +140,27 @@ async def have_chunks(request: Request, node: NodeOf) -> Response:
     responses={
         200: json_of(
             {"type": "object", "properties": {"status": {"type": "array", "items": {"enum": ["durable", "missing"]}}}},
-            description="For each chunk, whether a sound copy is here, and durable",
+            description="For each chunk, whether a copy is here, tagged and durable",
         ),
         **problems(400, 413, 503),
     },
-    openapi_extra=json_body_of("ChunkNames"),
+    openapi_extra=json_body_of("ChunkTouches"),
 )
 async def touch_chunks(request: Request, node: NodeOf) -> Response:
-    """Re-hash copies and make sound ones durable, for who would send them otherwise."""
-    names = await _chunk_names(request)
-    touched = [await node.pools.disk.run(node.store.touch, *name) for name in names]
+    """Re-hash copies, tag them and make them durable, for who would send them otherwise."""
+    epoch = epoch_of(request.headers)
+    value = await json_body(request, max_bytes=_MAX_REFS_BYTES)
+    names = _chunk_names(value, num_partitions=request.app.state.num_partitions)
+    rehash, fetch = _switch(value, "rehash", default=True), _switch(value, "fetch", default=False)
+    touched = []
+    for name in names:
+        durable = await node.pools.disk.run(node.store.touch, *name, epoch=epoch, rehash=rehash)
+        if fetch and not durable and await node.pools.gateway.run(_fetched, node, *name):
+            durable = await node.pools.disk.run(node.store.touch, *name, epoch=epoch, rehash=False)
+        touched.append(durable)
+    if not rehash:
+        # What was hashed was made durable with it; of names that were only seen nobody knows.
+        await node.pools.disk.run(node.store.make_durable, [chunk_id for _, chunk_id in names])
     return _json({"status": ["durable" if durable else "missing" for durable in touched]})
 
 
@@ -167,7 +182,7 @@ async def touch_chunks(request: Request, node: NodeOf) -> Response:
 )
 async def verify_chunks(request: Request, node: NodeOf) -> Response:
     """Re-hash copies where they lie. Corrupt ones are set aside and replaced."""
-    names = await _chunk_names(request)
+    names = await _names_in(request)
     statuses: list[str] = []
     # One after the other: other requests want the disk too.
     while len(statuses) < len(names):
@@ -249,12 +264,23 @@ async def cancel_job(node: NodeOf, job_id: Annotated[str, Path(pattern="^[A-Za-z
     return _json((await node.pools.meta.run(node.jobs.cancel, job_id)).to_json(), status=202)
 
 
-async def _chunk_names(request: Request) -> list[ChunkName]:
+async def _names_in(request: Request) -> list[ChunkName]:
     value = await json_body(request, max_bytes=_MAX_REFS_BYTES)
+    return _chunk_names(value, num_partitions=request.app.state.num_partitions)
+
+
+def _chunk_names(value: Any, *, num_partitions: int) -> list[ChunkName]:
     items = value.get("chunks") if isinstance(value, dict) else None
     if not isinstance(items, list) or len(items) > MAX_REFS_PER_CALL:
         raise InvalidRequest(f'expected {{"chunks": [[PARTITION, "ID"], ...]}} with up to {MAX_REFS_PER_CALL} chunks')
-    return [_chunk_name(item, num_partitions=request.app.state.num_partitions) for item in items]
+    return [_chunk_name(item, num_partitions=num_partitions) for item in items]
+
+
+def _switch(value: dict[str, Any], name: str, *, default: bool) -> bool:
+    found = value.get(name, default)
+    if not isinstance(found, bool):
+        raise InvalidRequest(f"{name}: expected true or false, found {found!r:.100}")
+    return found
 
 
 def _chunk_name(item: Any, *, num_partitions: int) -> ChunkName:
@@ -265,6 +291,15 @@ def _chunk_name(item: Any, *, num_partitions: int) -> ChunkName:
     raise InvalidRequest(
         f"chunk {item!r:.100}: expected a partition below {num_partitions} and an id of 64 hex digits in lower case"
     )
+
+
+def _fetched(node: Node, partition: int, chunk_id: bytes) -> bool:
+    try:
+        node.follower.fetch(partition, chunk_id)
+    except AllReplicasFailed as error:
+        log.info("a chunk that was to be touched can't be had: %s", error.message)
+        return False
+    return True
 
 
 def _have(store: ChunkStore, names: list[ChunkName]) -> list[bool]:

@@ -8,20 +8,49 @@ or reply would stumble over is refused here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from client.catalog import Commit, Proof, Source
+from client.cluster import Anchor
 from client.errors import InvalidRequest, MetadataCorrupt
 from client.manifest import Ref
-from client.record import ACK_LEVELS, ObjectRecord
+from client.record import ACK_LEVELS, Condition, ObjectRecord
+from storenode.grants import Grant
 from storenode.node import Node
 from storenode.requests import check_headers, check_write_id
 
-__all__ = ["checked_record"]
+__all__ = ["checked_write"]
 
 _MAX_REPLICAS = 16
+_PROOFS: Mapping[str, type[Anchor] | type[Source]] = {"anchor": Anchor, "source": Source}
 
 
-def checked_record(value: Any, node: Node, *, num_partitions: int, key: str) -> ObjectRecord:
+def checked_write(
+    value: Any, node: Node, *, name: tuple[str, str], condition: Condition, grant: Grant, num_partitions: int
+) -> Commit:
+    """The write that ``{"record", "anchor" or "source"}`` asks for; raises `InvalidRequest`, or `Forbidden` for a source."""
+    bucket, key = name
+    if not isinstance(value, dict) or "record" not in value:
+        raise InvalidRequest(f"expected an object with record and anchor or source, found {value!r:.100}", key="/".join(name))
+    record = _checked_record(value["record"], node, num_partitions=num_partitions, key="/".join(name))
+    try:
+        proofs: list[Proof] = [kind.from_json(value[member]) for member, kind in _PROOFS.items() if member in value]
+    except MetadataCorrupt as exc:
+        raise InvalidRequest(exc.message, key="/".join(name)) from exc
+    if len(proofs) > 1 or (not proofs and record.content.size):
+        raise InvalidRequest(
+            "a record says why its chunks are there: by the anchor of its upload, or by the source that it shares them with; "
+            f"found {', '.join(_PROOFS) if proofs else 'neither'}",
+            key="/".join(name),
+        )
+    proof = proofs[0] if proofs else None
+    if isinstance(proof, Source):
+        grant.require("read", proof.bucket, proof.key)
+    return Commit(bucket=bucket, key=key, record=record, condition=condition, proof=proof)
+
+
+def _checked_record(value: Any, node: Node, *, num_partitions: int, key: str) -> ObjectRecord:
     """The record in `value`; raises `InvalidRequest` for one that could not have come from a right upload."""
     if not isinstance(value, dict):
         raise InvalidRequest(f"expected a record as a JSON object, found {value!r:.100}", key=key)

@@ -183,9 +183,9 @@ class MetaCatalog:
         info = self.lookup(bucket, key, version=version, consistency=consistency)
         return Opened(info=info, buffer=place(info))
 
-    def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
+    def commit(self, write: Commit) -> ObjectInfo:
         """See `Catalog.commit`."""
-        (outcome,) = self.commit_many([Commit(bucket=bucket, key=key, record=record, condition=condition)])
+        (outcome,) = self.commit_many([write])
         return _made(outcome)
 
     def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:

@@ -25,7 +25,7 @@ from storenode.chunkstore import ChunkStore
 from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.problems import problem_response
-from storenode.requests import announced_bytes
+from storenode.requests import announced_bytes, epoch_of
 
 __all__ = ["ChunkBatchRoute"]
 
@@ -67,7 +67,8 @@ class ChunkBatchRoute:
         if scope["method"] != "POST":
             error = InvalidRequest(f"{scope['method']} {BATCH_PUT_PATH}: use POST")
             return problem_response(error, node_id=node.node_id, status=405, headers={"allow": "POST"})
-        size_bytes = announced_bytes(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        size_bytes, epoch = announced_bytes(headers), epoch_of(headers)
         if size_bytes is None:
             error = InvalidRequest(f"POST {BATCH_PUT_PATH} needs its Content-Length in bytes")
             return problem_response(error, node_id=node.node_id, status=411)
@@ -86,7 +87,7 @@ class ChunkBatchRoute:
             # Group by group, so that a client that goes away ends it.
             for first in range(0, len(chunks), _GROUP_CHUNKS):
                 group = chunks[first : first + _GROUP_CHUNKS]
-                errors += await node.pools.batch.run_to_end(_store, node.store, group)
+                errors += await node.pools.batch.run_to_end(_store, node.store, group, epoch=epoch)
         return Response(encode_json({"chunks": [self._told(error) for error in errors]}), media_type="application/json")
 
     def _told(self, error: StoreError | None) -> str | dict[str, Any]:
@@ -96,8 +97,8 @@ class ChunkBatchRoute:
         return to_problem(error)
 
 
-def _store(store: ChunkStore, group: Sequence[tuple[int, bytes, Buffer]]) -> Sequence[StoreError | None]:
+def _store(store: ChunkStore, group: Sequence[tuple[int, bytes, Buffer]], *, epoch: int) -> Sequence[StoreError | None]:
     try:
-        return store.put_group(group)
+        return store.put_group(group, epoch=epoch)
     except StoreError as error:
         return [error] * len(group)

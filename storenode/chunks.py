@@ -36,6 +36,7 @@ from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.outgoing import open_outgoing
 from storenode.problems import internal_error, problem_response
+from storenode.requests import epoch_of
 from storenode.tee import Tee
 
 __all__ = ["CHUNKS_PATH", "SIZE_HEADER", "ChunkRoutes"]
@@ -98,7 +99,8 @@ class ChunkRoutes:
             return None
         if scope["method"] == "PUT":
             tees = self._parse_tees(scope["query_string"])
-            return await self._put(scope, partition, chunk_id, announced=headers.get("content-length"), tees=tees)
+            epoch = epoch_of(headers)
+            return await self._put(scope, partition, chunk_id, announced=headers.get("content-length"), epoch=epoch, tees=tees)
         error = InvalidRequest(f"{scope['method']} of a chunk: use GET, HEAD or PUT")
         return problem_response(error, node_id=self._node.node_id, status=405, headers={"allow": "GET, HEAD, PUT"})
 
@@ -153,7 +155,14 @@ class ChunkRoutes:
     # In
 
     async def _put(
-        self, scope: Scope, partition: int, chunk_id: bytes, *, announced: str | None, tees: tuple[str, ...]
+        self,
+        scope: Scope,
+        partition: int,
+        chunk_id: bytes,
+        *,
+        announced: str | None,
+        epoch: int,
+        tees: tuple[str, ...],
     ) -> Response:
         if announced is None or not announced.isdecimal():
             error = InvalidRequest(f"PUT of a chunk needs its Content-Length in bytes, found {announced!r}")
@@ -164,7 +173,7 @@ class ChunkRoutes:
             raise kind(f"a chunk of {size_bytes} bytes: this node takes 1 to {self._node.config.max_chunk_bytes}")
         with self.bodies.take(size_bytes) as body_room, self._forwarded.take(size_bytes if tees else 0) as tee_room:
             arriving = Arriving(self._buffers.take(size_bytes))
-            copies = self._start_copies(partition, chunk_id, arriving, tees, deadline=scope.get(DEADLINE))
+            copies = self._start_copies(partition, chunk_id, arriving, tees, epoch=epoch, deadline=scope.get(DEADLINE))
             # A thread that outlives this request still holds the body, so the room is given back when the last one is done.
             body_room.keep_until(copies.values(), then=partial(self._buffers.give_back, arriving.buffer))
             tee_room.keep_until(copies.values())
@@ -179,21 +188,30 @@ class ChunkRoutes:
                 raise
 
     def _start_copies(
-        self, partition: int, chunk_id: bytes, arriving: Arriving, tees: tuple[str, ...], *, deadline: Deadline | None
+        self,
+        partition: int,
+        chunk_id: bytes,
+        arriving: Arriving,
+        tees: tuple[str, ...],
+        *,
+        epoch: int,
+        deadline: Deadline | None,
     ) -> dict[str, asyncio.Task[object]]:
         """Begin to store the chunk here and on the nodes in `tees`, all at once."""
-        copying: dict[str, Coroutine[Any, Any, object]] = {self._node.node_id: self._store(partition, chunk_id, arriving)}
-        copying |= {node_id: self._tee.forward(node_id, partition, chunk_id, arriving, deadline=deadline) for node_id in tees}
+        own = self._store(partition, chunk_id, arriving, epoch=epoch)
+        copying: dict[str, Coroutine[Any, Any, object]] = {self._node.node_id: own}
+        for node_id in tees:
+            copying[node_id] = self._tee.forward(node_id, partition, chunk_id, arriving, epoch=epoch, deadline=deadline)
         return {node_id: asyncio.create_task(copy) for node_id, copy in copying.items()}
 
-    async def _store(self, partition: int, chunk_id: bytes, arriving: Arriving) -> None:
+    async def _store(self, partition: int, chunk_id: bytes, arriving: Arriving, *, epoch: int) -> None:
         """Write this node's copy as its bytes come; returns once it is durable."""
         run, store = self._node.pools.disk.run_to_end, self._node.store
         part = await arriving.part(0)
         if len(part) == len(arriving):
-            await run(store.put, partition, chunk_id, part)
+            await run(store.put, partition, chunk_id, part, epoch=epoch)
             return
-        writer = await run(store.writer, partition, chunk_id, size_bytes=len(arriving))
+        writer = await run(store.writer, partition, chunk_id, size_bytes=len(arriving), epoch=epoch)
         try:
             written = 0
             while written + len(part) < len(arriving):

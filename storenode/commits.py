@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 A write is one transaction that compares the revisions of all it was decided on: the cluster's and the bucket's record, the
-key's newest version, and that the write has no marker yet. If any of them changed meanwhile, nothing happens and the write is
-decided anew. What was read may be of another moment than the last write of the same id: whatever is decided on it, a refusal
-too, takes effect only if there is still no marker then.
+key's newest version, that the write has no marker yet, and what holds the record's chunks in place: the anchor (copies under
+that layout count, and garbage collection has spared the chunks), or the version that they are taken from. If any of them
+changed meanwhile, nothing happens and the write is decided anew. What was read may be of another moment than the last write of
+the same id: whatever is decided on it, a refusal too, takes effect only if there is still no marker then.
 
 Many writes go in rounds. A round reads what all of its writes need at once, decides each, and has the engine apply their
 transactions in one go; the next round is for those that lost a race. Of the writes to one key a round has the first that is
@@ -20,8 +21,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
-from client.catalog import Commit
+from client.catalog import Commit, Source
+from client.cluster import Anchor
 from client.errors import (
     BucketNotFound,
     Conflict,
@@ -29,17 +32,19 @@ from client.errors import (
     MetadataFrozen,
     ObjectNotFound,
     PreconditionFailed,
+    StaleAnchor,
     StoreError,
 )
 from client.record import ObjectInfo
 from client.retry import Backoff, Deadline
 from client.wire import encode_json
 from storenode.buckets import MAX_TURNS, Bucket, bucket_not_found, lost_races
-from storenode.history import Head, next_step
+from storenode.history import Head, decode_record, next_step
 from storenode.keyspace import bucket_key, object_key, version_key, versions_of, write_key
+from storenode.layouts import ANCHOR_KEY, decode_anchor
 from storenode.lineage import CLUSTER_KEY, Lineage, decode_lineage
 from storenode.markers import Markers
-from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, Txn, num_fitting, txn_bytes
+from storenode.metastore import MAX_GET_KEYS, Change, Compare, Delete, KeyValue, MetaStore, Put, Txn, num_fitting, txn_bytes
 
 __all__ = ["Commits", "Outcome", "object_not_found"]
 
@@ -116,7 +121,8 @@ class Commits:
             first: dict[str, _Pending] = {}
             for item in left:
                 first.setdefault(item.write.name, item)
-            lost = self._round(list(first.values()))
+            able = list(first.values())
+            lost = self._round(able[: _num_readable(able)])
             for item in left:
                 # Those behind it as well: they may not happen before it.
                 if item.outcome is None and first[item.write.name].num_lost == MAX_TURNS:
@@ -149,6 +155,10 @@ class Commits:
             keys |= dict.fromkeys(
                 (object_key(write.bucket, write.key), write_key(write.record.write_id), bucket_key(write.bucket))
             )
+            if isinstance(write.proof, Anchor):
+                keys[ANCHOR_KEY] = None
+            elif write.proof is not None:
+                keys |= dict.fromkeys(_source_keys(write.proof))
         return dict(zip(keys, self._meta.get_many(list(keys)), strict=True))
 
     def _decided(self, item: _Pending, found: _Found) -> _Decision | None:
@@ -169,7 +179,8 @@ class Commits:
             compares, changes = decided
         except _REFUSALS as error:
             refusal = error
-        except (MetadataCorrupt, MetadataFrozen) as error:
+        except (MetadataCorrupt, MetadataFrozen, StaleAnchor) as error:
+            # Not remembered: of the last this same write is to happen once its chunks are touched.
             item.outcome = error
             return None
         unmarked = Compare(key=write_key(write.record.write_id), mod_revision=0)
@@ -192,6 +203,7 @@ class Commits:
             raise _precondition_failed(write, etag)
         if write.record.tombstone and etag is None:
             raise object_not_found(write.bucket, write.key)
+        compares = self._hold_in_place(write, found)
         step = next_step(head, record=write.record, keep=bucket.policy.versions)
         changes: list[Change] = [
             Delete(key=key) if step.head is None else Put(key=key, value=step.head.encode(base=lineage.base))
@@ -206,7 +218,24 @@ class Commits:
             # Somebody found the bucket empty and is about to delete it. This write puts an end to that.
             changes.append(Bucket(name=bucket.name, revision=0, policy=bucket.policy).put())
         same_head = Compare(key=key, mod_revision=at.mod_revision if at is not None else 0)
-        return [lineage.unchanged, bucket.unchanged, same_head], changes
+        # A source may be the version that is replaced: one compare then does for both.
+        return list(dict.fromkeys([lineage.unchanged, bucket.unchanged, same_head, *compares])), changes
+
+    def _hold_in_place(self, write: Commit, found: _Found) -> list[Compare]:
+        """What has to stay as it is for the chunks of a record to be there when it is committed."""
+        proof = write.proof
+        if isinstance(proof, Anchor):
+            known = decode_anchor(found[ANCHOR_KEY])
+            if not proof.holds(known.anchor):
+                raise _stale(write, proof, known.anchor)
+            return [known.unchanged]
+        if isinstance(proof, Source):
+            at = _find_source(proof, found)
+            if at is None or decode_record(at).content != write.record.content:
+                name = f"{proof.bucket}/{proof.key}"
+                raise ObjectNotFound(f"{name} has no version {proof.version} with this content (any more)", key=name)
+            return [Compare(key=at.key, mod_revision=at.mod_revision)]
+        return []
 
     def _apply(self, txns: Sequence[Txn]) -> list[int | None]:
         """The revision of each transaction; None for what has to be decided anew."""
@@ -223,6 +252,30 @@ class Commits:
             self._markers.renew()
             revisions += [None] * (len(txns) - len(revisions))
         return revisions
+
+
+def _num_readable(items: Iterable[_Pending]) -> int:
+    """How many of the first writes can be decided on one reading of the engine."""
+    num_keys = accumulate(5 if isinstance(item.write.proof, Source) else 3 for item in items)
+    return sum(count <= MAX_GET_KEYS - 2 for count in num_keys)
+
+
+def _source_keys(source: Source) -> tuple[str, str]:
+    return object_key(source.bucket, source.key), version_key(source.bucket, source.key, source.version)
+
+
+def _find_source(source: Source, found: _Found) -> KeyValue | None:
+    """Where the version lies now: it may have been moved aside since it was read."""
+    newest, older = (found[key] for key in _source_keys(source))
+    return newest if newest is not None and Head.decode(newest).version == source.version else older
+
+
+def _stale(write: Commit, anchor: Anchor, now: Anchor) -> StaleAnchor:
+    return StaleAnchor(
+        f"{write.name}: its chunks were stored under layout {anchor.layout} in epoch {anchor.epoch}, and the cluster is at "
+        f"layout {now.layout} in epoch {now.epoch}; touch them and commit again",
+        key=write.name,
+    )
 
 
 @lru_cache(maxsize=_MAX_BUCKETS)

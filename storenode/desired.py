@@ -6,14 +6,13 @@ nodes they lie. Nothing else counts: what peers report is a hint, and what this 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from client.errors import MetadataCorrupt, StoreError
+from client.errors import StoreError
 from client.manifest import Ref
 from client.reader import ContentReader
 from client.record import ObjectRecord
@@ -22,7 +21,7 @@ from storenode.metastore import KeyValue, MetaStore
 from storenode.pace import Pace
 from storenode.repair import Copies
 
-__all__ = ["RECORDS_END", "RECORDS_START", "DesiredSet", "Shortfall", "decode_record", "is_record_key", "scan_records"]
+__all__ = ["RECORDS_END", "RECORDS_START", "DesiredSet", "Shortfall", "is_record_key", "scan_records"]
 
 # Current versions lie under obj/, older ones under ver/. One range spans both, so that one watch sees a version move.
 _PREFIXES = ("obj/", "ver/")
@@ -189,14 +188,6 @@ class _Tally:
 def is_record_key(key: str) -> bool:
     """Whether `key` holds a version of an object."""
     return key.startswith(_PREFIXES)
-
-
-def decode_record(item: KeyValue) -> ObjectRecord:
-    """The record in `item`; raises `MetadataCorrupt`, naming the key."""
-    try:
-        return ObjectRecord.from_json(json.loads(item.value))
-    except (ValueError, MetadataCorrupt) as exc:
-        raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc}", key=item.key) from exc
 
 
 def scan_records(store: MetaStore, *, after: str = "") -> Iterator[list[KeyValue]]:

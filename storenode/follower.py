@@ -42,11 +42,11 @@ from storenode.desired import (
     RECORDS_START,
     DesiredSet,
     Shortfall,
-    decode_record,
     is_record_key,
     scan_records,
 )
 from storenode.held import Holdings
+from storenode.history import decode_record
 from storenode.metastore import KeyValue, MetaStore
 from storenode.outage import Outages
 from storenode.repair import Repair
@@ -191,6 +191,10 @@ class Follower:
     def repair(self, partition: int, chunk_id: bytes) -> None:
         """Have this node's copy of a chunk checked and, if need be, replaced. Returns at once."""
         self._repair.enqueue(partition, chunk_id)
+
+    def fetch(self, partition: int, chunk_id: bytes) -> None:
+        """Fetch a copy that is not here, or is not sound, now; raises what `Copies.mend` does."""
+        self._repair.mend_now(partition, chunk_id)
 
     def postpone(self, key: str, *, revision: int) -> None:
         """Have the record at `key` completed; the cursor stays before `revision` until it is."""

@@ -34,6 +34,7 @@ __all__ = [
     "decode_json",
     "decode_json_object",
     "decode_older",
+    "decode_record",
     "next_step",
     "portable",
     "version_at",
@@ -100,11 +101,15 @@ def portable(item: KeyValue) -> bytes:
 
 def decode_older(item: KeyValue, *, bucket: str, key: str) -> ObjectInfo:
     """An older version, from where it was moved aside to; raises `MetadataCorrupt`."""
+    return ObjectInfo(bucket=bucket, key=key, version=version_of(item.key), record=decode_record(item))
+
+
+def decode_record(item: KeyValue) -> ObjectRecord:
+    """The record of a version, the newest or an older one; raises `MetadataCorrupt`, naming the key."""
     try:
-        record = ObjectRecord.from_json(decode_json_object(item))
+        return ObjectRecord.from_json(decode_json_object(item))
     except MetadataCorrupt as exc:
         raise MetadataCorrupt(f"the record at {item.key!r} can't be read: {exc}", key=item.key) from exc
-    return ObjectInfo(bucket=bucket, key=key, version=version_of(item.key), record=record)
 
 
 def decode_json_object(item: KeyValue) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class RepairQueue(Protocol):
     def progress(self) -> Progress:
         """What it has done for the current layout."""
 
+    def fetch(self, partition: int, chunk_id: bytes) -> None:
+        """Fetch a copy that is not here, or is not sound, now; raises `AllReplicasFailed` if no node has one."""
+
     def repair(self, partition: int, chunk_id: bytes) -> None:
         """Have this node's copy checked and replaced. Returns at once."""
 

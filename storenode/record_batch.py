@@ -18,7 +18,7 @@ from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit
 from client.errors import BodyTooLarge, Forbidden, InvalidRequest, StoreError, to_problem
 from client.record import Condition, ObjectInfo
 from client.wire import encode_json
-from storenode.admission import checked_record
+from storenode.admission import checked_write
 from storenode.gate import GrantOf
 from storenode.grants import Grant, Verb
 from storenode.node import Node
@@ -84,7 +84,7 @@ def _items(body: bytes) -> list[Any]:
 
 def _write(item: Any, node: Node, grant: Grant, *, num_partitions: int) -> Commit | StoreError:
     """The write that an item asks for, or what is wrong with it."""
-    name = _allowed(_name(item, also=("record",), optional=_CONDITIONS), "write", grant)
+    name = _allowed(_name(item, also=("record",), optional=(*_CONDITIONS, "anchor", "source")), "write", grant)
     if isinstance(name, StoreError):
         return name
     bucket, key = name
@@ -92,8 +92,7 @@ def _write(item: Any, node: Node, grant: Grant, *, num_partitions: int) -> Commi
         size_bytes, limit = len(encode_json(item["record"])), node.config.max_record_bytes
         if size_bytes > limit:
             raise BodyTooLarge(f"a record of {size_bytes} bytes; this node takes {limit}", key=f"{bucket}/{key}")
-        record = checked_record(item["record"], node, num_partitions=num_partitions, key=f"{bucket}/{key}")
-        return Commit(bucket=bucket, key=key, record=record, condition=_condition(item))
+        return checked_write(item, node, name=name, condition=_condition(item), grant=grant, num_partitions=num_partitions)
     except StoreError as error:
         return error
 

@@ -12,7 +12,7 @@ from client.catalog import MAX_LIST_LIMIT
 from client.errors import InvalidRequest
 from client.record import BucketPolicy
 from client.wire import encode_json
-from storenode.admission import checked_record
+from storenode.admission import checked_write
 from storenode.gate import GrantOf
 from storenode.requests import (
     BucketName,
@@ -178,14 +178,15 @@ async def watch_objects(
         201: json_of("ObjectInfo", description="The record is committed, or was by an earlier request of this write id"),
         **problems(400, 404, 409, 412, 413, 503, 507),
     },
-    openapi_extra=json_body_of("ObjectRecord"),
+    openapi_extra=json_body_of("RecordWrite"),
 )
-async def put_record(request: Request, node: NodeOf, name: ObjectName) -> Response:
+async def put_record(request: Request, node: NodeOf, name: ObjectName, grant: GrantOf) -> Response:
     """Give chunks that are stored already a name, all at once."""
     condition = condition_of(request.headers)
     value = await json_body(request, max_bytes=node.config.max_record_bytes)
-    record = checked_record(value, node, num_partitions=request.app.state.num_partitions, key="/".join(name))
-    info = await node.pools.meta.run(node.catalog.commit, *name, record, condition=condition)
+    num_partitions = request.app.state.num_partitions
+    write = checked_write(value, node, name=name, condition=condition, grant=grant, num_partitions=num_partitions)
+    info = await node.pools.meta.run(node.catalog.commit, write)
     return _json(info.to_json(), status=201)
 
 

@@ -208,6 +208,10 @@ class Repair:
                 self._look_in_quarantine = True
         self._worker.wake()
 
+    def mend_now(self, partition: int, chunk_id: bytes) -> None:
+        """Mend a copy in this thread, for somebody who waits for it; raises what `Copies.mend` does."""
+        self._copies.mend(partition, chunk_id)
+
     @property
     def num_pending(self) -> int:
         """Copies that wait to be mended."""

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from client.errors import BodyTooLarge, InvalidName, InvalidRequest
 from client.names import MAX_KEY_BYTES, check_bucket, check_key
 from client.record import Condition
-from client.wire import META_PREFIX, WRITE_ID_HEADER, decode_json
+from client.wire import EPOCH_HEADER, MAX_EPOCH, META_PREFIX, WRITE_ID_HEADER, decode_json
 from client.write_id import new_write_id
 from storenode.bodies import BodyReceiver
 from storenode.budget import Budget
@@ -34,6 +34,7 @@ __all__ = [
     "check_headers",
     "check_write_id",
     "condition_of",
+    "epoch_of",
     "etag_matches",
     "if_match_of",
     "json_body",
@@ -143,6 +144,17 @@ def announced_bytes(headers: Headers) -> int | None:
     if announced is not None and not announced.isdecimal():
         raise InvalidRequest(f"Content-Length {announced[:40]!r}: expected a number of bytes")
     return None if announced is None else int(announced)
+
+
+def epoch_of(headers: Headers) -> int:
+    """The epoch of garbage collection that chunks are tagged with; raises `InvalidRequest` if none is given."""
+    text = headers.get(EPOCH_HEADER)
+    if text is None or not text.isdecimal() or not text.isascii() or int(text) > MAX_EPOCH:
+        raise InvalidRequest(
+            f"{EPOCH_HEADER}: expected a number up to {MAX_EPOCH}, found {text!r:.40}; GET /v1/cluster tells the epoch, and "
+            "without it a chunk could be collected before it has a name"
+        )
+    return int(text)
 
 
 def write_id_of(headers: Headers) -> str:

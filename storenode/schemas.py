@@ -49,6 +49,16 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 _ETAG = {"type": "string", "pattern": r"^(\*|[A-Za-z0-9_-]{1,64})$", "description": "* or an ETag, without quotes"}
+_CHUNK_NAMES = {
+    "type": "array",
+    "maxItems": 1024,
+    "items": {
+        "type": "array",
+        "prefixItems": [_INTEGER, {"type": "string", "pattern": "^[0-9a-f]{64}$"}],
+        "minItems": 2,
+        "maxItems": 2,
+    },
+}
 _PACKED_REF = {"type": "string", "pattern": "^[0-9a-f]{96}$", "description": "{partition, size, id, xxh3_64} packed, in hex"}
 
 SCHEMAS: dict[str, Any] = {
@@ -89,12 +99,25 @@ SCHEMAS: dict[str, Any] = {
         }
     ),
     "ObjectInfo": _object({"bucket": _STRING, "key": _STRING, "version": _INTEGER, "record": _ref("ObjectRecord")}),
+    "Anchor": _object({"layout": _INTEGER, "epoch": _INTEGER}),
+    "Source": _object({"bucket": _STRING, "key": _STRING, "version": _INTEGER}),
+    "RecordWrite": _object(
+        {"record": _ref("ObjectRecord"), "anchor": _ref("Anchor"), "source": _ref("Source")}, optional=("anchor", "source")
+    ),
     "RecordWrites": {
         "type": "array",
         "maxItems": MAX_BATCH_ITEMS,
         "items": _object(
-            {"bucket": _STRING, "key": _STRING, "record": _ref("ObjectRecord"), "if_match": _ETAG, "if_none_match": _ETAG},
-            optional=("if_match", "if_none_match"),
+            {
+                "bucket": _STRING,
+                "key": _STRING,
+                "record": _ref("ObjectRecord"),
+                "anchor": _ref("Anchor"),
+                "source": _ref("Source"),
+                "if_match": _ETAG,
+                "if_none_match": _ETAG,
+            },
+            optional=("anchor", "source", "if_match", "if_none_match"),
         ),
     },
     "RecordNames": {
@@ -127,20 +150,8 @@ SCHEMAS: dict[str, Any] = {
             "revision": _INTEGER,
         }
     ),
-    "ChunkNames": _object(
-        {
-            "chunks": {
-                "type": "array",
-                "maxItems": 1024,
-                "items": {
-                    "type": "array",
-                    "prefixItems": [_INTEGER, {"type": "string", "pattern": "^[0-9a-f]{64}$"}],
-                    "minItems": 2,
-                    "maxItems": 2,
-                },
-            }
-        }
-    ),
+    "ChunkNames": _object({"chunks": _CHUNK_NAMES}),
+    "ChunkTouches": _object({"chunks": _CHUNK_NAMES, "rehash": _BOOLEAN, "fetch": _BOOLEAN}, optional=("rehash", "fetch")),
     "NodeStatus": _object(
         {
             "node_id": _STRING,

@@ -16,8 +16,9 @@ from typing import Literal
 
 from client.errors import ChunkCorrupt, ChunkNotFound, StoreError
 from storenode.chunkstore import ChunkStore
-from storenode.desired import DesiredSet, decode_record, scan_records
+from storenode.desired import DesiredSet, scan_records
 from storenode.follower import Follower
+from storenode.history import decode_record
 from storenode.jobs import JobRun
 from storenode.metastore import KeyValue, MetaStore
 

@@ -41,12 +41,14 @@ class Tee:
         self._under_way: Counter[str] = Counter()
 
     async def forward(
-        self, node_id: str, partition: int, chunk_id: bytes, arriving: Arriving, *, deadline: Deadline | None = None
+        self, node_id: str, partition: int, chunk_id: bytes, arriving: Arriving, *, epoch: int, deadline: Deadline | None = None
     ) -> None:
         """Put the chunk on `node_id`; returns once it is durable there.
 
         Parameters
         ----------
+        epoch : int
+            What it is tagged with.
         deadline : Deadline, optional
             Of the client that sends the chunk; the other node is told of it.
 
@@ -64,7 +66,7 @@ class Tee:
             )
         self._under_way[node_id] += 1
         try:
-            stored = await self._send(node_id, partition, chunk_id.hex(), arriving, deadline=deadline)
+            stored = await self._send(node_id, partition, chunk_id.hex(), arriving, epoch=epoch, deadline=deadline)
         finally:
             self._under_way[node_id] -= 1
             if not self._under_way[node_id]:
@@ -74,13 +76,13 @@ class Tee:
             raise NotEnoughReplicas(f"node {node_id} did not confirm chunk {partition}/{chunk_id.hex()}: {stored.failed}")
 
     async def _send(
-        self, node_id: str, partition: int, chunk_hex: str, arriving: Arriving, *, deadline: Deadline | None
+        self, node_id: str, partition: int, chunk_hex: str, arriving: Arriving, *, epoch: int, deadline: Deadline | None
     ) -> Stored:
         # To the end, each time: the thread reads the payload until then, and counts against its node.
         run, size_bytes = self._pool.run_to_end, len(arriving)
         part = await arriving.part(0)
         with self._chunks.sending(
-            node_id, partition, chunk_hex, size_bytes=size_bytes, timeout_s=self._timeout_s, deadline=deadline
+            node_id, partition, chunk_hex, size_bytes=size_bytes, epoch=epoch, timeout_s=self._timeout_s, deadline=deadline
         ) as sending:
             sent = 0
             while sent + len(part) < size_bytes:

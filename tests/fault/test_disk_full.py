@@ -22,7 +22,7 @@ def test_a_full_node_answers_507_and_writes_nothing(cluster: LiveCluster) -> Non
         files = sorted(cluster.data_dirs[node_id].rglob("*"))
         ref = make_ref(b"does not fit", partitions=client.cluster.layout.partitions)
         with pytest.raises(DiskFull, match="free space, add a node or lower the reserve") as refused:
-            client.chunks.put(node_id, ref, b"does not fit")
+            client.chunks.put(node_id, ref, b"does not fit", epoch=0)
         assert refused.value.status == 507
         assert sorted(cluster.data_dirs[node_id].rglob("*")) == files
     with cluster.client(node_id) as client:

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message
 
 from client.errors import BodyTooLarge, TruncatedBody
+from client.wire import EPOCH_HEADER
 from storenode.protocol import RECEIVE_INTO, WHEN_GONE
 
 __all__ = ["Answer", "ask", "call"]
@@ -91,7 +92,8 @@ async def ask(
         When it is set the client goes away, after all that it had to send.
     """
     pieces = [body] if isinstance(body, bytes) else list(body)
-    sent = {name.lower(): value for name, value in (headers or {}).items()}
+    # An epoch as any client gives it; routes that have nothing to do with chunks do not look at it.
+    sent = {EPOCH_HEADER: "0", **{name.lower(): value for name, value in (headers or {}).items()}}
     size = sum(map(len, pieces))
     if announce is not False and (size or announce is not True):
         sent["content-length"] = str(size if announce is True else announce)

@@ -9,12 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from client.catalog import Commit
+from client.cluster import Anchor
 from client.errors import MetadataUnavailable
 from client.manifest import Ref
+from client.placement import Layout, Node
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Backoff
 from client.write_id import new_write_id
 from storenode.catalog import MetaCatalog
+from storenode.layouts import create_layout
 from storenode.sqlite import SqliteMetaStore, boot_clock
 from tests.support.hooked_meta import HookedMeta
 
@@ -68,7 +71,8 @@ def open_meta(*, boot_clock: Callable[[], float] = boot_clock) -> Iterator[Hooke
 
 
 def make_catalog(meta: HookedMeta, *, monotonic: Callable[[], float] = lambda: 0.0) -> MetaCatalog:
-    """A catalog with a bucket called data, which never waits."""
+    """A catalog with a bucket called data, which never waits, in a cluster that has a layout."""
+    create_layout(meta, Layout(version=1, partitions=16, nodes=(Node(id="n1"),)))
     catalog = MetaCatalog(meta, marker_ttl_s=MARKER_TTL_S, clock=lambda: 5.0, monotonic=monotonic, backoff=_NO_PAUSE)
     catalog.create_bucket("data", BucketPolicy())
     return catalog
@@ -83,12 +87,13 @@ def record(*, write_id: str = "", size: int = 3, tombstone: bool = False) -> Obj
 
 def put(catalog: MetaCatalog, key: str = "k", *, write_id: str = "", condition: Condition = ANY) -> ObjectInfo:
     """Commit a record under `key` in the bucket data."""
-    return catalog.commit("data", key, record(write_id=write_id), condition=condition)
+    return catalog.commit(Commit(bucket="data", key=key, record=record(write_id=write_id), condition=condition))
 
 
 def write(key: str = "k", *, write_id: str = "", condition: Condition = ANY, bucket: str = "data") -> Commit:
-    """A write of a record."""
-    return Commit(bucket=bucket, key=key, record=record(write_id=write_id), condition=condition)
+    """A write of a record, anchored to the first layout."""
+    proof = Anchor(layout=1, epoch=0)
+    return Commit(bucket=bucket, key=key, record=record(write_id=write_id), condition=condition, proof=proof)
 
 
 def versions(catalog: MetaCatalog, prefix: str = "") -> list[tuple[str, int, bool]]:

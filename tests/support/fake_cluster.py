@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,9 +18,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from typing_extensions import Buffer
 
 from client.addresses import Addresses
+from client.catalog import Commit
 from client.checksum import blake3_id
 from client.chunks import ChunkClient
-from client.cluster import Cluster, ClusterView
+from client.cluster import Anchor, Cluster, ClusterView
 from client.config import ClientConfig
 from client.errors import (
     Busy,
@@ -39,7 +40,7 @@ from client.objects import ObjectStore
 from client.placement import Layout, Layouts, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
 from client.transport import Into, Response, Sending, Transport
-from client.wire import VERSION_HEADER, WRITE_ID_HEADER, encode_json
+from client.wire import EPOCH_HEADER, VERSION_HEADER, WRITE_ID_HEADER, encode_json
 from tests.support.fake_node import FakeNode, Fault, get_chunk, object_frame, put_small, verify
 from tests.support.fake_store import FakeCatalog
 
@@ -81,6 +82,9 @@ class FakeCluster:
         self.nodes = {f"node-{number}": FakeNode(id=f"node-{number}") for number in range(num_nodes)}
         members = tuple(Node(id=name, zone=f"zone-{name}") for name in self.nodes)
         self.layout = Layout(version=1, partitions=partitions, nodes=members)
+        self.older: tuple[Layout, ...] = ()
+        self.epoch = 0
+        self.tags: dict[tuple[str, int, bytes], int] = {}  # of (node, partition, chunk)
         self.catalog = FakeCatalog()
         self.answers: dict[str, bytes] = {}
         self.sockets: dict[str, str] = {}
@@ -94,7 +98,13 @@ class FakeCluster:
     def view(self) -> ClusterView:
         """Layout and endpoints; a node that is down has lost its lease only if it is not in ``nodes``."""
         endpoints = {name: (node.url,) for name, node in self.nodes.items()}
-        return ClusterView(cluster_id="fake", layouts=Layouts(current=self.layout), endpoints=endpoints, sockets=self.sockets)
+        layouts = Layouts(current=self.layout, older=self.older)
+        return ClusterView(cluster_id="fake", layouts=layouts, epoch=self.epoch, endpoints=endpoints, sockets=self.sockets)
+
+    def tag(self, node: FakeNode, chunks: Iterable[tuple[int, bytes]], request: _Request) -> None:
+        """Keep the epoch that a request names with its chunks."""
+        epoch = int(request.headers[EPOCH_HEADER])
+        self.tags.update({(node.id, *chunk): epoch for chunk in chunks})
 
     def store(self, **settings: Any) -> ObjectStore:
         """An `ObjectStore` that asks the catalog directly, as the one in a node does. The caller closes it."""
@@ -199,8 +209,14 @@ class _FakeTransport(Transport):
                     return self._put_chunk(node, key, request)
                 return get_chunk(node, key, byte_range=request.headers.get("range"))
             case ["v1", "chunks:batchPut"]:
+                self._cluster.tag(node, [chunk[:2] for chunk in decode_chunks(request.body)], request)
                 return _json({"chunks": [put_small(node, *chunk) for chunk in decode_chunks(request.body)]})
             case ["v1", "chunks:touch"]:
+                names = [(partition, bytes.fromhex(name)) for partition, name in request.json["chunks"]]
+                if request.json.get("fetch"):
+                    for other in self._cluster.nodes.values():
+                        node.chunks.update({key: other.chunks[key] for key in names if key in other.chunks})
+                self._cluster.tag(node, names, request)
                 found = [verify(node, partition, name) for partition, name in request.json["chunks"]]
                 return _json({"status": ["durable" if status == "ok" else "missing" for status in found]})
             case ["v1", "chunks:verify"]:
@@ -216,6 +232,7 @@ class _FakeTransport(Transport):
             if name:
                 try:
                     self._cluster.nodes[name].store(key, request.body)
+                    self._cluster.tag(self._cluster.nodes[name], [key], request)
                     durable.append(name)
                 except StoreError as error:
                     failed[name] = error
@@ -276,15 +293,16 @@ class _FakeTransport(Transport):
         return Response(status=204, headers={}, body=b"", size=0)
 
     def _commit(self, bucket: str, key: str, value: Any, *, condition: Condition) -> Response:
-        record = ObjectRecord.from_json(value)
+        record = ObjectRecord.from_json(value["record"])
+        proof = Anchor.from_json(value["anchor"]) if "anchor" in value else None
         if self._cluster.conflicts.pop(record.write_id, None):
             raise Conflict(f"{bucket}/{key} lost its races")
-        commit = self._cluster.catalog.commit
-        return self._once(record.write_id, lambda: commit(bucket, key, record, condition=condition).to_json())
+        write = Commit(bucket=bucket, key=key, record=record, condition=condition, proof=proof)
+        return self._once(record.write_id, lambda: self._cluster.catalog.commit(write).to_json())
 
     def _commit_item(self, item: dict[str, Any]) -> Response:
         condition = Condition(if_match=item.get("if_match"), if_none_match=item.get("if_none_match"))
-        return self._commit(item["bucket"], item["key"], item["record"], condition=condition)
+        return self._commit(item["bucket"], item["key"], item, condition=condition)
 
     def _once(self, write_id: str, write: Callable[[], Any]) -> Response:
         """A write with the memory that a node has of it: a repeat gets the first answer."""

@@ -16,7 +16,7 @@ from client.catalog import Commit, Consistency, Listing, Opened, Watched
 from client.checksum import blake3_id
 from client.chunks import ChunkClient, ChunkSending, Stored
 from client.client import Client
-from client.cluster import Cluster, ClusterView
+from client.cluster import Anchor, Cluster, ClusterView
 from client.config import ClientConfig
 from client.errors import (
     BucketExists,
@@ -28,6 +28,7 @@ from client.errors import (
     InvalidRequest,
     ObjectNotFound,
     PreconditionFailed,
+    StaleAnchor,
     StoreError,
 )
 from client.manifest import Ref
@@ -51,6 +52,7 @@ class FakeCatalog:
         self.history: dict[tuple[str, str], list[ObjectInfo]] = {}  # newest first
         self.revision = 0
         self.page_size = 1000
+        self.anchor: Anchor | None = None  # What anchors must hold at, if it is set.
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
         if self.policies.setdefault(bucket, policy) != policy:
@@ -99,12 +101,15 @@ class FakeCatalog:
         return [_outcome(self.lookup, *name) for name in names]
 
     def commit_many(self, writes: Sequence[Commit]) -> list[ObjectInfo | StoreError]:
-        return [_outcome(self.commit, write.bucket, write.key, write.record, condition=write.condition) for write in writes]
+        return [_outcome(self.commit, write) for write in writes]
 
-    def commit(self, bucket: str, key: str, record: ObjectRecord, *, condition: Condition) -> ObjectInfo:
-        self._check(bucket, key, condition)
+    def commit(self, write: Commit) -> ObjectInfo:
+        bucket, key = write.bucket, write.key
+        self._check(bucket, key, write.condition)
+        if isinstance(write.proof, Anchor) and self.anchor is not None and not write.proof.holds(self.anchor):
+            raise StaleAnchor(f"{write.name}: {write.proof} does not hold at {self.anchor}")
         self.revision += 1
-        info = ObjectInfo(bucket=bucket, key=key, version=self.revision, record=record)
+        info = ObjectInfo(bucket=bucket, key=key, version=self.revision, record=write.record)
         kept = self.history.get((bucket, key), [])[: self.bucket(bucket).versions]
         self.history[bucket, key] = [info, *kept]
         return info
@@ -114,7 +119,7 @@ class FakeCatalog:
         self._check(bucket, key, condition)
         if self.bucket(bucket).versions:
             record = ObjectRecord(write_id=write_id, content=Content(size=0, digest=""), tombstone=True)
-            self.commit(bucket, key, record, condition=Condition())
+            self.commit(Commit(bucket=bucket, key=key, record=record))
         else:
             del self.history[bucket, key]
         return self.revision
@@ -176,7 +181,14 @@ class FakeChunks(ChunkClient):
         self.before_verify: Callable[[], None] = lambda: None
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
+        self,
+        node_id: str,
+        ref: Ref,
+        payload: Buffer,
+        *,
+        epoch: int,
+        tee: Sequence[str] = (),
+        deadline: Deadline | None = None,
     ) -> Stored:
         self._node(node_id)
         live = [node for node in (node_id, *tee) if node not in self.down]
@@ -185,7 +197,7 @@ class FakeChunks(ChunkClient):
         return Stored(durable=tuple(live), failed={node: "down" for node in tee if node in self.down})
 
     def put_many(
-        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, deadline: Deadline | None = None
+        self, node_id: str, chunks: Sequence[tuple[Ref, Buffer]], *, epoch: int, deadline: Deadline | None = None
     ) -> list[StoreError | None]:
         self._node(node_id).update({(ref.partition, ref.id): bytes(payload) for ref, payload in chunks})
         return [None] * len(chunks)
@@ -197,6 +209,7 @@ class FakeChunks(ChunkClient):
         chunk_hex: str,
         *,
         size_bytes: int,
+        epoch: int,
         tee: Sequence[str] = (),
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
@@ -215,7 +228,7 @@ class FakeChunks(ChunkClient):
     def colocated(self) -> Collection[str]:
         return ()
 
-    def touch(self, node_id: str, refs: Sequence[Ref]) -> list[bool]:
+    def touch(self, node_id: str, refs: Sequence[Ref], *, epoch: int, rehash: bool = True, fetch: bool = False) -> list[bool]:
         node = self._node(node_id)
         return [(ref.partition, ref.id) in node for ref in refs]
 
@@ -250,7 +263,7 @@ class FakeSending(ChunkSending):
     def finish(self) -> Stored:
         payload = b"".join(self.parts)
         assert len(payload) == self._ref.size, (len(payload), self._ref.size)
-        return self._chunks.put(self._to, self._ref, payload)
+        return self._chunks.put(self._to, self._ref, payload, epoch=0)
 
     def __exit__(self, *_: object) -> None:
         pass

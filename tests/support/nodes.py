@@ -15,7 +15,7 @@ from typing_extensions import Buffer
 from client.chunks import Stored
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
-from client.errors import JobNotFound
+from client.errors import AllReplicasFailed, JobNotFound
 from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Layouts
@@ -28,6 +28,7 @@ from storenode.config import load_node_config
 from storenode.filesystem import FileSystem
 from storenode.follower import Progress
 from storenode.job import Job
+from storenode.layouts import create_layout
 from storenode.lineage_watch import LineageWatch
 from storenode.movement import NodeFacts
 from storenode.node import Node
@@ -55,11 +56,18 @@ class PeerChunks(FakeChunks):
         self.released = threading.Event()
 
     def put(
-        self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), deadline: Deadline | None = None
+        self,
+        node_id: str,
+        ref: Ref,
+        payload: Buffer,
+        *,
+        epoch: int,
+        tee: Sequence[str] = (),
+        deadline: Deadline | None = None,
     ) -> Stored:
         if node_id in self.hanging:
             self.released.wait(timeout=30.0)
-        return super().put(node_id, ref, payload, tee=tee, deadline=deadline)
+        return super().put(node_id, ref, payload, epoch=epoch, tee=tee, deadline=deadline)
 
 
 @dataclass
@@ -70,6 +78,9 @@ class Repairs:
     complete_to: int | None = 7
     num_pending: int = 0
     progress: Progress = field(default_factory=Progress)
+
+    def fetch(self, partition: int, chunk_id: bytes) -> None:
+        raise AllReplicasFailed(f"no node has chunk {partition}/{chunk_id.hex()}")
 
     def repair(self, partition: int, chunk_id: bytes) -> None:
         self.asked.append((partition, chunk_id))
@@ -156,6 +167,7 @@ def open_node(
         config = load_node_config(data_dir=root, meta="sqlite:///unused", **bounds)
         meta = stack.enter_context(open_meta())
         layout = Layout(version=1, partitions=PARTITIONS, nodes=tuple(LayoutNode(id=name) for name in (OWN, *PEERS)))
+        create_layout(meta, layout)
         peers = PeerChunks((OWN, *PEERS))
 
         def view() -> ClusterView:

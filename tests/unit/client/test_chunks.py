@@ -147,7 +147,7 @@ def test_an_answer_clears_a_node(fake: FakeCluster) -> None:
 def test_a_put_reports_who_has_it_and_suspects_who_has_not() -> None:
     fake = FakeCluster()
     fake.fail("node-2", fault="full")
-    stored = fake.chunks.put("node-0", REF, PAYLOAD, tee=("node-1", "node-2"))
+    stored = fake.chunks.put("node-0", REF, PAYLOAD, epoch=1, tee=("node-1", "node-2"))
     assert stored == Stored(durable=("node-0", "node-1"), failed={"node-2": "node-2 is full"})
     assert fake.holders(REF) == {"node-0", "node-1"}
     assert fake.cluster.suspected("node-2")
@@ -156,7 +156,7 @@ def test_a_put_reports_who_has_it_and_suspects_who_has_not() -> None:
 
 def test_a_put_to_one_node_names_no_others() -> None:
     fake = FakeCluster()
-    assert fake.chunks.put("node-1", REF, bytearray(PAYLOAD)).durable == ("node-1",)
+    assert fake.chunks.put("node-1", REF, bytearray(PAYLOAD), epoch=1).durable == ("node-1",)
     assert fake.nodes["node-1"].requests == [f"PUT /v1/chunks/{REF}"]
 
 
@@ -164,12 +164,12 @@ def test_a_coordinator_without_room_says_so() -> None:
     fake = FakeCluster()
     fake.fail("node-0", fault="full")
     with pytest.raises(DiskFull):
-        fake.chunks.put("node-0", REF, PAYLOAD)
+        fake.chunks.put("node-0", REF, PAYLOAD, epoch=1)
 
 
 def test_bytes_that_do_not_have_the_id_are_refused_by_the_node() -> None:
     with pytest.raises(ChecksumMismatch):
-        FakeCluster().chunks.put("node-0", REF, PAYLOAD[:-1])
+        FakeCluster().chunks.put("node-0", REF, PAYLOAD[:-1], epoch=1)
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"durable": 5, "failed": {}}, {"durable": [], "failed": []}])
@@ -178,7 +178,7 @@ def test_a_put_whose_answer_makes_no_sense_is_a_mismatch_of_protocols(answer: ob
     body = encode_json(answer)
     fake.transport.request = lambda *_, **__: Response(status=200, headers={}, body=body, size=0)  # type: ignore[method-assign]
     with pytest.raises(ProtocolMismatch, match="node-0"):
-        fake.chunks.put("node-0", REF, PAYLOAD)
+        fake.chunks.put("node-0", REF, PAYLOAD, epoch=1)
 
 
 def test_verification_tells_for_each_chunk(fake: FakeCluster) -> None:

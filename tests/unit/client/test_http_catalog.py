@@ -79,14 +79,14 @@ def test_buckets(catalog: HttpCatalog) -> None:
     catalog.delete_bucket("more")
     with pytest.raises(BucketNotFound, match="forebay bucket create more"):
         catalog.bucket("more")
-    catalog.commit("data", "k", record(), condition=ANY)
+    catalog.commit(Commit(bucket="data", key="k", record=record()))
     with pytest.raises(BucketNotEmpty):
         catalog.delete_bucket("data")
 
 
 @pytest.mark.parametrize("key", AWKWARD_KEYS)
 def test_any_key_is_committed_found_and_deleted_as_itself(catalog: HttpCatalog, key: str) -> None:
-    info = catalog.commit("data", key, record(), condition=ANY)
+    info = catalog.commit(Commit(bucket="data", key=key, record=record()))
     assert (info.bucket, info.key, info.etag) == ("data", key, "w1")
     assert catalog.lookup("data", key) == info
     page = catalog.list("data", prefix=key[:1], delimiter="", cursor=None, limit=10, versions=False)
@@ -98,9 +98,9 @@ def test_any_key_is_committed_found_and_deleted_as_itself(catalog: HttpCatalog, 
 
 def test_versions_and_pages(fake: FakeCluster, catalog: HttpCatalog) -> None:
     catalog.set_bucket("data", BucketPolicy(versions=5))
-    first = catalog.commit("data", "a/k", record("w1"), condition=ANY)
-    second = catalog.commit("data", "a/k", record("w2"), condition=ANY)
-    catalog.commit("data", "b", record("w3"), condition=ANY)
+    first = catalog.commit(Commit(bucket="data", key="a/k", record=record("w1")))
+    second = catalog.commit(Commit(bucket="data", key="a/k", record=record("w2")))
+    catalog.commit(Commit(bucket="data", key="b", record=record("w3")))
     assert catalog.lookup("data", "a/k", version=first.version) == first
     everything = catalog.list("data", prefix="a/", delimiter="", cursor=None, limit=10, versions=True)
     assert everything.objects == (second, first)
@@ -122,17 +122,17 @@ def test_versions_and_pages(fake: FakeCluster, catalog: HttpCatalog) -> None:
     ],
 )
 def test_conditions_travel_quoted(catalog: HttpCatalog, condition: Condition, holds: bool) -> None:
-    catalog.commit("data", "k", record("w1"), condition=ANY)
+    catalog.commit(Commit(bucket="data", key="k", record=record("w1")))
     if holds:
-        assert catalog.commit("data", "k", record("w2"), condition=condition).etag == "w2"
+        assert catalog.commit(Commit(bucket="data", key="k", record=record("w2"), condition=condition)).etag == "w2"
     else:
         with pytest.raises(PreconditionFailed):
-            catalog.commit("data", "k", record("w2"), condition=condition)
+            catalog.commit(Commit(bucket="data", key="k", record=record("w2"), condition=condition))
 
 
 @pytest.mark.parametrize("consistency", ["session", "eventual"])
 def test_a_weaker_consistency_is_asked_for_by_name(fake: FakeCluster, catalog: HttpCatalog, consistency: str) -> None:
-    info = catalog.commit("data", "k", record(), condition=ANY)
+    info = catalog.commit(Commit(bucket="data", key="k", record=record()))
     catalog.lookup("data", "k")
     assert fake.nodes["node-0"].requests[-1] == "GET /v1/records/data/k"
     seen = f"&seen={info.version}" if consistency == "session" else ""
@@ -151,13 +151,13 @@ def test_a_session_read_names_the_highest_revision_that_was_seen(fake: FakeClust
 
     catalog.set_bucket("data", BucketPolicy(versions=5))
     assert named() == 0
-    first = catalog.commit("data", "k", record("w1"), condition=ANY)
+    first = catalog.commit(Commit(bucket="data", key="k", record=record("w1")))
     assert named() == first.version
     reader = fake.http_catalog()
     reader._session = catalog._session
     second = reader.commit_many([write("k", "w2")])[0]
     assert isinstance(second, ObjectInfo) and named() == second.version
-    stranger = fake.http_catalog().commit("data", "k", record("w3"), condition=ANY)
+    stranger = fake.http_catalog().commit(Commit(bucket="data", key="k", record=record("w3")))
     assert named() == second.version
     catalog.lookup("data", "k", version=first.version)
     assert named() == second.version, "an older one changes nothing"
@@ -171,7 +171,7 @@ def test_a_session_read_names_the_highest_revision_that_was_seen(fake: FakeClust
 def test_bad_names_are_refused_before_anybody_is_asked(fake: FakeCluster, catalog: HttpCatalog) -> None:
     for call in (
         lambda: catalog.lookup("data", "a/../b"),
-        lambda: catalog.commit("NO", "k", record(), condition=ANY),
+        lambda: catalog.commit(Commit(bucket="NO", key="k", record=record())),
         lambda: catalog.delete("data", "\ud800", write_id="w", condition=ANY),
         lambda: catalog.list("data", prefix="\0", delimiter="", cursor=None, limit=1, versions=False),
         lambda: catalog.watch("data", prefix="\0", after=None, timeout_s=1.0),
@@ -399,7 +399,7 @@ def test_a_commit_whose_reply_was_dropped_returns_its_first_result(
     fake: FakeCluster, catalog: HttpCatalog, condition: Condition
 ) -> None:
     fake.fail("node-0", fault="drops replies")
-    info = catalog.commit("data", "k", record("w1"), condition=condition)
+    info = catalog.commit(Commit(bucket="data", key="k", record=record("w1"), condition=condition))
     assert asked(fake) == ["node-0", "node-1"]
     assert (info.etag, info.version) == ("w1", 1)
     assert fake.catalog.lookup("data", "k") == info
@@ -410,16 +410,16 @@ def test_a_commit_that_lost_while_its_own_reply_was_dropped_knows_that_it_won(fa
 
     def somebody_else_writes(request: str) -> None:
         fake.nodes["node-1"].before = lambda request: None
-        fake.http_catalog().commit("data", "k", record("theirs"), condition=Condition(if_match="w1"))
+        fake.http_catalog().commit(Commit(bucket="data", key="k", record=record("theirs"), condition=Condition(if_match="w1")))
 
     fake.nodes["node-1"].before = somebody_else_writes
-    info = catalog.commit("data", "k", record("w1"), condition=Condition(if_none_match="*"))
+    info = catalog.commit(Commit(bucket="data", key="k", record=record("w1"), condition=Condition(if_none_match="*")))
     assert info.etag == "w1"
     assert fake.catalog.lookup("data", "k").etag == "theirs"
 
 
 def test_a_delete_whose_reply_was_dropped_is_no_error(fake: FakeCluster, catalog: HttpCatalog) -> None:
-    catalog.commit("data", "k", record("w1"), condition=ANY)
+    catalog.commit(Commit(bucket="data", key="k", record=record("w1")))
     fake.fail("node-0", fault="drops replies")
     catalog.delete("data", "k", write_id="w2", condition=Condition(if_match="w1"))
     with pytest.raises(ObjectNotFound):

@@ -24,7 +24,7 @@ class Nodes(ChunkClient):
         self.called = threading.Semaphore(0)
         self.free = threading.Event()
 
-    def touch(self, node_id: str, refs: Sequence[Ref]) -> list[bool]:
+    def touch(self, node_id: str, refs: Sequence[Ref], *, epoch: int, rehash: bool = True, fetch: bool = False) -> list[bool]:
         self.calls.append((node_id, len(refs)))
         self.called.release()
         assert self.free.wait(WAIT_S)
@@ -37,7 +37,7 @@ def test_a_lone_chunk_is_asked_for_at_once() -> None:
     nodes = Nodes()
     nodes.free.set()
     touches = Touches(nodes)
-    assert [touches.holds("a", ref) for ref in REFS[:3]] == [True, False, True]
+    assert [touches.holds("a", ref, epoch=1) for ref in REFS[:3]] == [True, False, True]
     assert nodes.calls == [("a", 1)] * 3
 
 
@@ -45,9 +45,9 @@ def test_those_who_wait_are_asked_for_together() -> None:
     nodes, touches = Nodes(), None
     touches = Touches(nodes)
     with ThreadPoolExecutor(len(REFS)) as pool:
-        first = pool.submit(touches.holds, "a", REFS[0])
+        first = pool.submit(touches.holds, "a", REFS[0], epoch=3)
         assert nodes.called.acquire(timeout=WAIT_S)
-        others = [pool.submit(touches.holds, "a", ref) for ref in REFS[1:]]
+        others = [pool.submit(touches.holds, "a", ref, epoch=3) for ref in REFS[1:]]
         while len(touches._waiting["a"]) < len(REFS) - 1:  # Until all of them wait.
             threading.Event().wait(0.001)
         nodes.free.set()
@@ -60,7 +60,7 @@ def test_nodes_do_not_wait_for_each_other() -> None:
     nodes = Nodes()
     touches = Touches(nodes)
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(touches.holds, node, REFS[0]) for node in "ab"]
+        futures = [pool.submit(touches.holds, node, REFS[0], epoch=1) for node in "ab"]
         assert nodes.called.acquire(timeout=WAIT_S)
         assert nodes.called.acquire(timeout=WAIT_S)
         nodes.free.set()
@@ -72,6 +72,6 @@ def test_a_node_that_can_not_be_asked_holds_nothing() -> None:
     nodes.free.set()
     nodes.down.add("a")
     touches = Touches(nodes)
-    assert not touches.holds("a", REFS[0])
+    assert not touches.holds("a", REFS[0], epoch=1)
     nodes.down.clear()
-    assert touches.holds("a", REFS[0])
+    assert touches.holds("a", REFS[0], epoch=1)

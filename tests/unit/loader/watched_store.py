@@ -26,11 +26,11 @@ class WatchedChunks(FakeChunks):
         self.put_sizes: list[int] = []
         self.before_put: Callable[[Ref], None] = lambda ref: None
 
-    def put(self, node_id: str, ref: Ref, payload: Buffer, *, tee: Sequence[str] = (), **options: Any) -> Stored:
+    def put(self, node_id: str, ref: Ref, payload: Buffer, *, epoch: int, **options: Any) -> Stored:
         self.before_put(ref)
         self.put_sizes.append(ref.size)
         # Nothing here is slow, so deadlines and timeouts have no meaning.
-        return super().put(node_id, ref, payload, tee=tee)
+        return super().put(node_id, ref, payload, epoch=epoch, tee=options.get("tee", ()))
 
     def fetch_into(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, **options: Any) -> None:
         super().fetch_into(node_id, ref, buffer, start=start)

@@ -61,7 +61,7 @@ def test_cluster_tells_a_client_all_that_it_needs() -> None:
         view = ClusterView.from_json(told)
         assert set(view.endpoints) == {OWN, "n2"}
         assert {node.id for node in view.layout.nodes} == {OWN, *PEERS}
-        assert call(bed.app, "GET", "/v1/layout").json() == view.layout.to_json()
+        assert call(bed.app, "GET", "/v1/layout").json() == {"layouts": view.layouts.to_json(), "epoch": 0}
         assert view.layout.partitions == PARTITIONS
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from client.catalog import Commit
 from client.errors import (
     BucketNotFound,
     Conflict,
@@ -57,7 +58,7 @@ def test_unknown_bucket_names_the_command_that_creates_it(catalog: MetaCatalog) 
     calls: list[Callable[[], object]] = [
         lambda: catalog.bucket("none"),
         lambda: catalog.lookup("none", "k"),
-        lambda: catalog.commit("none", "k", record(), condition=ANY),
+        lambda: catalog.commit(Commit(bucket="none", key="k", record=record())),
         lambda: catalog.delete("none", "k", write_id="w", condition=ANY),
         lambda: catalog.list("none", prefix="", delimiter="", cursor=None, limit=1, versions=False),
         lambda: catalog.watch("none", prefix="", after=None, timeout_s=0.0),
@@ -82,7 +83,7 @@ def test_unknown_key_and_unknown_version_are_not_found(catalog: MetaCatalog) -> 
 def test_bad_keys_are_refused_before_anything_is_read(catalog: MetaCatalog, meta: HookedMeta, key: str) -> None:
     meta.calls.clear()
     with pytest.raises(InvalidName):
-        catalog.commit("data", key, record(), condition=ANY)
+        catalog.commit(Commit(bucket="data", key=key, record=record()))
     with pytest.raises(InvalidName):
         catalog.lookup("data", key)
     assert not meta.calls
@@ -90,7 +91,7 @@ def test_bad_keys_are_refused_before_anything_is_read(catalog: MetaCatalog, meta
 
 def test_a_committed_tombstone_is_refused(catalog: MetaCatalog) -> None:
     with pytest.raises(InvalidRequest, match="delete the object"):
-        catalog.commit("data", "k", record(tombstone=True), condition=ANY)
+        catalog.commit(Commit(bucket="data", key="k", record=record(tombstone=True)))
 
 
 def test_records_that_do_not_decode_name_their_key(catalog: MetaCatalog, meta: HookedMeta) -> None:

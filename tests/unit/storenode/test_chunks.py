@@ -176,7 +176,7 @@ class _FailingStore:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def put(self, *_: object) -> bool:
+    def put(self, *_: object, **__: object) -> bool:
         raise self._error
 
 

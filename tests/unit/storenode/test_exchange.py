@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from client.catalog import MAX_BATCH_BYTES
+from client.catalog import MAX_BATCH_BYTES, Commit
 from client.checksum import content_digest
 from client.frames import encode_chunks
 from client.manifest import make_ref
-from client.record import BucketPolicy, Condition, Content, ObjectRecord
+from client.record import BucketPolicy, Content, ObjectRecord
 from client.wire import BATCH_GET_PATH, BATCH_PUT_PATH, chunk_path, encode_json
 from storenode.exchange import LOOK_S, Exchange
 from tests.support.asgi import Answer, ask, call
@@ -242,7 +242,7 @@ def test_reads_beyond_the_bound_are_refused_at_once() -> None:
         bed.node.store.put(REF.partition, REF.id, PAYLOAD)
         bed.node.catalog.create_bucket("data", BucketPolicy())
         content = Content(size=REF.size, digest=content_digest([REF.id]), refs=(REF,))
-        bed.node.catalog.commit("data", "k", ObjectRecord(write_id="w", content=content), condition=Condition())
+        bed.node.catalog.commit(Commit(bucket="data", key="k", record=ObjectRecord(write_id="w", content=content)))
         *refused, served = asyncio.run(scenario(bed))
     assert [(answer.status, answer.error, answer.headers["retry-after"]) for answer in refused] == [(503, "busy", "1")] * 2
     assert served.body == PAYLOAD

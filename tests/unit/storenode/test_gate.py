@@ -26,6 +26,7 @@ NAMES = encode_json({"chunks": [[REF.partition, REF.hex]]})
 RECORD = ObjectRecord(
     write_id="w2", content=Content(size=len(PAYLOAD), digest="0" * 64, refs=(REF,)), replicas=1, ack="one", created_s=1.0
 ).to_json()
+WRITE = {"record": RECORD, "anchor": {"layout": 1, "epoch": 0}}
 
 # Whatever the token says, these answer, though perhaps with nothing.
 FOR_EVERY_TOKEN = {
@@ -43,9 +44,9 @@ BODIES = {
     "POST /v1/chunks:have": NAMES,
     "POST /v1/chunks:touch": NAMES,
     "POST /v1/chunks:verify": NAMES,
-    "PUT /v1/records/{bucket}/{key}": encode_json(RECORD),
+    "PUT /v1/records/{bucket}/{key}": encode_json(WRITE),
     "POST /v1/records:batchGet": encode_json([{"bucket": "data", "key": "in/k"}]),
-    "POST /v1/records:batchPut": encode_json([{"bucket": "data", "key": "in/k", "record": RECORD}]),
+    "POST /v1/records:batchPut": encode_json([{"bucket": "data", "key": "in/k", **WRITE}]),
     "POST /v1/objects:batchGet": encode_json({"items": [["data", "in/k"], ["data", "in/k", 1]]}),
 }
 # The verb that each route wants, on the bucket, its key, or anywhere.
@@ -211,7 +212,7 @@ def test_each_item_of_a_batch_is_judged_by_itself(bed: TestBed) -> None:
     names = [("other", "k"), ("data", "in/k"), ("data", "out"), ("*", "in/k"), ("Data", "k")]
     read, write = (bearer(make_token(verb, prefix="in/")) for verb in ("read", "write"))
     gets = encode_json([{"bucket": bucket, "key": key} for bucket, key in names])
-    puts = encode_json([{"bucket": bucket, "key": key, "record": RECORD} for bucket, key in names])
+    puts = encode_json([{"bucket": bucket, "key": key, **WRITE} for bucket, key in names])
 
     def outcomes(path: str, body: bytes, headers: dict[str, str]) -> list[str]:
         answers = call(bed.app, "POST", path, headers=headers, body=body).json()
@@ -290,3 +291,13 @@ def test_a_read_is_answered_at_once_to_tokens_that_are_known(bed: TestBed, path:
     for token in wrong:
         assert call(app, "GET", "/v1/cluster", headers=bearer(token)).status == 200
         assert app.answer_now(plain_read(path, token)) is None
+
+
+def test_content_is_taken_only_from_what_may_be_read(bed: TestBed) -> None:
+    info = bed.node.catalog.lookup("data", "in/k")
+    source = {"bucket": "data", "key": "in/k", "version": info.version}
+    body = encode_json({"record": {**info.record.to_json(), "write_id": "copy"}, "source": source})
+    path = "/v1/records/data/in/copy"
+    refused = call(bed.app, "PUT", path, headers=bearer(make_token("write")), body=body)
+    assert (refused.status, refused.error) == (403, "forbidden")
+    assert call(bed.app, "PUT", path, headers=bearer(make_token("read", "write")), body=body).status == 201

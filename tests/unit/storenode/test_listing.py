@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.catalog import Listing
+from client.catalog import Commit, Listing
 from client.errors import CursorExpired, InvalidName, InvalidRequest
 from client.record import BucketPolicy
 from storenode import listing
@@ -169,7 +169,7 @@ def test_empty_bucket_has_an_empty_page(catalog: MetaCatalog, meta: HookedMeta) 
 def test_other_buckets_do_not_show(catalog: MetaCatalog) -> None:
     for name in ("dat", "data2", "data.x"):
         catalog.create_bucket(name, BucketPolicy())
-        catalog.commit(name, "theirs", record(), condition=ANY)
+        catalog.commit(Commit(bucket=name, key="theirs", record=record()))
     put(catalog, "mine")
     assert keys(page(catalog)) == ["mine"]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from client.catalog import Commit
 from client.checksum import SEGMENT_BYTES, content_digest
 from client.manifest import Ref, make_ref
 from client.opening import Opening
-from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
+from client.record import BucketPolicy, Content, ObjectInfo, ObjectRecord
 from client.wire import CHECK_HEADER, RECORD_HEADER, SEGMENTS_HEADER, record_path
 from storenode.app import App
 from storenode.metastore import WouldWait
@@ -40,7 +41,7 @@ def name(bed: TestBed, key: str, *payloads: bytes, store: bool = True, **fields:
             bed.node.store.put(ref.partition, ref.id, payload)
     content = Content(size=sum(map(len, payloads)), digest=content_digest([ref.id for ref in refs]), refs=refs)
     record = ObjectRecord(write_id=f"w-{key}-{len(payloads)}", content=content, **fields)
-    return bed.node.catalog.commit("data", key, record, condition=Condition())
+    return bed.node.catalog.commit(Commit(bucket="data", key=key, record=record))
 
 
 def read(bed: TestBed, key: str, query: str) -> tuple[Answer, ObjectInfo, bytes]:

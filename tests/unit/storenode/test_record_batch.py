@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS
+from client.catalog import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Commit
 from client.errors import MetadataUnavailable
 from client.record import BucketPolicy, Condition, ObjectInfo
 from client.wire import encode_json
@@ -43,11 +43,11 @@ def test_committed_records_are_read_back_in_order(bed: TestBed) -> None:
     assert [(info.key, info.record) for info in made] == [(item.key, item.record) for item in writes]
     assert infos(ask(bed, "batchGet", [{"bucket": "data", "key": info.key} for info in made])) == made
     assert [bed.node.catalog.lookup("data", info.key) for info in made] == made
-    assert bed.meta.calls["txn_many"] == 2  # The bucket, and all records together.
+    assert bed.meta.calls["txn_many"] == 3  # The layout, the bucket, and all records together.
 
 
 def test_conditions_are_each_items_own(bed: TestBed) -> None:
-    first = bed.node.catalog.commit("data", "k", record(), condition=Condition())
+    first = bed.node.catalog.commit(Commit(bucket="data", key="k", record=record()))
     writes = [
         write("k", condition=Condition(if_none_match="*")),
         write("new", condition=Condition(if_none_match="*")),
@@ -85,7 +85,7 @@ def test_items_that_are_refused_hurt_no_others(bed: TestBed) -> None:
 
 
 def test_names_that_are_not_found_hurt_no_others(bed: TestBed) -> None:
-    bed.node.catalog.commit("data", "k", record(), condition=Condition())
+    bed.node.catalog.commit(Commit(bucket="data", key="k", record=record()))
     items = [{"bucket": "data", "key": key} for key in ("absent", "k", "..")]
     answer = ask(bed, "batchGet", [*items, {"bucket": "none", "key": "k"}, {"bucket": "data"}, {**items[0], "version": 1}])
     assert codes(answer) == ["object-not-found", "", "invalid-name", "bucket-not-found", "invalid-request", "invalid-request"]

@@ -28,9 +28,14 @@ def bed() -> Iterator[TestBed]:
         yield opened
 
 
+def body_of(value: Any) -> dict[str, Any]:
+    """A record, or what stands for one, anchored to the first layout."""
+    return {"record": value.to_json() if isinstance(value, ObjectRecord) else value, "anchor": {"layout": 1, "epoch": 0}}
+
+
 def commit(bed: TestBed, value: Any, path: str = PATH, **headers: str) -> Answer:
     sent = {name.replace("_", "-"): text for name, text in headers.items()}
-    body = value if isinstance(value, bytes) else encode_json(value.to_json() if isinstance(value, ObjectRecord) else value)
+    body = value if isinstance(value, bytes) else encode_json(body_of(value))
     return call(bed.app, "PUT", path, body=body, headers=sent)
 
 
@@ -219,7 +224,7 @@ def test_watch_goes_on_until_something_changes(bed: TestBed, monkeypatch: pytest
         watching = asyncio.create_task(ask(bed.app, "GET", f"/v1/watch/data?after={begin}&timeout_s=20"))
         while bed.meta.calls["watch"] < 3:  # noqa: ASYNC110 - what is waited for happens in another thread
             await asyncio.sleep(0.001)
-        body = encode_json(record().to_json())
+        body = encode_json(body_of(record()))
         committed.append(await ask(bed.app, "PUT", PATH, body=body))
         return await watching
 
