@@ -33,6 +33,7 @@ FOR_EVERY_TOKEN = {
     "GET /openapi.json",
     "GET /v1/cluster",
     "GET /v1/layout",
+    "GET /v1/admin/layout",
     "GET /v1/admin/status",
     "GET /v1/buckets",
 }
