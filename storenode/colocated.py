@@ -167,7 +167,7 @@ class ChunkDoor:
     def _answer(self, connection: socket.socket, message: bytes) -> None:
         try:
             request = ChunkRequest.decode(message)
-            # The one place for the token. As long as nodes have none, the socket's mode alone says who may read.
+            # No token is asked for: who gets here may open the chunk files by the socket's mode, with a token or without.
             with self._open(request) as chunk:
                 if not request.first <= request.last <= num_segments(chunk.size):
                     raise InvalidRange(f"segments {request.first} to {request.last} of a chunk of {chunk.size} bytes")
