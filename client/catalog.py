@@ -14,6 +14,7 @@ from client.cluster import Anchor
 from client.errors import MetadataCorrupt, StoreError
 from client.manifest import Ref
 from client.record import BucketPolicy, Condition, ObjectInfo, ObjectRecord
+from client.snapshots import Snapshot
 
 __all__ = [
     "CONSISTENCY_LEVELS",
@@ -212,9 +213,18 @@ class Catalog(Protocol):
     def delete_bucket(self, bucket: str) -> None:
         """Delete an empty bucket; `BucketNotEmpty` names one of its keys."""
 
-    def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+    def lookup(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None = None,
+        snapshot: str | None = None,
+        consistency: Consistency = "strong",
+    ) -> ObjectInfo:
         """The current (or the given) version; `ObjectNotFound` for none, a tombstone or a pruned one.
 
+        With `snapshot`: the version that this one of the bucket's shows, always as of its moment; raises `SnapshotNotFound`.
         ``strong``: as of now. ``session``: as of some moment that is not before anything this catalog has written or read.
         ``eventual``: as of some moment. See docs/CONSISTENCY.md.
         """
@@ -270,8 +280,39 @@ class Catalog(Protocol):
         Raises `ObjectNotFound`, `PreconditionFailed`, `BucketNotFound`.
         """
 
-    def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
-        """One page of at most `limit` objects and prefixes; `CursorExpired` once its revision is gone."""
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        cursor: str | None,
+        limit: int,
+        versions: bool,
+        snapshot: str | None = None,
+    ) -> Listing:
+        """One page of at most `limit` objects and prefixes; `CursorExpired` once its revision is gone.
+
+        With `snapshot`: as this one of the bucket's shows them; older versions are not shown then.
+        """
+
+    def create_snapshot(self, bucket: str, name: str, *, snapshot_id: str) -> Snapshot:
+        """Keep a bucket readable as it is now. A repeat with the same id gets the first result.
+
+        Raises `SnapshotExists`, `TooManySnapshots`.
+        """
+
+    def snapshots(self, bucket: str) -> tuple[Snapshot, ...]:
+        """A bucket's snapshots, oldest first."""
+
+    def delete_snapshot(self, bucket: str, name: str) -> None:
+        """Give a snapshot up; raises `SnapshotNotFound`."""
+
+    def prune(self, bucket: str, *, after: str | None) -> tuple[int, str | None]:
+        """Remove versions that nothing keeps, of a bounded number of objects behind the key `after`.
+
+        Returns how many, and the key to go on behind; None at the end.
+        """
 
     def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
         """Wait for changes after revision `after` (None: only tell the current revision), at most `timeout_s`."""

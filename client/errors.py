@@ -48,10 +48,13 @@ __all__ = [
     "ObjectNotFound",
     "PreconditionFailed",
     "ProtocolMismatch",
+    "SnapshotExists",
+    "SnapshotNotFound",
     "StaleAnchor",
     "StoreError",
     "TooFewNodes",
     "TooFewZones",
+    "TooManySnapshots",
     "TruncatedBody",
     "Unauthenticated",
     "from_problem",
@@ -161,6 +164,10 @@ class ChunkNotFound(StoreError):
     code, status, title = "chunk-not-found", 404, "No such chunk on this node"
 
 
+class SnapshotNotFound(StoreError):
+    code, status, title = "snapshot-not-found", 404, "No such snapshot"
+
+
 class JobNotFound(StoreError):
     code, status, title = "job-not-found", 404, "No such job"
 
@@ -227,6 +234,14 @@ class CursorExpired(StoreError):
     """The revision that a listing began at has been compacted away; list again from the start."""
 
     code, status, title = "cursor-expired", 410, "The listing's revision is gone"
+
+
+class SnapshotExists(StoreError):
+    code, status, title = "snapshot-exists", 409, "The snapshot exists already"
+
+
+class TooManySnapshots(StoreError):
+    code, status, title = "too-many-snapshots", 409, "The bucket has as many snapshots as it may have"
 
 
 class PreconditionFailed(StoreError):

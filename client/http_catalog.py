@@ -24,6 +24,7 @@ from client.opening import Opening
 from client.record import BucketPolicy, Condition, ObjectInfo
 from client.retry import Backoff, Deadline, retrying
 from client.session import Session
+from client.snapshots import Snapshot, check_snapshot
 from client.transport import Response, Transport
 from client.wire import VERSION_HEADER, WRITE_ID_HEADER, decode_json, encode_json, object_path, record_path
 
@@ -81,12 +82,22 @@ class HttpCatalog:
         """See `Catalog.delete_bucket`."""
         self._call("DELETE", f"/v1/buckets/{check_bucket(bucket)}")
 
-    def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+    def lookup(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None = None,
+        snapshot: str | None = None,
+        consistency: Consistency = "strong",
+    ) -> ObjectInfo:
         """See `Catalog.lookup`."""
         asked = {} if consistency == "strong" else {"consistency": consistency}
         seen = self._session.seen if consistency == "session" else None
         path = record_path(check_bucket(bucket), check_key(key))
-        return self._seen(ObjectInfo.from_json(self._json("GET", path + _query(version=version, **asked, seen=seen))))
+        return self._seen(
+            ObjectInfo.from_json(self._json("GET", path + _query(version=version, snapshot=snapshot, **asked, seen=seen)))
+        )
 
     def begin_read(
         self,
@@ -168,7 +179,35 @@ class HttpCatalog:
                 return [outcomes[index] for index in range(len(items))]
             left, attempt = list(failed), attempt + 1
 
-    def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
+    def create_snapshot(self, bucket: str, name: str, *, snapshot_id: str) -> Snapshot:
+        """See `Catalog.create_snapshot`."""
+        path, headers = f"/v1/snapshots/{check_bucket(bucket)}/{check_snapshot(name)}", {WRITE_ID_HEADER: snapshot_id}
+        return Snapshot.from_json(self._json("PUT", path, headers=headers))
+
+    def snapshots(self, bucket: str) -> tuple[Snapshot, ...]:
+        """See `Catalog.snapshots`."""
+        return tuple(map(Snapshot.from_json, self._json("GET", f"/v1/snapshots/{check_bucket(bucket)}")["snapshots"]))
+
+    def delete_snapshot(self, bucket: str, name: str) -> None:
+        """See `Catalog.delete_snapshot`."""
+        self._call("DELETE", f"/v1/snapshots/{check_bucket(bucket)}/{check_snapshot(name)}")
+
+    def prune(self, bucket: str, *, after: str | None) -> tuple[int, str | None]:
+        """See `Catalog.prune`."""
+        value = self._json("POST", f"/v1/prune/{check_bucket(bucket)}{_query(after=after)}")
+        return int(value["pruned"]), value["after"]
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        cursor: str | None,
+        limit: int,
+        versions: bool,
+        snapshot: str | None = None,
+    ) -> Listing:
         """See `Catalog.list`."""
         query = _query(
             prefix=check_prefix(prefix) or None,
@@ -176,6 +215,7 @@ class HttpCatalog:
             cursor=cursor,
             limit=limit,
             versions="true" if versions else None,
+            snapshot=snapshot,
         )
         listing = Listing.from_json(self._json("GET", f"/v1/objects/{check_bucket(bucket)}{query}"))
         self._session.saw(listing.revision)

@@ -235,9 +235,12 @@ class ObjectStore(Namespace):
         start: int = 0,
         end: int | None = None,
         version: int | None = None,
+        snapshot: str | None = None,
         consistency: Consistency = "strong",
     ) -> bytes:
         """Bytes ``[start, end)`` of an object, verified; an `end` past the last byte means the last byte.
+
+        See `stat` for `version`, `snapshot` and `consistency`.
 
         Raises
         ------
@@ -253,6 +256,7 @@ class ObjectStore(Namespace):
                 start=start,
                 end=end,
                 version=version,
+                snapshot=snapshot,
                 consistency=consistency,
             )
         )
@@ -271,6 +275,7 @@ class ObjectStore(Namespace):
         *,
         start: int = 0,
         version: int | None = None,
+        snapshot: str | None = None,
         consistency: Consistency = "strong",
     ) -> int:
         """Fill `buffer` with an object's bytes from `start` on; returns how many, fewer only at its end."""
@@ -283,6 +288,7 @@ class ObjectStore(Namespace):
             start=start,
             end=start + size_bytes,
             version=version,
+            snapshot=snapshot,
             consistency=consistency,
         )
         return len(read)
@@ -296,9 +302,12 @@ class ObjectStore(Namespace):
         start: int,
         end: int | None,
         version: int | None,
+        snapshot: str | None,
         consistency: Consistency,
     ) -> memoryview:
         """Look an object up and fill the buffer that `place` makes for it with bytes from `start` on."""
+        if snapshot is not None:
+            version = self.stat(bucket, key, version=version, snapshot=snapshot).version
         if start < 0 or (end is not None and end <= start):
             return place(self.stat(bucket, key, version=version, consistency=consistency))  # Nothing, or an error.
         opened = self.catalog.begin_read(
@@ -328,10 +337,16 @@ class ObjectStore(Namespace):
         self.replica_reader.report_corrupt(ref, dict.fromkeys(holders, error))
 
     def open(
-        self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong"
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None = None,
+        snapshot: str | None = None,
+        consistency: Consistency = "strong",
     ) -> io.BufferedReader:
         """A seekable, buffered file of one version of an object."""
-        info = self.stat(bucket, key, version=version, consistency=consistency)
+        info = self.stat(bucket, key, version=version, snapshot=snapshot, consistency=consistency)
         return io.BufferedReader(ObjectFile(self.reader(info), name=f"{bucket}/{key}"), buffer_size=1 << 20)
 
     def get_many(self, items: Iterable[tuple[str, str, int, int | None]]) -> list[bytes]:

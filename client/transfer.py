@@ -151,6 +151,7 @@ def get_folder(
     prefix: str,
     folder: Path,
     *,
+    snapshot: str | None = None,
     max_parallel: int = DEFAULT_PARALLEL,
     on_bytes: OnBytes = ignore,
 ) -> Iterator[Transferred]:
@@ -162,7 +163,7 @@ def get_folder(
         get_file(store, info, path, on_bytes=stoppable(on_bytes, stop))
         return Transferred(action="get", path=path, bucket=bucket, key=info.key, size_bytes=info.size)
 
-    return bounded_map(get, store.walk(bucket, prefix=prefix), max_parallel=max_parallel, stop=stop)
+    return bounded_map(get, store.walk(bucket, prefix=prefix, snapshot=snapshot), max_parallel=max_parallel, stop=stop)
 
 
 def stoppable(on_bytes: OnBytes, stop: threading.Event) -> OnBytes:

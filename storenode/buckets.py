@@ -9,24 +9,30 @@ bucket was found empty. A crash between the steps leaves a bucket that works, an
 
 Older versions and tombstones keep a bucket that keeps versions. Where the policy keeps none (any more), what is left of
 them goes with the bucket.
+
+Snapshots lie in the record, so that making one is exact: the put of the record is the moment that it shows. A commit that was
+decided on the older record fails, and is decided anew with the snapshot in sight. A snapshot's version is not known to
+whoever puts it, so the record leaves it open, and it is the version of that put; whoever puts the record next fills it in.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from client.errors import BucketExists, BucketNotEmpty, BucketNotFound, Conflict, InvalidRequest, MetadataCorrupt
 from client.names import check_bucket
 from client.record import BucketPolicy
+from client.snapshots import Snapshot
 from client.wire import encode_json
-from storenode.history import MAX_PRUNED, Head
+from storenode.history import MAX_PRUNED, Head, version_at
 from storenode.keyspace import BUCKETS, after, bucket_key, objects_of, versions_of
 from storenode.lineage import read_lineage
 from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, prefix_end
 
-__all__ = ["MAX_TURNS", "Bucket", "Buckets", "bucket_not_found", "lost_races", "scan"]
+__all__ = ["MAX_TURNS", "Bucket", "Buckets", "bucket_not_found", "change_unfrozen", "lost_races", "scan"]
 
 # How often a change is decided anew before it gives up. Each turn means that another change to the same key succeeded.
 MAX_TURNS = 64
@@ -45,21 +51,33 @@ class Bucket:
         What holds for new objects.
     closing : bool
         Somebody is deleting it; whoever writes to it clears this.
+    snapshots : mapping of str to Snapshot
+        By name; version 0 is that of the put that is about to be made.
     """
 
     name: str
     revision: int
     policy: BucketPolicy
     closing: bool = False
+    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+
+    @property
+    def pins(self) -> tuple[int, ...]:
+        """The versions of the snapshots."""
+        return tuple(snapshot.version for snapshot in self.snapshots.values())
 
     @property
     def unchanged(self) -> Compare:
         """Holds while the record is as it was read."""
         return Compare(key=bucket_key(self.name), mod_revision=self.revision)
 
-    def put(self) -> Put:
-        """The change that makes this the bucket's record."""
-        return Put(key=bucket_key(self.name), value=encode_json({"policy": self.policy.to_json(), "closing": self.closing}))
+    def put(self, *, base: int = 0) -> Put:
+        """The change that makes this the bucket's record; a new snapshot counts from `base`."""
+        value: dict[str, Any] = {"policy": self.policy.to_json(), "closing": self.closing}
+        if self.snapshots:
+            value["snapshots"] = [snapshot.to_json() for snapshot in self.snapshots.values()]
+            value["base"] = base
+        return Put(key=bucket_key(self.name), value=encode_json(value))
 
     @classmethod
     def decode(cls, item: KeyValue) -> Bucket:
@@ -67,9 +85,13 @@ class Bucket:
         try:
             value = json.loads(item.value)
             policy, closing = BucketPolicy.from_json(value["policy"]), bool(value["closing"])
-        except (ValueError, KeyError, TypeError, InvalidRequest) as exc:
+            made = version_at(value, item.mod_revision)
+            found = map(Snapshot.from_json, value.get("snapshots", ()))
+            snapshots = {one.name: one if one.version else replace(one, version=made) for one in found}
+        except (ValueError, KeyError, TypeError, InvalidRequest, MetadataCorrupt) as exc:
             raise MetadataCorrupt(f"the bucket record at {item.key!r} can't be read: {exc!r}", key=item.key) from exc
-        return cls(name=item.key.removeprefix(BUCKETS), revision=item.mod_revision, policy=policy, closing=closing)
+        name = item.key.removeprefix(BUCKETS)
+        return cls(name=name, revision=item.mod_revision, policy=policy, closing=closing, snapshots=snapshots)
 
 
 class Buckets:
@@ -94,7 +116,7 @@ class Buckets:
         """See `client.catalog.Catalog.create_bucket`."""
         fresh = Bucket(name=check_bucket(name), revision=0, policy=policy)
         for _ in range(MAX_TURNS):
-            if self._change([fresh.unchanged], [fresh.put()]) is not None:
+            if change_unfrozen(self._meta, [fresh.unchanged], [fresh.put()]) is not None:
                 return
             try:
                 found = self.get(name)
@@ -109,7 +131,7 @@ class Buckets:
         """See `client.catalog.Catalog.set_bucket`."""
         for _ in range(MAX_TURNS):
             found = self.get(name)
-            if self._change([found.unchanged], [Bucket(name=name, revision=0, policy=policy).put()]) is not None:
+            if change_unfrozen(self._meta, [found.unchanged], [replace(found, policy=policy).put()]) is not None:
                 return
         raise lost_races(name)
 
@@ -119,25 +141,25 @@ class Buckets:
             found = self.get(name)
             # Looked at before the mark, so that a bucket in use is refused without a change to it.
             self._require_empty(found)
-            marked = Bucket(name=name, revision=0, policy=found.policy, closing=True)
-            revision = self._change([found.unchanged], [marked.put()])
+            marked = replace(found, closing=True)
+            revision = change_unfrozen(self._meta, [found.unchanged], [marked.put()])
             if revision is None:
                 continue
-            marked = Bucket(name=name, revision=revision, policy=found.policy, closing=True)
+            marked = replace(marked, revision=revision)
             self._require_empty(marked)
             self._purge(marked)
-            if self._change([marked.unchanged], [Delete(key=bucket_key(name))]) is not None:
+            if change_unfrozen(self._meta, [marked.unchanged], [Delete(key=bucket_key(name))]) is not None:
                 return
         raise lost_races(name)
 
-    def _change(self, compares: Sequence[Compare], changes: Sequence[Change]) -> int | None:
-        """The revision of a change, None if a compare does not hold. Raises `MetadataFrozen`."""
-        lineage = read_lineage(self._meta)
-        lineage.require_writable()
-        result = self._meta.txn([lineage.unchanged, *compares], changes)
-        return result.revision if result.ok else None
-
     def _require_empty(self, bucket: Bucket) -> None:
+        if bucket.snapshots:
+            name = next(iter(bucket.snapshots))
+            raise BucketNotEmpty(
+                f"bucket {bucket.name} has snapshots, {name!r} among others; "
+                f"`forebay snapshot rm {bucket.name} {name}` gives it up",
+                key=bucket.name,
+            )
         prefix = objects_of(bucket.name)
         for item in scan(self._meta, prefix):
             key = item.key.removeprefix(prefix)
@@ -165,12 +187,20 @@ class Buckets:
                 else:
                     head = Head(version=head.version, record=head.record, older=left)
                     changes.append(Put(key=item.key, value=head.encode()))
-                revision = self._change([bucket.unchanged, unchanged], changes)
+                revision = change_unfrozen(self._meta, [bucket.unchanged, unchanged], changes)
                 if revision is None:
                     return
                 if left <= 0:
                     break
                 unchanged = Compare(key=item.key, mod_revision=revision)
+
+
+def change_unfrozen(meta: MetaStore, compares: Sequence[Compare], changes: Sequence[Change]) -> int | None:
+    """The revision of a change, None if a compare does not hold. Raises `MetadataFrozen`."""
+    lineage = read_lineage(meta)
+    lineage.require_writable()
+    result = meta.txn([lineage.unchanged, *compares], changes)
+    return result.revision if result.ok else None
 
 
 def scan(meta: MetaStore, prefix: str) -> Iterator[KeyValue]:

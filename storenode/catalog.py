@@ -26,6 +26,7 @@ from client.errors import (
 from client.names import check_bucket, check_key, check_prefix
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Backoff
+from client.snapshots import Snapshot, check_snapshot
 from storenode.buckets import Bucket, Buckets, bucket_not_found
 from storenode.commits import Commits, object_not_found
 from storenode.history import Head, decode_older
@@ -34,6 +35,7 @@ from storenode.lineage import CLUSTER_KEY, decode_lineage, read_lineage
 from storenode.listing import ListQuery, list_page
 from storenode.markers import Markers
 from storenode.metastore import MAX_GET_KEYS, Event, KeyValue, MetaStore, WouldWait, prefix_end
+from storenode.snapshots import BucketSnapshots, named
 
 __all__ = ["MetaCatalog"]
 
@@ -70,6 +72,7 @@ class MetaCatalog:
     ) -> None:
         self._meta = meta
         self._buckets = Buckets(meta)
+        self._snapshots = BucketSnapshots(meta, clock=clock)
         self._commits = Commits(meta, Markers(meta, ttl_s=marker_ttl_s, clock=monotonic), backoff=backoff)
         self._clock = clock
 
@@ -99,6 +102,7 @@ class MetaCatalog:
         key: str,
         *,
         version: int | None = None,
+        snapshot: str | None = None,
         consistency: Consistency = "strong",
         seen: int = 0,
     ) -> ObjectInfo:
@@ -109,6 +113,11 @@ class MetaCatalog:
         seen : int
             For ``session``: the highest revision that the client knows of.
         """
+        if snapshot is not None:
+            shown = self._snapshots.lookup(check_bucket(bucket), check_key(key), check_snapshot(snapshot))
+            if shown is None:
+                raise ObjectNotFound(f"there is no {bucket}/{key} in snapshot {snapshot!r}", key=f"{bucket}/{key}")
+            return shown
         if consistency != "strong":
             found = self._near(bucket, key, version=version, seen=seen if consistency == "session" else 0)
             if found is not None:
@@ -216,9 +225,37 @@ class MetaCatalog:
             for (bucket, key), info in zip(names, found, strict=True)
         ]
 
-    def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
+    def create_snapshot(self, bucket: str, name: str, *, snapshot_id: str) -> Snapshot:
+        """See `Catalog.create_snapshot`."""
+        return self._snapshots.create(check_bucket(bucket), check_snapshot(name), snapshot_id=snapshot_id)
+
+    def snapshots(self, bucket: str) -> tuple[Snapshot, ...]:
+        """See `Catalog.snapshots`."""
+        return self._snapshots.all(check_bucket(bucket))
+
+    def delete_snapshot(self, bucket: str, name: str) -> None:
+        """See `Catalog.delete_snapshot`."""
+        self._snapshots.delete(check_bucket(bucket), check_snapshot(name))
+
+    def prune(self, bucket: str, *, after: str | None) -> tuple[int, str | None]:
+        """See `Catalog.prune`."""
+        return self._snapshots.prune(check_bucket(bucket), after=after if after is None else check_key(after))
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        cursor: str | None,
+        limit: int,
+        versions: bool,
+        snapshot: str | None = None,
+    ) -> Listing:
         """See `Catalog.list`."""
-        self._buckets.get(bucket)
+        found = self._buckets.get(bucket)
+        if snapshot is not None and versions:
+            raise InvalidRequest("a snapshot shows one version of each object; leave versions out")
         lineage = read_lineage(self._meta)
         query = ListQuery(
             bucket=bucket,
@@ -226,6 +263,7 @@ class MetaCatalog:
             delimiter=check_prefix(delimiter),
             versions=versions,
             incarnation=lineage.incarnation,
+            at=None if snapshot is None else named(found, check_snapshot(snapshot)).version,
         )
         page = list_page(self._meta, query, cursor=cursor, limit=limit)
         return replace(page, revision=lineage.base + page.revision)

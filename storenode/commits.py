@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -39,8 +39,8 @@ from client.record import ObjectInfo
 from client.retry import Backoff, Deadline
 from client.wire import encode_json
 from storenode.buckets import MAX_TURNS, Bucket, bucket_not_found, lost_races
-from storenode.history import Head, decode_record, next_step
-from storenode.keyspace import bucket_key, object_key, version_key, versions_of, write_key
+from storenode.history import Head, decode_record, next_step, num_to_look_at
+from storenode.keyspace import bucket_key, object_key, version_key, version_of, versions_of, write_key
 from storenode.layouts import ANCHOR_KEY, decode_anchor
 from storenode.lineage import CLUSTER_KEY, Lineage, decode_lineage
 from storenode.markers import Markers
@@ -190,7 +190,8 @@ class Commits:
 
     def _decide(self, write: Commit, found: _Found, lineage: Lineage) -> tuple[list[Compare], list[Change]] | ObjectInfo:
         """What has to hold for `write` to happen, and what it then changes; or what it has made already."""
-        key = object_key(write.bucket, write.key)
+        name = write.bucket, write.key
+        key = object_key(*name)
         record, at = found[bucket_key(write.bucket)], found[key]
         if record is None:
             raise bucket_not_found(write.bucket)
@@ -204,19 +205,21 @@ class Commits:
         if write.record.tombstone and etag is None:
             raise object_not_found(write.bucket, write.key)
         compares = self._hold_in_place(write, found)
-        step = next_step(head, record=write.record, keep=bucket.policy.versions)
+        keep, pins = bucket.policy.versions, bucket.pins
+        oldest: list[int] = []
+        if limit := num_to_look_at(head, keep=keep, pins=pins):
+            oldest = [version_of(item.key) for item in self._meta.range(*versions_of(*name), limit=limit).items]
+        step = next_step(head, record=write.record, keep=keep, pins=pins, oldest=oldest)
         changes: list[Change] = [
             Delete(key=key) if step.head is None else Put(key=key, value=step.head.encode(base=lineage.base))
         ]
         if step.aside and head is not None:
-            moved = version_key(write.bucket, write.key, head.version)
+            moved = version_key(*name, head.version)
             changes.append(Put(key=moved, value=encode_json(head.record.to_json())))
-        if step.num_pruned:
-            oldest = self._meta.range(*versions_of(write.bucket, write.key), limit=step.num_pruned)
-            changes += [Delete(key=version.key) for version in oldest.items]
+        changes += [Delete(key=version_key(*name, version)) for version in step.pruned]
         if bucket.closing:
             # Somebody found the bucket empty and is about to delete it. This write puts an end to that.
-            changes.append(Bucket(name=bucket.name, revision=0, policy=bucket.policy).put())
+            changes.append(replace(bucket, closing=False).put())
         same_head = Compare(key=key, mod_revision=at.mod_revision if at is not None else 0)
         # A source may be the version that is replaced: one compare then does for both.
         return list(dict.fromkeys([lineage.unchanged, bucket.unchanged, same_head, *compares])), changes

@@ -10,15 +10,20 @@ replaced them. The head counts the older ones, so that a write knows what is too
 only together with their head, in one transaction that compares the head's revision: the count is exact.
 
 A bucket that keeps no versions has heads only, and a delete removes them. Where older versions exist, the head stays as a
-tombstone, so that they are found and counted. A bucket's policy may change at any time: each write then removes up to
-`MAX_PRUNED` versions more than it has to, until what is kept fits the policy.
+tombstone, so that they are found and counted. A bucket's policy may change at any time: each write to a key then removes up to
+`MAX_PRUNED` versions more than it has to, until what is kept fits the policy, and `prune_step` does the same for keys that
+nobody writes to.
+
+A snapshot of the bucket is a version, its *pin*. It shows of each key the newest version up to there, so that this one is moved
+aside by whatever replaces it, and not removed, whatever the policy says. Tombstones are versions like any other in that:
+where the newest is one, the snapshot shows no object.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from client.errors import MetadataCorrupt
@@ -36,7 +41,9 @@ __all__ = [
     "decode_older",
     "decode_record",
     "next_step",
+    "num_to_look_at",
     "portable",
+    "prune_step",
     "version_at",
 ]
 
@@ -140,19 +147,28 @@ class Step:
     Attributes
     ----------
     head : Head or None
-        What lies at the object's key afterwards (its version is not known yet); None: nothing.
+        What lies at the object's key afterwards (a new one does not know its version yet); None: nothing.
     aside : bool
         Whether the head of before becomes an older version.
-    num_pruned : int
-        How many older versions are removed, the oldest first.
+    pruned : tuple of int
+        Older versions that are removed.
     """
 
     head: Head | None
     aside: bool
-    num_pruned: int
+    pruned: tuple[int, ...]
 
 
-def next_step(head: Head | None, *, record: ObjectRecord, keep: int) -> Step:
+def num_to_look_at(head: Head | None, *, keep: int, pins: Sequence[int]) -> int:
+    """How many of the oldest versions of a key, those of before, the next step has to know; 0 for most."""
+    # One may be moved aside. And one more is looked at, which tells until when the one before it was the newest.
+    excess = head.older + (keep > 0) - keep if head is not None else 0
+    return 0 if excess <= 0 else min(excess, MAX_PRUNED + len(pins)) + 1
+
+
+def next_step(
+    head: Head | None, *, record: ObjectRecord, keep: int, pins: Sequence[int] = (), oldest: Sequence[int] = ()
+) -> Step:
     """How `record`, a tombstone for a delete, becomes the newest version of a key.
 
     Parameters
@@ -161,11 +177,35 @@ def next_step(head: Head | None, *, record: ObjectRecord, keep: int) -> Step:
         The newest version so far.
     keep : int
         How many older versions the bucket keeps.
+    pins : sequence of int
+        The versions of the bucket's snapshots, each below the one that this step will make.
+    oldest : sequence of int
+        The oldest versions, in order: `num_to_look_at` of them, or all if there are fewer.
     """
-    aside = head is not None and keep > 0
+    aside = head is not None and (keep > 0 or any(pin >= head.version for pin in pins))
     total = aside + (head.older if head is not None else 0)
-    num_pruned = min(max(0, total - keep), MAX_PRUNED)
-    older = total - num_pruned
+    pruned = _prunable(head, excess=total - keep, pins=pins, oldest=oldest)
+    older = total - len(pruned)
     if record.tombstone and keep == 0 and older == 0:
-        return Step(head=None, aside=aside, num_pruned=num_pruned)
-    return Step(head=Head(version=0, record=record, older=older), aside=aside, num_pruned=num_pruned)
+        return Step(head=None, aside=aside, pruned=pruned)
+    return Step(head=Head(version=0, record=record, older=older), aside=aside, pruned=pruned)
+
+
+def prune_step(head: Head, *, keep: int, pins: Sequence[int], oldest: Sequence[int]) -> Step:
+    """What can go of a key that is not written to; parameters as for `next_step`."""
+    pruned = _prunable(head, excess=head.older - keep, pins=pins, oldest=oldest)
+    older = head.older - len(pruned)
+    if head.record.tombstone and keep == 0 and older == 0:
+        return Step(head=None, aside=False, pruned=pruned)
+    return Step(head=replace(head, older=older), aside=False, pruned=pruned)
+
+
+def _prunable(head: Head | None, *, excess: int, pins: Sequence[int], oldest: Sequence[int]) -> tuple[int, ...]:
+    """Those of the `excess` oldest versions that no snapshot shows, `MAX_PRUNED` at most."""
+    if head is None or excess <= 0:
+        return ()
+    # What is newer than the last one known is the head, if that one is the last there is.
+    ends = [*oldest[1:], *([head.version] if len(oldest) == head.older else [])]
+    candidates = list(zip(oldest, ends, strict=False))[:excess]
+    free = [version for version, end in candidates if not any(version <= pin < end for pin in pins)]
+    return tuple(free[:MAX_PRUNED])

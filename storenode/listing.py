@@ -29,6 +29,7 @@ from client.record import ObjectInfo
 from storenode.history import Head, decode_older
 from storenode.keyspace import after, objects_of, version_key, versions_of
 from storenode.metastore import MetaStore, prefix_end
+from storenode.snapshots import version_shown
 
 __all__ = ["MAX_LOOKED_AT", "ListQuery", "list_page"]
 
@@ -40,13 +41,14 @@ _FETCHED_AFTER_SKIP = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListQuery:
-    """What is listed, in which incarnation of the metadata; the same for all pages."""
+    """What is listed, of which incarnation of the metadata, and up to which version `at`; the same for all pages."""
 
     bucket: str
     prefix: str
     delimiter: str
     versions: bool
     incarnation: str
+    at: int | None = None
 
     def common_prefix(self, key: str) -> str | None:
         """What `key` is folded into, None if it is listed itself."""
@@ -56,9 +58,13 @@ class ListQuery:
         return None if place < 0 else key[: place + len(self.delimiter)]
 
     @property
+    def _at(self) -> tuple[int, ...]:
+        return () if self.at is None else (self.at,)
+
+    @property
     def fingerprint(self) -> str:
         """Tells cursors of different listings apart."""
-        return f"{xxh3(json.dumps([self.bucket, self.prefix, self.delimiter, self.versions]).encode()):016x}"
+        return f"{xxh3(json.dumps([self.bucket, self.prefix, self.delimiter, self.versions, *self._at]).encode()):016x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +121,8 @@ def _fill(page: _Page, walk: _Walk, query: ListQuery, *, below: int | None) -> _
     for key, head in walk.heads():
         if walk.num_looked_at > MAX_LOOKED_AT:
             return _Place(revision=walk.revision, key=key)
-        if head.record.tombstone and not query.versions:
+        info = walk.shown(key, head)
+        if info is None or (info.record.tombstone and not query.versions):
             continue
         if page.room == 0:
             return _Place(revision=walk.revision, key=key)
@@ -125,7 +132,7 @@ def _fill(page: _Page, walk: _Walk, query: ListQuery, *, below: int | None) -> _
             walk.skip(folded)
             continue
         if below is None:
-            page.objects.append(head.info(query.bucket, key))
+            page.objects.append(info)
             below = head.version
         if query.versions and head.older:
             older = walk.older(key, below=below, limit=page.room + 1)
@@ -182,6 +189,15 @@ class _Walk:
     def skip(self, prefix: str) -> None:
         """Go on behind all keys that begin with `prefix`."""
         self._start = prefix_end(self._prefix + prefix)
+
+    def shown(self, key: str, head: Head) -> ObjectInfo | None:
+        """What is listed under a key: its newest version, or that of the snapshot."""
+        at = self._query.at
+        if at is None or head.version <= at:
+            return head.info(self._query.bucket, key)
+        if head.older == 0:
+            return None
+        return version_shown(self._meta, self._query.bucket, key, at=at, revision=self._at)
 
     def older(self, key: str, *, below: int, limit: int) -> list[ObjectInfo]:
         """The newest `limit` of the versions of `key` that are older than `below`, newest first."""

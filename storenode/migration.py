@@ -20,9 +20,10 @@ from pathlib import Path
 from client.errors import Conflict, Misconfigured
 from client.wire import encode_json
 from storenode.archive import Header, Summary, read_items, verify, write_archive
+from storenode.buckets import Bucket
 from storenode.history import decode_json_object, portable
 from storenode.incarnation import raised_anchor, raised_base
-from storenode.keyspace import after, is_object_key
+from storenode.keyspace import BUCKETS, after, is_object_key
 from storenode.layouts import ANCHOR_KEY, decode_anchor
 from storenode.lineage import CLUSTER_KEY, Lineage, decode_lineage, new_incarnation, read_lineage, require_cluster
 from storenode.metastore import Compare, Delete, KeyValue, MetaStore, Put, Txn, num_fitting, txn_bytes
@@ -125,11 +126,18 @@ def _portable_items(store: MetaStore, *, revision: int, on_items: Callable[[int]
         page = store.range(start, _END, limit=_PAGE, revision=revision)
         for item in page.items:
             if item.lease is None and item.key != CLUSTER_KEY and not item.key.startswith(_OF_THE_ENGINE):
-                yield item.key, portable(item) if is_object_key(item.key) else item.value
+                yield item.key, _portable(item)
         on_items(len(page.items))
         more = page.more
         if page.items:
             start = after(page.items[-1].key)
+
+
+def _portable(item: KeyValue) -> bytes:
+    """The value, with the versions in it said that the engine's revisions tell here."""
+    if is_object_key(item.key):
+        return portable(item)
+    return Bucket.decode(item).put().value if item.key.startswith(BUCKETS) else item.value
 
 
 def _begin(store: MetaStore, summary: Summary) -> Compare:

@@ -47,6 +47,7 @@ _DEFAULT_TYPE = "application/octet-stream"
 _PATH = "/v1/objects/{bucket}/{key:path}"
 
 Version = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="An older version, by its number")]
+InSnapshot = Annotated[str | None, Query(description="As this snapshot of the bucket shows it")]
 Level = Annotated[Consistency, Query(description="How fresh the answer has to be")]
 Seen = Annotated[int, Query(ge=0, le=2**63 - 1, description="For session: the highest version that the client knows of")]
 
@@ -123,11 +124,12 @@ async def get_object(
     transfers: TransfersOf,
     name: ObjectName,
     version: Version = None,
+    snapshot: InSnapshot = None,
     consistency: Level = "strong",
     seen: Seen = 0,
 ) -> Response:
     """The bytes of an object or of a range of it, verified."""
-    return await _read(request, node, transfers, name, version=version, consistency=consistency, seen=seen)
+    return await _read(request, node, transfers, name, version=version, snapshot=snapshot, consistency=consistency, seen=seen)
 
 
 @router.head(
@@ -147,11 +149,12 @@ async def head_object(
     transfers: TransfersOf,
     name: ObjectName,
     version: Version = None,
+    snapshot: InSnapshot = None,
     consistency: Level = "strong",
     seen: Seen = 0,
 ) -> Response:
     """What GET would say, without the bytes."""
-    return await _read(request, node, transfers, name, version=version, consistency=consistency, seen=seen)
+    return await _read(request, node, transfers, name, version=version, snapshot=snapshot, consistency=consistency, seen=seen)
 
 
 async def _read(
@@ -161,11 +164,14 @@ async def _read(
     name: tuple[str, str],
     *,
     version: int | None,
+    snapshot: str | None,
     consistency: Consistency,
     seen: int,
 ) -> Response:
     headers = request.headers
-    info = await node.pools.meta.run(node.catalog.lookup, *name, version=version, consistency=consistency, seen=seen)
+    info = await node.pools.meta.run(
+        node.catalog.lookup, *name, version=version, snapshot=snapshot, consistency=consistency, seen=seen
+    )
     asked = Condition(if_match=if_match_of(headers))
     if not asked.holds(info.etag):
         raise PreconditionFailed(f"{'/'.join(name)}: If-Match asks for {asked.if_match}, found {info.etag}", key="/".join(name))

@@ -47,6 +47,10 @@ _NEEDS: dict[str, Need] = {
     "GET /v1/buckets/*": _SIGHT,
     "PUT /v1/buckets/*": Need("bucket", "admin"),
     "DELETE /v1/buckets/*": Need("bucket", "admin"),
+    "GET /v1/snapshots/*": Need("bucket", "read"),
+    "PUT /v1/snapshots/*/*": Need("bucket", "admin"),
+    "DELETE /v1/snapshots/*/*": Need("bucket", "admin"),
+    "POST /v1/prune/*": Need("bucket", "admin"),
     "GET /v1/objects/*": _TOKEN,
     "GET /v1/watch/*": _TOKEN,
     "GET /v1/objects/*/*": Need("object", "read"),
@@ -66,7 +70,7 @@ _NEEDS: dict[str, Need] = {
     "POST /v1/chunks:verify": _READ_CHUNKS,
     "POST /v1/chunks:touch": _WRITE_CHUNKS,
 }
-_NAMED = frozenset(("buckets", "chunks", "objects", "records", "watch"))
+_NAMED = frozenset(("buckets", "chunks", "objects", "prune", "records", "snapshots", "watch"))
 
 
 def needed(method: str, path: str) -> Need:

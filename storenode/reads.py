@@ -61,6 +61,7 @@ class _Asked:
     """
 
     version: int | None = None
+    snapshot: str | None = None
     consistency: Consistency = "strong"
     seen: int = 0
     start: int | None = None
@@ -96,7 +97,7 @@ class RecordReads:
                     return None
                 return b"", encode_json(self._node.catalog.bucket_now(bucket).to_json())
             (bucket, key), asked = object_name(path), _parse(query)
-            if asked.version is not None or not grant.allows("read", bucket, key):
+            if asked.version is not None or asked.snapshot is not None or not grant.allows("read", bucket, key):
                 return None
             info = self._node.catalog.lookup_now(bucket, key)
         except WouldWait:
@@ -128,13 +129,21 @@ class RecordReads:
         await response(scope, receive, send)
 
     async def _lookup(self, bucket: str, key: str, asked: _Asked) -> ObjectInfo:
-        if asked.version is None:
+        if asked.version is None and asked.snapshot is None:
             try:
                 return self._node.catalog.lookup_now(bucket, key)
             except WouldWait:
                 pass
         lookup, run = self._node.catalog.lookup, self._node.pools.meta.run
-        return await run(lookup, bucket, key, version=asked.version, consistency=asked.consistency, seen=asked.seen)
+        return await run(
+            lookup,
+            bucket,
+            key,
+            version=asked.version,
+            snapshot=asked.snapshot,
+            consistency=asked.consistency,
+            seen=asked.seen,
+        )
 
     def _encoded(self, info: ObjectInfo) -> bytes:
         """The record as it is sent, remembered for those that are read again and again: a version never changes."""
@@ -215,6 +224,8 @@ def _parse(query: bytes) -> _Asked:
             if not (text.isascii() and text.isdecimal() and int(text) <= _MAX_VERSION):
                 raise InvalidRequest(f"{name}={text[:40]!r}: expected a whole number from 0 to {_MAX_VERSION}")
             values[name] = int(text)
+        elif name == "snapshot":
+            values[name] = text
         elif name == "consistency":
             if text not in CONSISTENCY_LEVELS:
                 raise InvalidRequest(f"consistency={text[:40]!r}: use one of {', '.join(CONSISTENCY_LEVELS)}")

@@ -121,6 +121,7 @@ async def list_objects(
     cursor: Annotated[str | None, Query(max_length=8192, description="From the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIST_LIMIT, description="Most entries in the page")] = MAX_LIST_LIMIT,
     versions: Annotated[bool, Query(description="Older versions and tombstones too, newest first")] = False,
+    snapshot: Annotated[str | None, Query(description="As this snapshot of the bucket shows them")] = None,
 ) -> Response:
     """Objects of a bucket."""
     grant.require("read", bucket, prefix)
@@ -132,6 +133,7 @@ async def list_objects(
         cursor=cursor,
         limit=limit,
         versions=versions,
+        snapshot=snapshot,
     )
     return _json(page.to_json())
 

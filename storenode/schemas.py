@@ -82,6 +82,8 @@ SCHEMAS: dict[str, Any] = {
         },
         optional=("replicas", "ack", "versions"),
     ),
+    "Snapshot": _object({"name": _STRING, "version": _INTEGER, "created_s": _NUMBER, "id": _STRING}),
+    "Pruned": _object({"pruned": _INTEGER, "after": nullable(_STRING)}),
     "Content": _object(
         {"size": _INTEGER, "digest": _STRING, "refs": _array(_PACKED_REF), "manifest": _PACKED_REF},
         optional=("refs", "manifest"),

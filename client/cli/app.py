@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from client.cli import admin, buckets, jobs, nodes, objects, transfers
+from client.cli import admin, buckets, jobs, nodes, objects, snapshots, transfers
 from client.cli.connection import Settings
 from client.cli.plugins import UNAVAILABLE, load_plugins
 from client.cli.report import INTERRUPTED, USAGE, print_error, report
@@ -72,6 +72,7 @@ def build_app() -> typer.Typer:
     transfers.register(app)
     objects.register(app)
     buckets.register(app)
+    snapshots.register(app)
     admin.register(app)
     jobs.register(app)
     nodes.register(app)

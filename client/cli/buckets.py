@@ -75,6 +75,9 @@ def change(
         raise typer.BadParameter("give at least one of --replicas, --ack and --versions", param_hint="bucket set")
     with connect(ctx) as store:
         policy = store.buckets.set(name, replicas=replicas, ack=None if ack is None else ack.value, versions=versions)
+        if versions is not None:
+            # Otherwise what is too many now would go with the next write to each object, or never.
+            store.snapshots.prune(name)
         _print(out, name, policy)
         _warn_if_too_many(out, store, name, policy)
 

@@ -21,9 +21,10 @@ from client.objects import ObjectStore
 from client.parallel import bounded_map
 from client.record import ObjectInfo
 
-__all__ = ["bucket_columns", "object_json", "register"]
+__all__ = ["InSnapshot", "bucket_columns", "object_json", "register"]
 
 MAX_PARALLEL = 8
+InSnapshot = Annotated[str | None, typer.Option("--snapshot", metavar="NAME", help="As this snapshot of the bucket shows it.")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Everything below the path.")]
 
 bucket_columns: dict[str, Column] = {"bucket": "text", "replicas": "number", "ack": "text", "versions": "number"}
@@ -120,6 +121,7 @@ def ls(
     path: Annotated[str | None, typer.Argument(metavar="[BUCKET[/PREFIX]]", help="The beginning of the keys to show.")] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All keys, not only up to the next slash.")] = False,
     versions: Annotated[bool, typer.Option("--versions", help="Older versions and deletions too, newest first.")] = False,
+    snapshot: InSnapshot = None,
     as_json: AsJson = False,
 ) -> None:
     """List buckets, or the objects and folders of one whose keys begin with PREFIX."""
@@ -132,19 +134,20 @@ def ls(
         columns: dict[str, Column] = {"size_bytes": "size", "created_s": "time", "key": "text"}
         if versions:
             columns = {"version": "number", "size_bytes": "size", "created_s": "time", "deleted": "text", "key": "text"}
-        out.table(_rows(store, parse_store_path(path), recursive=recursive, versions=versions), columns)
+        out.table(_rows(store, parse_store_path(path), recursive=recursive, versions=versions, snapshot=snapshot), columns)
 
 
 def stat(
     ctx: typer.Context,
     path: Annotated[str, typer.Argument(metavar="BUCKET/KEY")],
     version: Annotated[int | None, typer.Option("--version", help="This version, not the current one.")] = None,
+    snapshot: InSnapshot = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is known of an object."""
     parsed = parse_store_path(path).require_object()
     with connect(ctx) as store:
-        value = object_json(store.stat(parsed.bucket, parsed.key, version=version))
+        value = object_json(store.stat(parsed.bucket, parsed.key, version=version, snapshot=snapshot))
     columns: dict[str, Column] = {name: "text" for name in value if name != "deleted"}
     Output(as_json=as_json).fields(value, {**columns, "size_bytes": "size", "created_s": "time"})
 
@@ -198,10 +201,19 @@ def _close(open_folders: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     return sums
 
 
-def _rows(store: ObjectStore, path: StorePath, *, recursive: bool, versions: bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    store: ObjectStore, path: StorePath, *, recursive: bool, versions: bool, snapshot: str | None
+) -> Iterator[dict[str, Any]]:
     cursor = None
     while True:
-        page = store.list(path.bucket, prefix=path.key, delimiter="" if recursive else "/", cursor=cursor, versions=versions)
+        page = store.list(
+            path.bucket,
+            prefix=path.key,
+            delimiter="" if recursive else "/",
+            cursor=cursor,
+            versions=versions,
+            snapshot=snapshot,
+        )
         yield from _merged(page, path.bucket)
         cursor = page.cursor
         if cursor is None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from client.cli.connection import connect
-from client.cli.objects import object_json
+from client.cli.objects import InSnapshot, object_json
 from client.cli.output import AsJson, Output, plural
 from client.cli.paths import StorePath, parse_store_path
 from client.errors import ObjectNotFound
@@ -73,6 +73,7 @@ def get(
     target: Annotated[str, typer.Argument(metavar="DST", help="A file, a folder to put it into, or - for standard output.")],
     recursive: Recursive = False,
     version: Annotated[int | None, typer.Option("--version", help="This version, not the current one.")] = None,
+    snapshot: InSnapshot = None,
     parallel: Parallel = DEFAULT_PARALLEL,
     as_json: AsJson = False,
 ) -> None:
@@ -81,13 +82,13 @@ def get(
     if target == STREAM and (recursive or as_json):
         raise typer.BadParameter("- takes the bytes of one object, which leaves no room for -r or --json", param_hint="DST")
     if recursive and version is not None:
-        raise typer.BadParameter("-r takes current versions only", param_hint="--version")
+        raise typer.BadParameter("a version belongs to one object", param_hint="--version")
     with connect(ctx) as store:
         if recursive:
-            _get_recursive(store, path, Path(target), out, parallel=parallel)
+            _get_recursive(store, path, Path(target), out, snapshot=snapshot, parallel=parallel)
             return
         path.require_object()
-        info = store.stat(path.bucket, path.key, version=version)
+        info = store.stat(path.bucket, path.key, version=version, snapshot=snapshot)
         if target == STREAM:
             for piece in store.reader(info).stream():
                 sys.stdout.buffer.write(piece)
@@ -152,9 +153,19 @@ def _receiving(target: str, path: StorePath) -> Path:
     return local / path.key.rpartition("/")[2] if target.endswith("/") or local.is_dir() else local
 
 
-def _get_recursive(store: ObjectStore, path: StorePath, folder: Path, out: Output, *, parallel: int) -> None:
+def _get_recursive(
+    store: ObjectStore, path: StorePath, folder: Path, out: Output, *, snapshot: str | None, parallel: int
+) -> None:
     with out.progress("get") as progress:
-        done = get_folder(store, path.bucket, path.folder, folder, max_parallel=parallel, on_bytes=progress.advance)
+        done = get_folder(
+            store,
+            path.bucket,
+            path.folder,
+            folder,
+            snapshot=snapshot,
+            max_parallel=parallel,
+            on_bytes=progress.advance,
+        )
         if not _print_all(out, done):
             raise ObjectNotFound(f"there is nothing below {path.bucket}/{path.folder}", key=str(path))
 

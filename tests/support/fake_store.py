@@ -28,6 +28,7 @@ from client.errors import (
     InvalidRequest,
     ObjectNotFound,
     PreconditionFailed,
+    SnapshotNotFound,
     StaleAnchor,
     StoreError,
 )
@@ -37,6 +38,7 @@ from client.objects import ObjectStore
 from client.placement import Layout, Layouts, Node
 from client.record import BucketPolicy, Condition, Content, ObjectInfo, ObjectRecord
 from client.retry import Deadline
+from client.snapshots import Snapshot
 
 __all__ = ["FakeCatalog", "FakeChunks", "FakeStore"]
 
@@ -53,6 +55,7 @@ class FakeCatalog:
         self.revision = 0
         self.page_size = 1000
         self.anchor: Anchor | None = None  # What anchors must hold at, if it is set.
+        self.kept: dict[tuple[str, str], tuple[Snapshot, dict[tuple[str, str], list[ObjectInfo]]]] = {}
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
         if self.policies.setdefault(bucket, policy) != policy:
@@ -76,9 +79,17 @@ class FakeCatalog:
             raise BucketNotEmpty(f"bucket {bucket!r} holds objects", key=bucket)
         del self.policies[bucket]
 
-    def lookup(self, bucket: str, key: str, *, version: int | None = None, consistency: Consistency = "strong") -> ObjectInfo:
+    def lookup(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None = None,
+        snapshot: str | None = None,
+        consistency: Consistency = "strong",
+    ) -> ObjectInfo:
         self.bucket(bucket)
-        found = self.history.get((bucket, key), [])
+        found = self._shown(bucket, snapshot).get((bucket, key), [])
         found = found[:1] if version is None else [info for info in found if info.version == version]
         if not found or found[0].record.tombstone:
             raise ObjectNotFound(f"no object {bucket}/{key}", key=f"{bucket}/{key}")
@@ -124,10 +135,45 @@ class FakeCatalog:
             del self.history[bucket, key]
         return self.revision
 
-    def list(self, bucket: str, *, prefix: str, delimiter: str, cursor: str | None, limit: int, versions: bool) -> Listing:
+    def create_snapshot(self, bucket: str, name: str, *, snapshot_id: str) -> Snapshot:
+        self.bucket(bucket)
+        made = Snapshot(name=name, version=self.revision, created_s=0.0, id=snapshot_id)
+        kept = {names: list(history) for names, history in self.history.items() if names[0] == bucket}
+        self.kept[bucket, name] = made, kept
+        return made
+
+    def snapshots(self, bucket: str) -> tuple[Snapshot, ...]:
+        self.bucket(bucket)
+        return tuple(made for (name, _), (made, _) in self.kept.items() if name == bucket)
+
+    def delete_snapshot(self, bucket: str, name: str) -> None:
+        self._shown(bucket, name)
+        del self.kept[bucket, name]
+
+    def prune(self, bucket: str, *, after: str | None) -> tuple[int, str | None]:
+        return 0, None
+
+    def _shown(self, bucket: str, snapshot: str | None) -> dict[tuple[str, str], list[ObjectInfo]]:
+        if snapshot is None:
+            return self.history
+        if (bucket, snapshot) not in self.kept:
+            raise SnapshotNotFound(f"bucket {bucket} has no snapshot {snapshot!r}")
+        return self.kept[bucket, snapshot][1]
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        cursor: str | None,
+        limit: int,
+        versions: bool,
+        snapshot: str | None = None,
+    ) -> Listing:
         self.bucket(bucket)
         names: dict[str, list[ObjectInfo]] = {}
-        for (name, key), history in sorted(self.history.items(), key=lambda item: item[0][1].encode()):
+        for (name, key), history in sorted(self._shown(bucket, snapshot).items(), key=lambda item: item[0][1].encode()):
             if name != bucket or not key.startswith(prefix):
                 continue
             head, found, _ = key[len(prefix) :].partition(delimiter or "\0")

@@ -111,7 +111,15 @@ class MemoryStore(ObjectStore):
         self.num_closed = 0
         self.replica_reader = self  # type: ignore[assignment]
 
-    def stat(self, bucket: str, key: str, *, version: int | None = None, consistency: str = "strong") -> ObjectInfo:
+    def stat(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version: int | None = None,
+        snapshot: str | None = None,
+        consistency: str = "strong",
+    ) -> ObjectInfo:
         number = max(self.versions, default=0) if version is None else version
         if number not in self.versions:
             raise ObjectNotFound(f"no object {bucket}/{key}", key=f"{bucket}/{key}")

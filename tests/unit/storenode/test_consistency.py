@@ -137,4 +137,4 @@ def test_the_level_and_what_was_seen_reach_the_catalog_over_http(path: str) -> N
         answer = call(bed.app, "GET", path + "?consistency=session&seen=7")
         assert answer.status == 404 and answer.json()["revision"] >= 1
         assert call(bed.app, "GET", path + "?consistency=session&seen=x").status == 400
-    assert asked == [{"version": None, "consistency": "session", "seen": 7}]
+    assert asked == [{"version": None, "snapshot": None, "consistency": "session", "seen": 7}]

@@ -69,6 +69,10 @@ VERB_OF: dict[str, Verb] = {
     "POST /v1/chunks:touch": "write",
     "PUT /v1/buckets/{bucket}": "admin",
     "DELETE /v1/buckets/{bucket}": "admin",
+    "GET /v1/snapshots/{bucket}": "read",
+    "PUT /v1/snapshots/{bucket}/{snapshot}": "admin",
+    "DELETE /v1/snapshots/{bucket}/{snapshot}": "admin",
+    "POST /v1/prune/{bucket}": "admin",
 }
 
 
@@ -79,6 +83,7 @@ def bed() -> Iterator[TestBed]:
         for bucket in ("data", "other"):
             bed.node.catalog.create_bucket(bucket, BucketPolicy())
         bed.node.objects.put("data", "in/k", PAYLOAD)
+        bed.node.catalog.create_snapshot("data", "made", snapshot_id="1")
         bed.node.store.put(REF.partition, REF.id, PAYLOAD)
         yield bed
 
@@ -114,6 +119,7 @@ def ask(bed: TestBed, route: str, *, token: str | None = None, key: str = "in%2F
     method, _, path = route.partition(" ")
     path = path.replace("{partition}/{id}", CHUNK.removeprefix("/v1/chunks/"))
     path = path.replace("{bucket}", "data").replace("{key}", key).replace("{job_id}", "job0")
+    path = path.replace("{snapshot}", "made" if method == "DELETE" else "new")
     if path.startswith("/v1/watch"):
         path += "?after=0&timeout_s=0"
     headers = {} if token is None else bearer(token)
