@@ -54,7 +54,7 @@ test-fault: $(INSTALLED)  ## nodes killed, paused, cut off, filled and damaged
 soak: $(INSTALLED)  ## everything breaks at once: make soak MINUTES=10 SEED=1
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test-e2e: $(INSTALLED)  ## the README's commands and Python, run as shown
+test-e2e: $(INSTALLED)  ## what README shows, run as shown, and docker-compose.yml on an engine
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 # As a module: run as a script, benchmarks/loader.py would have its own folder first on the import path and be the
