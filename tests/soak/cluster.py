@@ -1,7 +1,7 @@
 """The cluster of a soak: three members of etcd, four nodes as processes, and links between all of them and the clients.
 
     clients ── link ── node ── link ── node
-                        └── link ── member of etcd
+                        └── link ── member of etcd ── link ── member of etcd
 
 A node advertises its link's address, so whoever speaks to it, clients and nodes alike, goes through that link; each node has
 links of its own to the members. Nothing else of a node differs from one in production but for shorter times and smaller chunks.
@@ -95,8 +95,10 @@ class SoakCluster:
         return [node.name for node in self.nodes]
 
     def pids(self) -> dict[str, int]:
-        """The processes of the nodes, by their names."""
-        return {node.name: node.process.pid for node in self.nodes if node.process is not None}
+        """The processes of nodes and members, by their names."""
+        members = {f"m{n}": member.process for n, member in enumerate(self.etcd.members)}
+        every = {node.name: node.process for node in self.nodes} | members
+        return {name: process.pid for name, process in every.items() if process is not None}
 
     def start(self, node: SoakNode) -> None:
         """Start a node that does not run; raises `StoreError` if it can't, as it may during a fault."""
@@ -156,9 +158,10 @@ def running(directory: Path, *, on_death: Callable[[str], None]) -> Iterator[Soa
     """
     with ExitStack() as stack:
         (directory / "etcd").mkdir(parents=True)
-        etcd = stack.enter_context(running_etcd(directory / "etcd", num_members=NUM_MEMBERS, options=ETCD_OPTIONS))
-        cluster: SoakCluster
-        network = stack.enter_context(Network(lambda: cluster.pids(), outside=CLIENTS))
+        cluster: SoakCluster | None = None
+        network = stack.enter_context(Network(lambda: cluster.pids() if cluster else {}, outside=CLIENTS))
+        members = running_etcd(directory / "etcd", num_members=NUM_MEMBERS, options=ETCD_OPTIONS, peer_link=network.link)
+        etcd = stack.enter_context(members)
         cluster = SoakCluster(etcd, network, on_death=on_death)
         stack.callback(cluster.close)
         address = etcd.address()

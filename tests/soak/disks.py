@@ -41,6 +41,10 @@ class Disk:
     own: bool
     damaged: set[Path] = field(default_factory=set)
 
+    def chunks(self) -> list[Path]:
+        """The chunk files that it holds."""
+        return list(self.root.glob("chunks/*/*-*"))
+
     def fill(self, *, leave_bytes: int) -> None:
         """Leave so little room, from now on."""
         self._resize(shutil.disk_usage(self.root).used + leave_bytes)
@@ -56,7 +60,7 @@ class Disk:
 
     def damage(self, kind: str, rng: random.Random, *, num_files: int) -> int:
         """Flip a bit of, or cut short, some chunk files; returns how many."""
-        files = [path for _, path in sorted((_changed_ns(path), path) for path in self.root.glob("chunks/*/*-*"))]
+        files = [path for _, path in sorted((_changed_ns(path), path) for path in self.chunks())]
         # Of the newest, which are read the most.
         newest = files[-NUM_NEWEST:]
         chosen = rng.sample(newest, min(num_files, len(newest)))
@@ -76,7 +80,7 @@ class Disk:
 
     def wipe(self) -> int:
         """Delete all chunk files, as if the disk had been replaced by a copy without them; returns how many."""
-        files = list(self.root.glob("chunks/*/*-*"))
+        files = self.chunks()
         for path in files:
             path.unlink()
         self.damaged.update(files)

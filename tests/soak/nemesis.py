@@ -57,6 +57,7 @@ class Nemesis:
             "part-etcd": self._part_etcd,
             "kill-etcd-leader": self._kill_leader,
             "pause-etcd": self._pause_member,
+            "isolate-member": self._isolate_member,
             "fill": self._fill,
             "flip": self._damage,
             "cut": self._damage,
@@ -212,6 +213,10 @@ class Nemesis:
         assert process is not None
         process.send_signal(signal.SIGSTOP)
         return lambda: process.send_signal(signal.SIGCONT)
+
+    def _isolate_member(self, fault: Fault) -> Callable[[], None]:
+        others = [f"m{n}" for n in range(NUM_MEMBERS) if n != fault.other]
+        return self._cut([(f"m{fault.other}", other) for other in others], fault)
 
     def _fill(self, fault: Fault) -> Callable[[], None]:
         disk = self._node(fault).disk

@@ -25,6 +25,7 @@ FaultKind = Literal[
     "part-etcd",
     "kill-etcd-leader",
     "pause-etcd",
+    "isolate-member",
     "fill",
     "flip",
     "cut",
@@ -36,6 +37,7 @@ FaultKind = Literal[
     "zone",
 ]
 FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
+OF_ETCD = ("kill-etcd-leader", "pause-etcd", "isolate-member")
 MAX_FAULTS = 3
 SECONDS = (2.0, 10.0)
 CALM_S = (2.0, 5.0)
@@ -80,10 +82,11 @@ class Fault:
             "flip": f", {self.amount} files",
             "cut": f", {self.amount} files",
             "pause-etcd": f": member {self.other}",
+            "isolate-member": f" {self.other} from the others: {self.rule}{', both ways' if self.both_ways else ''}",
             "weight": f": {self.amount} tenths",
             "zone": f": zone {self.amount}",
         }
-        about = "" if self.kind in ("kill-etcd-leader", "pause-etcd") else f" node {self.node}"
+        about = "" if self.kind in OF_ETCD else f" node {self.node}"
         return f"{self.kind}{about}{details.get(self.kind, '')}, after {self.after_s:.1f} s for {self.for_s:.1f} s"
 
 
@@ -110,7 +113,7 @@ def rounds(seed: int, *, kinds: Sequence[FaultKind], num_nodes: int, num_members
 
 def _fault(kind: FaultKind, rng: random.Random, *, num_nodes: int, num_members: int) -> Fault:
     node = rng.randrange(num_nodes)
-    if kind in ("part-etcd", "pause-etcd"):
+    if kind == "part-etcd" or kind in OF_ETCD:
         other = rng.randrange(num_members)
     else:
         other = (node + rng.randrange(1, num_nodes)) % num_nodes

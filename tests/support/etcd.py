@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -162,7 +162,12 @@ def _program() -> str:
 
 @contextmanager
 def running_etcd(
-    directory: Path, *, num_members: int = 1, options: Sequence[str] = (), tls: SSLContext | None = None
+    directory: Path,
+    *,
+    num_members: int = 1,
+    options: Sequence[str] = (),
+    tls: SSLContext | None = None,
+    peer_link: Callable[[str, int], int] = lambda name, port: port,
 ) -> Iterator[Etcd]:
     """A new cluster, ended with the block.
 
@@ -172,12 +177,15 @@ def running_etcd(
         Added to the command of each member.
     tls : ssl.SSLContext, optional
         How to reach members that speak TLS with clients.
+    peer_link : callable
+        The port at which its peers reach the member of this name, which listens for them on the one that is given.
     """
     program = _program()
-    peers = [f"http://{HOST}:{free_port()}" for _ in range(num_members)]
-    cluster = ",".join(f"m{n}={peer}" for n, peer in enumerate(peers))
+    ports = [free_port() for _ in range(num_members)]
+    reached = [f"http://{HOST}:{peer_link(f'm{n}', port)}" for n, port in enumerate(ports)]
+    cluster = ",".join(f"m{n}={peer}" for n, peer in enumerate(reached))
     members = []
-    for n, peer in enumerate(peers):
+    for n, port in enumerate(ports):
         endpoint = Endpoint(host=HOST, port=free_port())
         url = f"{'https' if tls else 'http'}://{endpoint}"
         settings = {
@@ -185,8 +193,8 @@ def running_etcd(
             "data-dir": str(directory / f"m{n}"),
             "listen-client-urls": url,
             "advertise-client-urls": url,
-            "listen-peer-urls": peer,
-            "initial-advertise-peer-urls": peer,
+            "listen-peer-urls": f"http://{HOST}:{port}",
+            "initial-advertise-peer-urls": reached[n],
             "initial-cluster": cluster,
             "log-level": "error",
             "logger": "zap",

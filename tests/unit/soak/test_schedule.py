@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import islice
 
 from tests.soak.links import RULES
-from tests.soak.schedule import FAULTS, Round, rounds
+from tests.soak.schedule import FAULTS, OF_ETCD, Round, rounds
 
 
 def first(seed: int, number: int) -> list[Round]:
@@ -28,8 +28,9 @@ def test_faults_strike_nodes_and_members_that_there_are_and_overlap() -> None:
     planned = first(4, 200)
     for fault in (fault for one in planned for fault in one.faults):
         assert 0 <= fault.node < 4
-        assert 0 <= fault.other < (3 if fault.kind in ("part-etcd", "pause-etcd") else 4)
-        assert fault.kind in ("part-etcd", "pause-etcd") or fault.other != fault.node
+        of_members = fault.kind in (*OF_ETCD, "part-etcd")
+        assert 0 <= fault.other < (3 if of_members else 4)
+        assert of_members or fault.other != fault.node
         assert fault.rule in RULES
         assert str(fault).startswith(fault.kind)
     pairs = [(a, b) for one in planned for a, b in zip(one.faults, one.faults[1:], strict=False)]
