@@ -235,7 +235,11 @@ class EmbeddedCluster:
                 # Claimed and let go: a node that runs already is found here, with a clear message.
                 with claim(path, cluster_id=cluster_id) as found:
                     self.data_dirs[found.node_id] = path
-            nodes = tuple(Node(id=node_id) for node_id in self.data_dirs)
+            # The host that nodes name themselves: under another one, a node that is added later would seem to be alone on a
+            # second host, and be given a copy of everything.
+            given = {**os.environ, **self._environment}
+            host = given.get("FOREBAY_MACHINE") or socket.gethostname()
+            nodes = tuple(Node(id=node_id, host=host) for node_id in self.data_dirs)
             layout = create_layout(store, Layout(version=1, partitions=self._partitions, nodes=nodes)).current
         finally:
             store.close()

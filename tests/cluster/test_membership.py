@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from functools import partial
 
+import pytest
+
 from client.client import Client
 from client.record import ObjectInfo
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
@@ -22,6 +24,8 @@ def test_a_spare_node_is_given_data(cluster: LiveCluster) -> None:
         assert states == {**dict.fromkeys(cluster.node_ids, "up"), newcomer: "spare"}
         plan = client.admin("POST", "/v1/admin/layout", json={"change": "add", "nodes": [newcomer]})
         assert plan["committed"] and plan["moved_bytes"] > 0
+        # All are on one host, so the newcomer gets a quarter of the copies and no copy of everything.
+        assert plan["moved_share"] == pytest.approx(0.25, abs=0.02)
         eventually(lambda: client.cluster.refresh().layout.version == 2, what="all nodes have heard of the new layout")
         for info in infos:
             eventually(partial(cluster.is_whole, client, info), what=f"{info.key} has all its replicas")

@@ -79,11 +79,11 @@ class Etcd:
         endpoints = tuple(member.endpoint for member in members or self.members)
         return EtcdAddress(endpoints=endpoints, prefix=f"t{self.num_prefixes}", tls=self.tls is not None)
 
-    def ask(self, path: str, message: Any = None, *, member: Member | None = None) -> Any:
+    def ask(self, path: str, message: Any = None, *, member: Member | None = None, timeout_s: float = 5.0) -> Any:
         """One request to one member."""
         endpoint = (member or self.members[0]).endpoint
         url = f"{'https' if self.tls else 'http'}://{endpoint}{path}"
-        with urlopen(Request(url, json.dumps(message or {}).encode()), timeout=5, context=self.tls) as answer:
+        with urlopen(Request(url, json.dumps(message or {}).encode()), timeout=timeout_s, context=self.tls) as answer:
             return json.load(answer)
 
     def leader(self) -> Member:
