@@ -101,7 +101,13 @@ class NodeConfig(EngineConfig):
     rebalance_rate_bytes_per_s: int = Field(
         128 * MIB, ge=1, description="How fast a node fetches and re-hashes what a new layout gives it"
     )
-    max_kept_jobs: int = Field(32, ge=1, le=1000, description="Ended jobs of this node that are remembered")
+    max_kept_jobs: int = Field(32, ge=1, le=1000, description="Ended jobs of a kind that are remembered of this node")
+    gc_interval_s: float = Field(3600.0, ge=0, description="Time between rounds of garbage collection; 0: only when asked for")
+    gc_rate_chunks_per_s: float = Field(1000.0, gt=0, description="How fast garbage is removed")
+    gc_retry_s: float = Field(30.0, gt=0, description="Pause before a sweep that failed is tried again")
+    max_gc_chunks: int = Field(
+        4_000_000, ge=1, description="Chunks that one look at all records is for; 9 bytes of memory each"
+    )
     scrub_rate_bytes_per_s: int = Field(64 * MIB, ge=1, description="Reading speed of the scrub")
 
     @model_validator(mode="after")

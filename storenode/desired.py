@@ -100,7 +100,7 @@ class DesiredSet:
         tally = _Tally()
         under_way: deque[tuple[Ref, Future[None]]] = deque()
         try:
-            for ref in self._refs(record):
+            for ref in self.refs(record):
                 if stopping():
                     tally.num_missing += 1
                     break
@@ -141,7 +141,8 @@ class DesiredSet:
                 self._seen = seen | self._seen
             raise
 
-    def _refs(self, record: ObjectRecord) -> Iterator[Ref]:
+    def refs(self, record: ObjectRecord) -> Iterator[Ref]:
+        """All chunks of a record, manifests too, which are read verified; raises `AllReplicasFailed`, `MetadataCorrupt`."""
         # One attempt per manifest: whoever calls this tries the whole record again later.
         reader = ContentReader(
             record.content,

@@ -196,6 +196,10 @@ class Follower:
         """Fetch a copy that is not here, or is not sound, now; raises what `Copies.mend` does."""
         self._repair.mend_now(partition, chunk_id)
 
+    def forget(self, partition: int, chunk_id: bytes) -> None:
+        """Do not have this node's copy of a chunk replaced after all."""
+        self._repair.forget(partition, chunk_id)
+
     def postpone(self, key: str, *, revision: int) -> None:
         """Have the record at `key` completed; the cursor stays before `revision` until it is."""
         self._add(key, revision=revision, due_s=self._clock())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from storenode.chunkdirs import ChunkDirectories
 from storenode.chunkfile import parse_name
 from storenode.filesystem import FileSystem, opened, translated
+from storenode.quarantine import chunk_set_aside
 from storenode.screening import Screening
 
 __all__ = ["Garbage", "Removed"]
@@ -41,7 +42,9 @@ class Garbage:
 
         Copies that come or go meanwhile may be among them or not. Raises `DiskFailed`.
         """
-        path, found = self._dirs.parents[first], []
+        path, found = self._dirs.parents[first], list[tuple[int, bytes]]()
+        if below <= self._screening.floor:
+            return found  # None of them is.
         with translated(path), opened(self._fs.open_directory(path)) as directory:
             for name in self._fs.list_names(path):
                 if chunk := parse_name(name):
@@ -68,3 +71,20 @@ class Garbage:
             if removed.num_chunks:
                 self._screening.withdrawn()
         return removed
+
+    def set_aside(self, *, below: int) -> dict[str, tuple[int, bytes]]:
+        """Copies in quarantine whose tags are less than `below`, by the names of their files. Raises `DiskFailed`."""
+        path, found = self._dirs.quarantine, {}
+        with translated(path), opened(self._fs.open_directory(path)) as directory:
+            for name in self._fs.list_names(path):
+                if chunk := chunk_set_aside(name):
+                    with suppress(FileNotFoundError):
+                        if self._screening.tag_of(self._fs.stat_name(name, directory=directory)) < below:
+                            found[name] = chunk
+        return found
+
+    def discard(self, name: str) -> None:
+        """Delete a copy in quarantine, which nobody will ask for again. Raises `DiskFailed`."""
+        path = self._dirs.quarantine
+        with translated(path), opened(self._fs.open_directory(path)) as directory, suppress(FileNotFoundError):
+            self._fs.unlink(name, directory=directory)

@@ -128,7 +128,7 @@ class Jobs:
     kinds : mapping of str to callable
         What this node can do: the work of each kind, which calls `JobRun.advance` as it goes.
     max_kept : int
-        How many ended jobs of this node are remembered.
+        How many ended jobs of a kind are remembered of this node.
     save_s : float
         Shortest time between two saves of progress.
     clock : callable
@@ -197,7 +197,7 @@ class Jobs:
         """
         if kind not in self._kinds:
             raise InvalidRequest(f"no jobs of kind {kind!r}; there are {', '.join(sorted(self._kinds))}")
-        self._forget_old()
+        self._forget_old(kind)
         with self._lock:
             if kind in self._running:
                 return self.get(self._running[kind][0])
@@ -321,8 +321,9 @@ class Jobs:
             raise JobNotFound(f"there is no job {job_id!r}; `forebay job ls` lists them", key=job_id)
         return decode_job(item), item.mod_revision
 
-    def _forget_old(self) -> None:
-        ended = [(job, rev) for job, rev in read_jobs(self._store) if job.node_id == self._node_id and job.state != "running"]
+    def _forget_old(self, kind: str) -> None:
+        mine = [(job, rev) for job, rev in read_jobs(self._store) if (job.node_id, job.kind) == (self._node_id, kind)]
+        ended = [(job, rev) for job, rev in mine if job.state != "running"]
         ended.sort(key=lambda pair: pair[0].updated_s)
         for job, revision in ended[: max(0, len(ended) - self._max_kept)]:
             key = JOBS + job.id

@@ -30,6 +30,7 @@ __all__ = [
     "NodeRecord",
     "ViewLoader",
     "ViewWatcher",
+    "holds_lease",
     "read_nodes",
 ]
 
@@ -94,6 +95,11 @@ def read_nodes(store: MetaStore) -> dict[str, NodeRecord]:
         if not page.more:
             return found
         start = after(page.items[-1].key)
+
+
+def holds_lease(store: MetaStore, node_id: str) -> bool:
+    """Whether a node counts as up."""
+    return store.get(NODES + node_id) is not None
 
 
 class ViewLoader:

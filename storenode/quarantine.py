@@ -14,7 +14,7 @@ from pathlib import Path
 from storenode.chunkfile import parse_name
 from storenode.filesystem import FileSystem, disk_error, opened
 
-__all__ = ["Quarantine"]
+__all__ = ["Quarantine", "chunk_set_aside"]
 
 
 class Quarantine:
@@ -34,12 +34,12 @@ class Quarantine:
 
     def chunks(self) -> set[tuple[int, bytes]]:
         """What the copies set aside claimed to be, as (partition, id). Raises `DiskFailed`."""
-        return {named for name in self._names() if (named := _chunk_of(name)) is not None}
+        return {named for name in self._names() if (named := chunk_set_aside(name)) is not None}
 
     def discard(self, partition: int, chunk_id: bytes) -> None:
         """Delete the copies set aside of a chunk whose replacement is durable. Raises `DiskFailed`."""
         for name in self._names():
-            if _chunk_of(name) == (partition, chunk_id):
+            if chunk_set_aside(name) == (partition, chunk_id):
                 try:
                     with opened(self._fs.open_directory(self._path)) as directory, suppress(FileNotFoundError):
                         # Not synced: if a crash brings it back, the next start looks once more and finds a sound copy.
@@ -54,6 +54,7 @@ class Quarantine:
             raise disk_error(exc, self._path) from exc
 
 
-def _chunk_of(name: str) -> tuple[int, bytes] | None:
+def chunk_set_aside(name: str) -> tuple[int, bytes] | None:
+    """What a copy in quarantine claimed to be, by the name of its file; None for a file that is none of ours."""
     # The chunk store appends a random suffix, because one chunk may go bad more than once.
     return parse_name(name.partition(".")[0])

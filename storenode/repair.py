@@ -212,6 +212,11 @@ class Repair:
         """Mend a copy in this thread, for somebody who waits for it; raises what `Copies.mend` does."""
         self._copies.mend(partition, chunk_id)
 
+    def forget(self, partition: int, chunk_id: bytes) -> None:
+        """Do not mend this node's copy after all: it was garbage, and is gone."""
+        with self._lock:
+            self._queue.done((partition, chunk_id))
+
     @property
     def num_pending(self) -> int:
         """Copies that wait to be mended."""

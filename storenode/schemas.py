@@ -270,6 +270,25 @@ SCHEMAS: dict[str, Any] = {
             "updated_s": _NUMBER,
         }
     ),
+    "GcStatus": _object(
+        {
+            "epoch": _INTEGER,
+            "wanted": _INTEGER,
+            "nodes": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {
+                        "epoch": _INTEGER,
+                        "num_removed": _INTEGER,
+                        "removed_bytes": _INTEGER,
+                        "num_kept": _INTEGER,
+                        "problem": _STRING,
+                        "up": _BOOLEAN,
+                    }
+                ),
+            },
+        }
+    ),
 }
 
 

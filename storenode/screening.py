@@ -7,7 +7,7 @@ in a bad one's place.
 A copy's tag is the epoch of garbage collection in which somebody last relied on it. It is kept as the file's time of last
 modification, in whole seconds: that costs no space and no write of its own, and is there from the moment that the name is. A
 crash may take back a tag that was raised, so whatever was tagged before this process began counts for the floor, which is the
-epoch that it found then. A time of the clock, as a crash or another program may leave it, is no epoch and counts for the floor.
+epoch that it found then. So does a time of the clock, from the year 2004 on, as a crash or another program may leave it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 
 from client.errors import ChunkCorrupt
+from client.wire import MAX_EPOCH
 from storenode.chunkfile import ChunkPath, read_trailer, rehash
 from storenode.filesystem import FileSystem, opened
 
@@ -29,8 +30,6 @@ __all__ = ["Copy", "Screening"]
 
 # Buffers for re-hashing that are kept between calls; more threads than this allocate their own.
 _NUM_KEPT_BUFFERS = 4
-# Times from here on (the year 2004) are of a clock: as epochs they would be reached in a thousand years at one a minute.
-_CLOCK_S = 2**30
 
 
 class Copy(Enum):
@@ -53,6 +52,8 @@ class Screening:
 
     Attributes
     ----------
+    floor : int
+        As given.
     num_withdrawn : int
         Copies that left their places.
     """
@@ -60,7 +61,7 @@ class Screening:
     def __init__(self, fs: FileSystem, *, quarantine: Path, floor: int) -> None:
         self._fs = fs
         self._quarantine = quarantine
-        self._floor = floor
+        self.floor = floor
         # One for each directory. Whoever takes a name away, or relies on the copy that it leads to, holds it while he
         # looks and acts. Threads are enough, for the directory is of one process.
         self._moving = [threading.Lock() for _ in range(256)]
@@ -115,7 +116,7 @@ class Screening:
     def tag_of(self, found: os.stat_result) -> int:
         """The tag of a copy's file."""
         seconds = found.st_mtime_ns // 10**9
-        return max(self._floor, seconds if seconds < _CLOCK_S else 0)
+        return max(self.floor, seconds if seconds <= MAX_EPOCH else 0)
 
     def remove_older(self, at: ChunkPath, *, below: int, directory: int) -> int:
         """Remove the copy under a name if its tag is less than `below`; the bytes that it took, 0 if nothing was removed.

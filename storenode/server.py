@@ -47,6 +47,7 @@ from storenode.coordinator import Coordinator, Duty
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
 from storenode.engine import open_engine
+from storenode.epochs import EpochClock
 from storenode.filesystem import FileSystem
 from storenode.follower import Follower
 from storenode.held import Holdings
@@ -70,6 +71,7 @@ from storenode.reshaping import Reshaping, ask_facts
 from storenode.retirement import Retirement
 from storenode.scrub import Scrub
 from storenode.secret import Secret, read_secret
+from storenode.sweeping import GC_KIND, Sweeping, make_sweep_job
 from storenode.threads import BUSY_RETRY_S, Pools
 from storenode.tokens import NodeTokens, Tokens
 
@@ -258,15 +260,20 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         scrub = Scrub(
             chunks=store, store=meta, desired=desired, follower=follower, rate_bytes_per_s=config.scrub_rate_bytes_per_s
         )
-        jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub}, max_kept=config.max_kept_jobs)
+        sweep = make_sweep_job(config, meta, copies=copies, desired=desired, lineage=lineage, forget=follower.forget)
+        jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub, GC_KIND: sweep}, max_kept=config.max_kept_jobs)
         jobs.resume()
         stack.callback(jobs.stop)
+        sweeping = Sweeping(config, meta, node_id=directory.node_id, cluster=cluster, jobs=jobs)
+        sweeping.start()
+        stack.callback(sweeping.stop)
         ask = partial(ask_facts, store=meta, cluster=cluster, transport=transport)
         reshaping = Reshaping(meta, ask=ask)
         duties: dict[str, Duty] = {
             "retirement": Retirement(meta),
             "absences": Absences(meta, reshaping=reshaping, out_after_s=config.out_after_s),
             "rebalance": Rebalance(meta, ask=ask, max_kept=config.max_kept_jobs),
+            "garbage collection": EpochClock(meta, interval_s=config.gc_interval_s),
         }
         ownership = Ownership(meta, what="coordinator", node_id=directory.node_id, lease=lambda: membership.lease)
         coordinator = Coordinator(ownership, duties=duties, period_s=config.coordinator_period_s)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from client.cli import admin, buckets, jobs, nodes, objects, snapshots, transfers
+from client.cli import admin, buckets, gc, jobs, nodes, objects, snapshots, transfers
 from client.cli.connection import Settings
 from client.cli.plugins import UNAVAILABLE, load_plugins
 from client.cli.report import INTERRUPTED, USAGE, print_error, report
@@ -75,6 +75,7 @@ def build_app() -> typer.Typer:
     snapshots.register(app)
     admin.register(app)
     jobs.register(app)
+    gc.register(app)
     nodes.register(app)
     load_plugins(app)
     return app
