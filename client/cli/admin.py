@@ -76,7 +76,11 @@ def verify_objects(
         _print_shortfalls(out, health.shortfalls, total=health.objects - health.objects_clean)
         for node_id, why in health.silent_nodes.items():
             out.note(f"node {node_id} did not answer: {why}")
-        out.note("hint: the nodes repair by themselves what they can; `forebay cluster status` shows which nodes are up")
+        # A node fetches what it never had, and replaces what is bad. That files were lost, it does not know before it looks.
+        out.note(
+            "hint: the nodes repair what they know of; `forebay scrub` has them look for copies that were lost, "
+            "`forebay cluster status` shows which nodes are up"
+        )
         raise typer.Exit(COPIES_MISSING)
 
 
