@@ -14,7 +14,8 @@ from tests.soak.links import Network, Rule
 from tests.support.cluster import eventually
 from tests.support.socket_server import Connection, SocketServer, answer, serving
 
-WAIT_S = 0.3
+WAIT_S = 20.0
+SILENCE_S = 0.5
 REQUEST = b"GET /x HTTP/1.1\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -42,8 +43,9 @@ def bed() -> Iterator[Bed]:
         yield Bed(network=network, port=port, asked=asked)
 
 
-def ask(connection: socket.socket) -> str:
-    """What comes back of a request: the answer, silence or the end."""
+def ask(connection: socket.socket, *, wait_s: float = WAIT_S) -> str:
+    """What comes back of a request within so long: the answer, silence or the end."""
+    connection.settimeout(wait_s)
     try:
         connection.sendall(REQUEST)
         return "answer" if connection.recv(65536) else "end"
@@ -72,7 +74,10 @@ def test_a_rule_holds_for_old_and_new_connections_until_it_is_lifted(bed: Bed, r
         bed.asked.clear()
         bed.network.cut("here", "there", rule)
         with connect(bed) as new:
-            assert (ask(old), ask(new)) == (outcome, outcome)
+            wait_s = SILENCE_S if outcome == "silence" else WAIT_S
+            assert (ask(old, wait_s=wait_s), ask(new, wait_s=wait_s)) == (outcome, outcome)
+            if arrives:
+                eventually(lambda: len(bed.asked) == 2, what="both requests arrive")
             assert bool(bed.asked) == arrives
             bed.network.heal("here", "there")
             # A connection that lost something passes nothing any more.

@@ -10,12 +10,15 @@ from client.client import Client
 from client.errors import ObjectNotFound, StoreError
 from client.health import Health
 from client.verify import verify
+from storenode.chunkfile import parse_name
 from tests.soak.clients import BUCKET
+from tests.soak.cluster import SoakCluster
 from tests.soak.history import History
 from tests.soak.ledger import PREFIX, Entry, Ledger
+from tests.soak.operator import Operator
 from tests.support.linearizability import SearchTooLarge, check
 
-__all__ = ["check_contended", "check_ledger", "wait_for_copies"]
+__all__ = ["check_contended", "check_garbage", "check_ledger", "wait_for_copies"]
 
 POLL_S = 1.0
 READ_S = 120.0
@@ -77,6 +80,22 @@ def _lack(health: Health | None) -> str:
         f"{health.copies_missing} missing, {health.copies_corrupt} corrupt, {health.copies_unreachable} unreachable; "
         f"{worst[:5]}; silent: {health.silent_nodes}"
     )
+
+
+def check_garbage(cluster: SoakCluster, operator: Operator, history: History) -> None:
+    """No disk holds what no record refers to. Copies that lie where no layout places them any more are counted."""
+    wanted = operator.wanted()
+    if wanted is None:
+        history.violation("what is referred to can't be told although nothing is broken")
+        return
+    referred = {(partition, chunk_id) for _, partition, chunk_id in wanted}
+    for node in cluster.nodes:
+        named = [(path, parse_name(path.name)) for path in node.disk.chunks()]
+        garbage = [path for path, name in named if name not in referred]
+        if garbage:
+            history.violation(f"{node.name} still has {len(garbage)} chunks that nothing refers to, such as {garbage[:3]}")
+        history.count("chunk files at the end", len(named))
+        history.count("of them misplaced", sum((node.node_id, *name) not in wanted for _, name in named if name))
 
 
 def check_ledger(client: Client, ledger: Ledger) -> None:

@@ -46,6 +46,9 @@ ENVIRONMENT = {
     "FOREBAY_LEASE_TTL_S": "4",
     "FOREBAY_METADATA_TIMEOUT_S": "3",
     "FOREBAY_START_TIMEOUT_S": "5",
+    # Epochs that pass while uploads are under way.
+    "FOREBAY_GC_INTERVAL_S": "5",
+    "FOREBAY_GC_RETRY_S": "1",
     "FOREBAY_TEE_TIMEOUT_S": "3",
     "FOREBAY_RESERVE_BYTES": str(8 * 1024 * 1024),
     "FOREBAY_READ_TIMEOUT_S": "5",

@@ -115,7 +115,8 @@ class Network:
     async def _listen(self, target: str, port: int, source: str | None) -> int:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             name = source or self._owner(writer)
-            with suppress(OSError):
+            # Cancelled at the end; asyncio's streams would tell of it as of a failure.
+            with suppress(OSError, asyncio.CancelledError):
                 await self._join(_Connection(source=name, target=target, near=writer), reader, port)
 
         server = await asyncio.start_server(serve, HOST, 0, limit=PIECE_BYTES)

@@ -67,6 +67,7 @@ class Nemesis:
             "drain": self._drain,
             "weight": self._weigh,
             "zone": self._move,
+            "gc": self._collect,
         }
 
     def _possible(self) -> list[FaultKind]:
@@ -282,6 +283,10 @@ class Nemesis:
 
     def _move(self, fault: Fault) -> Callable[[], None]:
         self._operator.change("zone", self._node(fault).node_id, zone=f"zone-{fault.amount}")
+        return _nothing
+
+    def _collect(self, _: Fault) -> Callable[[], None]:
+        self._operator.collect()
         return _nothing
 
     # What faults are made of

@@ -1,4 +1,4 @@
-"""What an operator does while things break: scrubs, changes of the layout, and a look at what is referred to.
+"""What an operator does while things break: scrubs, changes of the layout, collecting garbage, looking at what is referred to.
 
 Its calls fail as anybody's do; an operator tries again, or does without.
 """
@@ -17,6 +17,7 @@ from tests.soak.history import History
 __all__ = ["Operator"]
 
 LAYOUT = "/v1/admin/layout"
+GC = "/v1/admin/gc"
 POLL_S = 1.0
 
 
@@ -52,6 +53,32 @@ class Operator:
             self._history.count("layout change ok")
             return True
         return False
+
+    def collect(self) -> int | None:
+        """`forebay gc`; the epoch at which all that is garbage now will be gone, None if it could not be asked for."""
+        try:
+            return int(self._client.admin("POST", GC)["epoch"])
+        except StoreError as error:
+            self._history.failed("gc", error)
+            return None
+
+    def await_collection(self, *, deadline_s: float) -> None:
+        """Wait until all that is garbage now is gone from every node."""
+        end_s, epoch = time.monotonic() + deadline_s, self.collect()
+        while epoch is None or not self._is_swept(epoch):
+            if time.monotonic() > end_s:
+                found = self._client.admin("GET", GC)
+                self._history.violation(f"after {deadline_s:.0f} s without faults epoch {epoch} is not swept: {found}")
+                return
+            time.sleep(POLL_S)
+            epoch = self.collect() if epoch is None else epoch
+
+    def _is_swept(self, epoch: int) -> bool:
+        try:
+            found = self._client.admin("GET", GC)
+        except StoreError:
+            return False
+        return all(node["epoch"] >= epoch for node in found["nodes"].values())
 
     def wanted(self) -> set[tuple[str, int, bytes]] | None:
         """Each copy to which a record refers, as (node id, partition, chunk id); None if that can't be told now."""

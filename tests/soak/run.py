@@ -14,7 +14,7 @@ from typing import Protocol
 from unittest.mock import patch
 
 from client.client import Client
-from tests.soak.checks import check_contended, check_ledger, wait_for_copies
+from tests.soak.checks import check_contended, check_garbage, check_ledger, wait_for_copies
 from tests.soak.clients import BUCKET, Contender
 from tests.soak.cluster import SoakCluster, running
 from tests.soak.history import History
@@ -100,6 +100,9 @@ def soak(settings: Settings, directory: Path, *, on_event: Callable[[str], None]
             operator.settle(deadline_s=COPIES_S)
             wait_for_copies(admin, history, deadline_s=COPIES_S)
             check_ledger(admin, ledger)
+            operator.await_collection(deadline_s=COPIES_S)
+            check_garbage(cluster, operator, history)
+            wait_for_copies(admin, history, deadline_s=COPIES_S)
         check_contended(history)
     return Report(settings=settings, history=history, took_s=time.monotonic() - started_s)
 

@@ -35,9 +35,10 @@ FaultKind = Literal[
     "drain",
     "weight",
     "zone",
+    "gc",
 ]
 FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
-OF_ETCD = ("kill-etcd-leader", "pause-etcd", "isolate-member")
+OF_ETCD = ("kill-etcd-leader", "pause-etcd", "isolate-member", "gc")  # or of no node
 MAX_FAULTS = 3
 SECONDS = (2.0, 10.0)
 CALM_S = (2.0, 5.0)

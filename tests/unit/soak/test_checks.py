@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,7 +13,8 @@ from client.catalog import Listing
 from client.client import Client
 from client.errors import DiskFull, EndpointUnreachable, InternalError, NotEnoughReplicas, PreconditionFailed
 from client.record import Condition, ObjectInfo
-from tests.soak.checks import check_contended
+from tests.soak.checks import check_contended, check_garbage
+from tests.soak.disks import Disk
 from tests.soak.history import History, Seen, now
 from tests.soak.ledger import Entry, Ledger, Lister
 from tests.soak.values import value
@@ -116,6 +119,22 @@ def test_a_defect_is_a_violation_and_an_outage_is_counted() -> None:
     history.failed("get", KeyError("a bug"))
     assert len(history.violations) == 2
     assert history.counts["get endpoint-unreachable"] == 1
+
+
+def test_chunks_that_nothing_refers_to_are_found(tmp_path: Path) -> None:
+    disk = Disk(root=tmp_path, own=False)
+    wanted, name = set[tuple[str, int, bytes]](), "00000005-" + "ab" * 32
+    cluster: Any = SimpleNamespace(nodes=[SimpleNamespace(name="n0", node_id="id0", disk=disk)])
+    operator: Any = SimpleNamespace(wanted=lambda: wanted)
+    (tmp_path / "chunks" / "ab").mkdir(parents=True)
+    (tmp_path / "chunks" / "ab" / name).touch()
+    wanted.add(("id0", 5, bytes.fromhex("ab" * 32)))
+    history = History()
+    check_garbage(cluster, operator, history)
+    assert history.violations == []
+    wanted.clear()
+    check_garbage(cluster, operator, history)
+    assert "n0 still has 1 chunks that nothing refers to" in history.violations[0]
 
 
 def test_a_lost_entry_is_found() -> None:
