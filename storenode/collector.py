@@ -16,6 +16,9 @@ What a record refers to is known only if its manifests can be read. If one can't
 this sweep at all, and it is tried again later. A record that changed since it was seen is no such obstacle: what it is
 now is among the changes.
 
+Copies that records refer to and that belong to other nodes go in the same sweep, by the same rule, when these nodes have
+re-hashed theirs (`storenode.surplus`).
+
 Before the records are looked at the node's own view of the cluster is made as new as the epoch, for what its repair tags
 (`storenode.repair.Copies`). Removing stops while this node holds no lease or its metadata are older than they were.
 """
@@ -28,20 +31,24 @@ from dataclasses import dataclass, field, replace
 from client.catalog import parts
 from client.errors import StoreError
 from client.manifest import Ref
+from client.placement import Layout
 from client.record import ObjectRecord
 from storenode.desired import RECORDS_END, RECORDS_START, is_record_key, scan_records
 from storenode.garbage import Garbage, Removed
 from storenode.history import decode_record
 from storenode.marks import Chunk, Marks
 from storenode.metastore import KeyValue, MetaStore
+from storenode.surplus import Surplus
 
 __all__ = ["Collector", "Swept"]
 
 _NUM_DIRECTORIES = 256
 # Each look at the changes may cost the engine a write; what is seen later is held back in its history meanwhile.
 _PAGES_PER_LOOK = 16
-# Removed between two looks at whether this node still may.
+# Removed between two looks at whether this node still may; and re-hashed by others in one call.
 _BATCH_CHUNKS = 256
+_BATCH_SURPLUS = 64
+_ANY_TAG = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +63,17 @@ class Swept:
         Garbage.
     num_kept : int
         Copies that were old enough, and that records refer to.
+    given_up : Removed
+        Of these, those that belong elsewhere and that others have.
+    num_left : int
+        Those that belong elsewhere and were not given up; on a draining node, all that is left.
     """
 
     epoch: int
     removed: Removed = field(default_factory=Removed)
     num_kept: int = 0
+    given_up: Removed = field(default_factory=Removed)
+    num_left: int = 0
 
 
 class Collector:
@@ -78,6 +91,8 @@ class Collector:
         Makes this node's view of the cluster at least as new as an epoch, or raises.
     require_may_remove : callable
         Raises `StoreError` while nothing may be removed.
+    surplus : Surplus
+        Says which copies that records refer to may go.
     forget : callable
         Told of chunks whose bad copies nobody has to replace any more.
     max_chunks : int
@@ -93,6 +108,7 @@ class Collector:
         refs: Callable[[ObjectRecord], Iterable[Ref]],
         reach: Callable[[int], object],
         require_may_remove: Callable[[], object],
+        surplus: Surplus,
         forget: Callable[[int, bytes], object],
         max_chunks: int,
     ) -> None:
@@ -101,6 +117,7 @@ class Collector:
         self._refs = refs
         self._reach = reach
         self._require_may_remove = require_may_remove
+        self._surplus = surplus
         self._forget = forget
         self._max_chunks = max_chunks
         self._until = 0
@@ -114,6 +131,7 @@ class Collector:
             A record or a manifest can't be read, the metadata or the disk does not answer, or nothing may be removed now.
         """
         swept, first = Swept(epoch=epoch), 0
+        layout = self._surplus.layout()
         aside = self._garbage.set_aside(below=epoch - 1)
         while first < _NUM_DIRECTORIES:
             marks, last = Marks(), first
@@ -129,8 +147,17 @@ class Collector:
                 for removed in self._remove(marks, range(first, last), below=epoch - 1):
                     swept = replace(swept, removed=swept.removed + removed)
                     yield swept
+                for given_up, num_left in self._give_up(layout, marks, range(first, last), below=epoch - 1):
+                    swept = replace(swept, given_up=swept.given_up + given_up, num_left=swept.num_left + num_left)
+                    yield swept
                 self._discard(item for item in aside.items() if marks.is_garbage(item[1]))
             first = last
+        if layout is not None:
+            if self._surplus.gives_up_all(layout):
+                # Also what was not old enough to be looked at.
+                num_left = sum(len(self._garbage.older(first, below=_ANY_TAG)) for first in range(_NUM_DIRECTORIES))
+                swept = replace(swept, num_left=num_left)
+            self._surplus.tell(layout, left=swept.num_left)
         yield swept
 
     def _mark(self, marks: Marks, *, epoch: int) -> Iterator[None]:
@@ -160,8 +187,9 @@ class Collector:
 
     def _keep(self, marks: Marks, item: KeyValue) -> None:
         try:
-            for ref in self._refs(decode_record(item)):
-                marks.keep((ref.partition, ref.id))
+            record = decode_record(item)
+            for ref in self._refs(record):
+                marks.keep((ref.partition, ref.id), copies=record.replicas)
         except StoreError:
             now = self._store.get(item.key)
             if now is not None and now.mod_revision == item.mod_revision:
@@ -176,6 +204,20 @@ class Collector:
             for batch in parts(found, _BATCH_CHUNKS):
                 self._require_may_remove()
                 yield self._garbage.remove(first, batch, below=below)
+
+    def _give_up(self, layout: Layout | None, marks: Marks, directories: range, *, below: int) -> Iterator[tuple[Removed, int]]:
+        """Remove copies that belong elsewhere, once others have re-hashed theirs; what was removed, and how many stay."""
+        if layout is None:
+            return
+        for first in directories:
+            wanted = {chunk: marks.copies_of(chunk) for chunk in self._garbage.older(first, below=below)}
+            misplaced = [chunk for chunk, copies in wanted.items() if self._surplus.is_misplaced(layout, chunk, copies=copies)]
+            for batch in parts(misplaced, _BATCH_SURPLUS):
+                size_bytes = self._garbage.size_bytes(first, batch)
+                replaced = self._surplus.replaced(layout, {chunk: wanted[chunk] for chunk in batch}, size_bytes=size_bytes)
+                self._require_may_remove()
+                removed = self._garbage.remove(first, replaced, below=below)
+                yield removed, len(batch) - removed.num_chunks
 
     def _discard(self, aside: Iterable[tuple[str, Chunk]]) -> None:
         for name, chunk in aside:

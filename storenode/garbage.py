@@ -53,6 +53,15 @@ class Garbage:
                             found.append(chunk)
         return found
 
+    def size_bytes(self, first: int, chunks: Iterable[tuple[int, bytes]]) -> int:
+        """What the files of these copies take, whose ids begin with the byte `first`. Raises `DiskFailed`."""
+        path, size_bytes = self._dirs.parents[first], 0
+        with translated(path), opened(self._fs.open_directory(path)) as directory:
+            for chunk in chunks:
+                with suppress(FileNotFoundError):
+                    size_bytes += self._fs.stat_name(self._dirs.at(*chunk).name, directory=directory).st_size
+        return size_bytes
+
     def remove(self, first: int, chunks: Iterable[tuple[int, bytes]], *, below: int) -> Removed:
         """Remove those of `chunks`, whose ids begin with the byte `first`, whose tags are still less than `below`.
 

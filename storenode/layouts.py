@@ -2,6 +2,7 @@
 
     layout          the layouts that are not retired, newest first (client.placement.Layouts)
     layout/anchor   {"layout", "epoch"}: the newest layout's version, and the epoch of garbage collection
+    layout/request  {"id"}: who asked for the last change, so that its repeat is not taken for another one
 
 The anchor repeats the version so that a commit, which compares both, has one small key to read however many nodes there are.
 Whoever changes the layout changes it in the same transaction. Nothing here changes while commits are frozen
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from client.cluster import Anchor
 from client.placement import Layout, Layouts
 from client.wire import encode_json
-from storenode.history import decode_json
+from storenode.history import decode_json, decode_json_object
 from storenode.lineage import read_lineage
 from storenode.metastore import Compare, KeyValue, MetaStore, Put
 
@@ -29,12 +30,14 @@ __all__ = [
     "change_layouts",
     "create_layout",
     "decode_anchor",
+    "last_request",
     "read_anchor",
     "read_layouts",
 ]
 
 LAYOUT_KEY = "layout"
 ANCHOR_KEY = "layout/anchor"
+REQUEST_KEY = "layout/request"
 # Before there is a layout. Nothing can be stored then, so that nothing can be anchored to it but what has no chunks.
 _NOTHING = Anchor(layout=0, epoch=0)
 
@@ -92,13 +95,28 @@ def decode_anchor(item: KeyValue | None) -> KnownAnchor:
     return KnownAnchor(anchor=Anchor.from_json(decode_json(item)), revision=item.mod_revision)
 
 
-def change_layouts(store: MetaStore, found: KnownLayouts, layouts: Layouts, *, also: Sequence[Compare] = ()) -> int | None:
-    """Replace the layouts, if they are still as `found` and `also` holds; returns the revision, or None."""
+def change_layouts(
+    store: MetaStore, found: KnownLayouts, layouts: Layouts, *, also: Sequence[Compare] = (), request_id: str = ""
+) -> int | None:
+    """Replace the layouts, if they are still as `found` and `also` holds; returns the revision, or None.
+
+    Parameters
+    ----------
+    request_id : str
+        Of who asked for it, kept until the next change: a request whose answer was lost is repeated.
+    """
     lineage, anchor = read_lineage(store), read_anchor(store)
     lineage.require_writable()
     now = Anchor(layout=layouts.current.version, epoch=anchor.anchor.epoch)
-    result = store.txn([lineage.unchanged, found.unchanged, anchor.unchanged, *also], _puts(layouts, now))
+    puts = [*_puts(layouts, now), Put(key=REQUEST_KEY, value=encode_json({"id": request_id}))]
+    result = store.txn([lineage.unchanged, found.unchanged, anchor.unchanged, *also], puts)
     return result.revision if result.ok else None
+
+
+def last_request(store: MetaStore) -> str:
+    """Who asked for the last change of the layouts; empty if that is not known."""
+    item = store.get(REQUEST_KEY)
+    return "" if item is None else str(decode_json_object(item).get("id", ""))
 
 
 def change_epoch(store: MetaStore, found: KnownAnchor, *, epoch: int, also: Sequence[Compare] = ()) -> int | None:

@@ -1,7 +1,8 @@
 """Which of the copies on a disk records refer to: eight bytes a copy, whatever the number of records. Pure.
 
-Only copies that could be removed are remembered, as hashes of partition and id, and each is ticked off when a record is seen to
-refer to it. Two copies of one hash are kept if either is referred to: a collision keeps garbage and never removes more.
+Only copies that could be removed are remembered, as hashes of partition and id, each with the greatest number of copies that
+a record was seen to ask for. Two copies of one hash are kept if either is referred to: a collision keeps garbage and never
+removes more.
 """
 
 from __future__ import annotations
@@ -31,23 +32,29 @@ class Marks:
     @property
     def num_kept(self) -> int:
         """Copies that a record refers to."""
-        return sum(map(sum, self._kept.values()))
+        return sum(len(kept) - kept.count(0) for kept in self._kept.values())
 
     def expect(self, first: int, chunks: Iterable[Chunk]) -> None:
         """Remember copies, whose ids begin with the byte `first`; all of them by one call."""
         self._hashes[first] = array("Q", sorted({_hash(chunk) for chunk in chunks}))
         self._kept[first] = bytearray(len(self._hashes[first]))
 
-    def keep(self, chunk: Chunk) -> None:
-        """Note that a record refers to a chunk, which need not be among the copies."""
+    def keep(self, chunk: Chunk, *, copies: int) -> None:
+        """Note that a record asks for so many copies of a chunk, which need not be among these here."""
         place = self._find(chunk)
         if place is not None:
-            self._kept[chunk[1][0]][place] = 1
+            kept = self._kept[chunk[1][0]]
+            kept[place] = max(kept[place], copies)
 
     def is_garbage(self, chunk: Chunk) -> bool:
         """Whether a copy was expected and no record refers to it."""
         place = self._find(chunk)
         return place is not None and not self._kept[chunk[1][0]][place]
+
+    def copies_of(self, chunk: Chunk) -> int:
+        """How many copies records ask for, at most; 0 of a chunk that is not among these here."""
+        place = self._find(chunk)
+        return 0 if place is None else self._kept[chunk[1][0]][place]
 
     def _find(self, chunk: Chunk) -> int | None:
         hashes, value = self._hashes.get(chunk[1][0]), _hash(chunk)

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 from client.placement import Layouts
 from client.wire import encode_json
-from storenode.buckets import Buckets
 from storenode.held import is_complete, read_held
 from storenode.job import REBALANCE, Job
 from storenode.jobs import JOBS, read_jobs
@@ -24,6 +23,7 @@ from storenode.lineage import read_lineage
 from storenode.metastore import Compare, Delete, MetaStore, Put
 from storenode.movement import NodeFacts, per_partition, shifts
 from storenode.ownership import Fence
+from storenode.reshaping import most_replicas
 
 __all__ = ["Rebalance"]
 
@@ -94,8 +94,7 @@ class Rebalance:
         self._put(replace(job, detail=self._describe(job, complete, len(current.active))), revision, fence)
 
     def _begin(self, layouts: Layouts, facts: Mapping[str, NodeFacts]) -> Job:
-        replicas = max((policy.replicas for policy in Buckets(self._store).all().values()), default=1)
-        found = shifts(layouts.older[-1], layouts.current, replicas=replicas)
+        found = shifts(layouts.older[-1], layouts.current, replicas=most_replicas(self._store))
         gained = sum(shift.gained for shift in found)
         size_bytes = per_partition(found, {node_id: fact.held_bytes for node_id, fact in facts.items()})
         chunks = per_partition(found, {node_id: fact.held_chunks for node_id, fact in facts.items()})

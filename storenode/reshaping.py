@@ -23,13 +23,13 @@ from storenode.buckets import Buckets
 from storenode.held import is_complete, read_held
 from storenode.job import REBALANCE
 from storenode.jobs import read_jobs
-from storenode.layouts import LAYOUT_KEY, KnownLayouts, change_layouts, read_layouts
+from storenode.layouts import LAYOUT_KEY, KnownLayouts, change_layouts, last_request, read_layouts
 from storenode.lineage import read_lineage
 from storenode.membership import NodeRecord, read_nodes
 from storenode.metastore import Compare, MetaStore
-from storenode.movement import Add, Change, Drain, NodeFacts, Plan, Remove, SetWeight, SetZone, plan
+from storenode.movement import Add, Change, Drain, NodeFacts, Plan, Remove, SetWeight, SetZone, plan, shifts
 
-__all__ = ["Reshaped", "Reshaping", "Wish", "ask_facts"]
+__all__ = ["Reshaped", "Reshaping", "Wish", "ask_facts", "most_replicas"]
 
 MAX_NAMED = 1024
 _MAX_TURNS = 8
@@ -52,6 +52,8 @@ class Wish:
         For weight, and for the nodes that are added (1 by default).
     zone : str or None
         For zone.
+    id : str
+        Kept through all repeats of the request; empty if it is not repeated.
     force, dry_run : bool
         Override what is a matter of judgement; only plan.
     """
@@ -60,6 +62,7 @@ class Wish:
     node_ids: tuple[str, ...] = ()
     weight: float | None = None
     zone: str | None = None
+    id: str = ""
     force: bool = False
     dry_run: bool = False
 
@@ -80,8 +83,11 @@ class Wish:
             raise InvalidRequest(f"{kind} takes one node, found {len(nodes)}")
         if (kind == "weight" and weight is None) or (kind == "zone" and zone is None):
             raise InvalidRequest(f"a change of the {kind} names the new one: {{{kind!r}: ...}}")
+        request_id = value.get("id", "")
+        if not isinstance(request_id, str) or len(request_id) > 64:
+            raise InvalidRequest(f"id {request_id!r:.80}: expected up to 64 characters")
         flags = {name: value.get(name, False) is True for name in ("force", "dry_run")}
-        return cls(kind=kind, node_ids=tuple(dict.fromkeys(nodes)), weight=weight, zone=zone, **flags)  # type: ignore[arg-type]
+        return cls(kind=kind, node_ids=tuple(dict.fromkeys(nodes)), weight=weight, zone=zone, id=request_id, **flags)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +117,17 @@ class Reshaping:
         """Do what is asked for if `also` holds, or only plan it; raises what `storenode.movement.plan` does, and `Conflict`."""
         for _ in range(_MAX_TURNS):
             known = self._layouts()
+            if wish.id and last_request(self._store) == wish.id:
+                return Reshaped(plan=self._made(known), revision=known.revision)
             change = self._change(wish, known)
             named = dict.fromkeys(node.id for node in known.layouts.current.nodes)
             if isinstance(change, Add):
                 named |= dict.fromkeys(node.id for node in change.nodes)
-            replicas = max((policy.replicas for policy in Buckets(self._store).all().values()), default=1)
-            made = plan(known.layouts, change, replicas=replicas, facts=self._ask(list(named)), force=wish.force)
+            facts = self._ask(list(named))
+            made = plan(known.layouts, change, replicas=most_replicas(self._store), facts=facts, force=wish.force)
             if wish.dry_run or made.layouts == known.layouts:
                 return Reshaped(plan=made, revision=None)
-            revision = change_layouts(self._store, known, made.layouts, also=also)
+            revision = change_layouts(self._store, known, made.layouts, also=also, request_id=wish.id)
             if revision is not None:
                 return Reshaped(plan=made, revision=revision)
         raise Conflict(f"the layout changed {_MAX_TURNS} times while this change was planned; try again", key=LAYOUT_KEY)
@@ -138,6 +146,12 @@ class Reshaping:
         older = [layout.version for layout in known.layouts.older]
         running = (job.detail for job, _ in read_jobs(self._store) if (job.kind, job.state) == (REBALANCE, "running"))
         return {"version": current.version, "older": older, "move": next(running, ""), "nodes": placed + spare}
+
+    def _made(self, known: KnownLayouts) -> Plan:
+        """What the last change did, as far as that can still be told."""
+        current, replicas = known.layouts.current, most_replicas(self._store)
+        before = known.layouts.older[0] if known.layouts.older else current
+        return Plan(layouts=known.layouts, replicas=replicas, shifts=shifts(before, current, replicas=replicas))
 
     def _layouts(self) -> KnownLayouts:
         known = read_layouts(self._store)
@@ -179,6 +193,11 @@ class Reshaping:
                 record = _registered(up, node_id)
                 nodes.append(Node(id=node_id, weight=weight, zone=record.zone, host=record.host))
         return Add(nodes=tuple(nodes))
+
+
+def most_replicas(store: MetaStore) -> int:
+    """The most copies that a bucket asks for."""
+    return max((policy.replicas for policy in Buckets(store).all().values()), default=1)
 
 
 def _standing(node: Node, record: NodeRecord | None, *, complete: Set[str], drained: Set[str]) -> dict[str, Any]:

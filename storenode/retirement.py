@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 
 from client.placement import Layouts
+from storenode.epochs import ask_for_epoch
 from storenode.held import is_complete, read_held
 from storenode.layouts import change_layouts, read_layouts
 from storenode.lineage import read_lineage
@@ -48,3 +49,5 @@ class Retirement:
         if change_layouts(self._store, known, Layouts(current=current), also=[fence.holds]) is not None:
             older = ", ".join(str(layout.version) for layout in known.layouts.older)
             log.info("layout %d is complete on all nodes; retired: %s", current.version, older)
+            # For nodes to give up soon what they hold no longer; without it they would at the next epoch.
+            ask_for_epoch(self._store)

@@ -185,10 +185,11 @@ SCHEMAS: dict[str, Any] = {
             "nodes": {"type": "array", "items": _STRING, "description": "Ids; for add: empty means every spare node"},
             "weight": _NUMBER,
             "zone": _STRING,
+            "id": {"type": "string", "description": "Kept when the request is repeated, which then changes nothing more"},
             "dry_run": _BOOLEAN,
             "force": _BOOLEAN,
         },
-        optional=("weight", "zone", "dry_run", "force"),
+        optional=("weight", "zone", "id", "dry_run", "force"),
     ),
     "LayoutProgress": _object(
         {

@@ -46,6 +46,7 @@ from storenode.connections import Connections
 from storenode.coordinator import Coordinator, Duty
 from storenode.cursor import CursorFile
 from storenode.desired import DesiredSet
+from storenode.emptying import Emptying
 from storenode.engine import open_engine
 from storenode.epochs import EpochClock
 from storenode.filesystem import FileSystem
@@ -71,6 +72,7 @@ from storenode.reshaping import Reshaping, ask_facts
 from storenode.retirement import Retirement
 from storenode.scrub import Scrub
 from storenode.secret import Secret, read_secret
+from storenode.surplus import Surplus
 from storenode.sweeping import GC_KIND, Sweeping, make_sweep_job
 from storenode.threads import BUSY_RETRY_S, Pools
 from storenode.tokens import NodeTokens, Tokens
@@ -242,7 +244,10 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         pace = Pace(config.rebalance_rate_bytes_per_s)
         desired = DesiredSet(copies, num_threads=config.max_repair_threads, pace=pace)
         stack.callback(desired.close)
-        follower = _make_follower(config, copies, desired=desired, meta=meta, cursor_file=cursor_file, lineage=lineage)
+        holdings = Holdings(meta, node_id=directory.node_id)
+        follower = _make_follower(
+            config, copies, desired=desired, meta=meta, cursor_file=cursor_file, holdings=holdings, lineage=lineage
+        )
         follower.start()
         stack.callback(follower.stop)
         stack.callback(pace.stop)
@@ -260,7 +265,10 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         scrub = Scrub(
             chunks=store, store=meta, desired=desired, follower=follower, rate_bytes_per_s=config.scrub_rate_bytes_per_s
         )
-        sweep = make_sweep_job(config, meta, copies=copies, desired=desired, lineage=lineage, forget=follower.forget)
+        surplus = Surplus(meta, copies=copies, holdings=holdings, pace=pace)
+        sweep = make_sweep_job(
+            config, meta, copies=copies, desired=desired, lineage=lineage, surplus=surplus, forget=follower.forget
+        )
         jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub, GC_KIND: sweep}, max_kept=config.max_kept_jobs)
         jobs.resume()
         stack.callback(jobs.stop)
@@ -271,6 +279,7 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         reshaping = Reshaping(meta, ask=ask)
         duties: dict[str, Duty] = {
             "retirement": Retirement(meta),
+            "emptying": Emptying(meta, retry_s=config.gc_retry_s),
             "absences": Absences(meta, reshaping=reshaping, out_after_s=config.out_after_s),
             "rebalance": Rebalance(meta, ask=ask, max_kept=config.max_kept_jobs),
             "garbage collection": EpochClock(meta, interval_s=config.gc_interval_s),
@@ -340,6 +349,7 @@ def _make_follower(
     desired: DesiredSet,
     meta: MetaStore,
     cursor_file: CursorFile,
+    holdings: Holdings,
     lineage: LineageWatch,
 ) -> Follower:
     repair = Repair(
@@ -355,7 +365,7 @@ def _make_follower(
         desired=desired,
         repair=repair,
         cursor_file=cursor_file,
-        holdings=Holdings(meta, node_id=copies.node_id),
+        holdings=holdings,
         incarnation=lambda: lineage.incarnation,
         max_pending=config.max_pending_repairs,
         grace_s=config.repair_grace_s,

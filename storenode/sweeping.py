@@ -19,6 +19,7 @@ from storenode.lineage_watch import LineageWatch
 from storenode.membership import holds_lease
 from storenode.metastore import MetaStore
 from storenode.repair import Copies
+from storenode.surplus import Surplus
 from storenode.worker import Worker
 
 __all__ = ["GC_KIND", "SweepJob", "Sweeping", "make_sweep_job", "reach", "require_may_remove"]
@@ -64,13 +65,13 @@ class SweepJob:
         publish_swept(self._store, self._node_id, _sum(before, swept))
 
     def _advance(self, run: JobRun, before: Swept, now: Swept) -> Swept:
-        num_chunks = now.removed.num_chunks - before.removed.num_chunks
-        run.advance(
-            cursor=str(now.epoch),
-            detail=f"epoch {now.epoch}: {now.removed.num_chunks} chunks removed, {now.num_kept} looked at and kept",
-            num_chunks=num_chunks,
-            size_bytes=now.removed.size_bytes - before.removed.size_bytes,
-        )
+        gone, gone_before = now.removed + now.given_up, before.removed + before.given_up
+        num_chunks = gone.num_chunks - gone_before.num_chunks
+        detail = f"epoch {now.epoch}: {now.removed.num_chunks} chunks removed, {now.num_kept} looked at and kept"
+        if now.given_up.num_chunks or now.num_left:
+            detail += f"; {now.given_up.num_chunks} given up that other nodes hold, {now.num_left} of them left"
+        size_bytes = gone.size_bytes - gone_before.size_bytes
+        run.advance(cursor=str(now.epoch), detail=detail, num_chunks=num_chunks, size_bytes=size_bytes)
         run.pause(num_chunks / self._rate_chunks_per_s)
         return now
 
@@ -105,6 +106,7 @@ def make_sweep_job(
     copies: Copies,
     desired: DesiredSet,
     lineage: LineageWatch,
+    surplus: Surplus,
     forget: Callable[[int, bytes], object],
 ) -> SweepJob:
     """The work for this node's disk; `forget` is told of bad copies that nobody has to replace any more."""
@@ -114,6 +116,7 @@ def make_sweep_job(
         refs=desired.refs,
         reach=partial(reach, copies.cluster),
         require_may_remove=partial(require_may_remove, store, node_id=copies.node_id, lineage=lineage),
+        surplus=surplus,
         forget=forget,
         max_chunks=config.max_gc_chunks,
     )

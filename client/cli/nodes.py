@@ -13,6 +13,7 @@ import typer
 from client.cli.connection import connect
 from client.cli.output import AsJson, Column, Output, human_size, plural
 from client.client import Client
+from client.write_id import new_write_id
 
 __all__ = ["register"]
 
@@ -128,7 +129,8 @@ def _change(
     as_json: bool,
 ) -> None:
     out = Output(as_json=as_json)
-    wish = {"change": kind, "nodes": ids, "force": force, "dry_run": dry_run}
+    # A request whose answer is lost is repeated, on another node.
+    wish = {"change": kind, "nodes": ids, "id": new_write_id(), "force": force, "dry_run": dry_run}
     wish |= {name: value for name, value in given.items() if value is not None}
     with connect(ctx) as store:
         made = store.admin("POST", _LAYOUT_PATH, json=wish)

@@ -43,6 +43,7 @@ from storenode.pace import Pace
 from storenode.repair import Copies
 from tests.support.catalogs import make_catalog, open_meta
 from tests.support.filesystem import FAST_DISK, VolatileFileSystem
+from tests.support.surplus import NothingElsewhere
 
 PARTITIONS = 16
 REPLICAS = 2
@@ -146,6 +147,7 @@ class NodeUnderTest:
             refs=self.desired.refs,
             reach=lambda epoch: self.cluster.refresh(),
             require_may_remove=lambda: None,
+            surplus=NothingElsewhere(),
             forget=lambda partition, chunk_id: None,
             max_chunks=2,
         )

@@ -23,15 +23,19 @@ from client.manifest import Ref
 from client.record import ObjectInfo
 from client.transport import Transport
 from client.wire import decode_json, encode_json
+from client.write_id import new_write_id
 from storenode.embedded import EmbeddedCluster
 from storenode.identity import claim
 from storenode.lineage import read_cluster_id
 from storenode.listener import reserve
+from storenode.ownership import Ownership
 from storenode.sqlite import SqliteMetaStore
 
-__all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually", "shared_cluster"]
+__all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually", "running_cluster", "shared_cluster"]
 
 DEADLINE_S = 30.0
+MOVE_S = 90.0  # for data to move
+LAYOUT_PATH = "/v1/admin/layout"
 POLL_S = 0.02
 CHUNK_BYTES = 64 * 1024
 
@@ -39,6 +43,7 @@ CHUNK_BYTES = 64 * 1024
 QUICK = {
     "FOREBAY_LEASE_TTL_S": "2",
     "FOREBAY_COORDINATOR_PERIOD_S": "0.3",
+    "FOREBAY_GC_RETRY_S": "1",
     "FOREBAY_REPAIR_GRACE_S": "0.2",
     "FOREBAY_REPAIR_BASE_S": "0.1",
     "FOREBAY_REPAIR_MAX_S": "1",
@@ -73,23 +78,24 @@ def eventually(condition: Callable[[], object], *, what: str, deadline_s: float 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[LiveCluster]:
     """Three nodes of a new cluster with a bucket called data, for one test that may break it."""
-    with _running(tmp_path) as cluster:
+    with running_cluster(tmp_path) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     """The same for all tests of a module that break nothing and use keys of their own."""
-    with _running(tmp_path_factory.mktemp("cluster")) as cluster:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @contextmanager
-def _running(directory: Path) -> Iterator[LiveCluster]:
+def running_cluster(directory: Path, *, environment: Mapping[str, str] | None = None) -> Iterator[LiveCluster]:
+    """Three nodes with settings of a test's own, clients like theirs, and a bucket called data."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CLIENT.items():
             patch.setenv(name, value)
-        with LiveCluster(directory) as cluster:
+        with LiveCluster(directory, environment=environment) as cluster:
             with cluster.client() as client:
                 client.buckets.create("data")
             yield cluster
@@ -116,6 +122,46 @@ class LiveCluster(EmbeddedCluster):
     def transport(self) -> Transport:
         """For requests to one node, past the client's retries and failover."""
         return Transport(load_config()[0])
+
+    # Changes of the layout
+
+    def change(self, client: Client, kind: str, *node_ids: str, **given: Any) -> dict[str, Any]:
+        """Have the layout changed, and all nodes hear of it; the plan."""
+        wish = {"change": kind, "nodes": list(node_ids), "id": new_write_id(), **given}
+        plan: dict[str, Any] = client.admin("POST", LAYOUT_PATH, json=wish)
+        assert plan["committed"], plan
+        version = plan["layout"]["version"]
+        eventually(lambda: client.cluster.refresh().layout.version >= version, what=f"layout {version} is known")
+        return plan
+
+    def standing(self, client: Client) -> dict[str, Any]:
+        """How the nodes stand to the layout."""
+        told: dict[str, Any] = client.admin("GET", LAYOUT_PATH)
+        return told
+
+    def states(self, client: Client) -> dict[str, str]:
+        """The nodes' states."""
+        return {node["node_id"]: node["state"] for node in self.standing(client)["nodes"]}
+
+    def await_complete(self, client: Client) -> None:
+        """Wait until all nodes hold what the layout gives them, and older layouts are retired."""
+        eventually(lambda: not self.standing(client)["older"], what="older layouts are retired", deadline_s=MOVE_S)
+
+    def await_drained(self, client: Client, node_id: str) -> None:
+        """Wait until a draining node is empty."""
+        eventually(lambda: self.states(client)[node_id] == "drained", what=f"{node_id} is drained", deadline_s=MOVE_S)
+
+    def coordinator(self) -> str | None:
+        """The node that is the coordinator."""
+        store = SqliteMetaStore(self.meta_path)
+        try:
+            return Ownership(store, what="coordinator", node_id="", lease=lambda: None).owner()
+        finally:
+            store.close()
+
+    def chunk_files(self, node_id: str) -> list[Path]:
+        """All chunk files on a node's disk."""
+        return [path for path in (self.data_dirs[node_id] / "chunks").rglob("*") if path.is_file()]
 
     # What happens to a node
 

@@ -21,6 +21,7 @@ from storenode.metastore import Put
 from tests.support.catalogs import make_catalog, open_meta
 from tests.support.hooked_meta import HookedMeta
 from tests.support.peers import UnsyncedFileSystem
+from tests.support.surplus import NothingElsewhere
 
 EPOCH = 5
 OLD, YOUNG = EPOCH - 2, EPOCH - 1
@@ -37,6 +38,7 @@ class Bench:
         self.may_remove: Callable[[], object] = lambda: None
         self.reached: list[int] = []
         self.forgotten: list[tuple[int, bytes]] = []
+        self.surplus = NothingElsewhere()
 
     def put(self, number: int, *, tag: int = OLD, partition: int | None = None) -> Ref:
         """Store a chunk that no record refers to."""
@@ -67,6 +69,7 @@ class Bench:
             refs=refs,
             reach=self.reached.append,
             require_may_remove=lambda: self.may_remove(),
+            surplus=self.surplus,
             forget=lambda *chunk: self.forgotten.append(chunk),
             max_chunks=max_chunks,
         )

@@ -22,6 +22,7 @@ from storenode.collector import Collector
 from tests.support.catalogs import make_catalog, open_meta
 from tests.support.filesystem import SimulatedCrash, VolatileFileSystem
 from tests.support.hooked_meta import HookedMeta
+from tests.support.surplus import NothingElsewhere
 
 EPOCH = 5
 OLD = EPOCH - 2
@@ -73,6 +74,7 @@ class Disk:
             refs=lambda record: record.content.refs,
             reach=lambda epoch: None,
             require_may_remove=lambda: None,
+            surplus=NothingElsewhere(),
             forget=lambda partition, chunk_id: None,
             max_chunks=3,
         )

@@ -98,6 +98,18 @@ def test_what_is_so_already_is_not_committed_again(meta: HookedMeta) -> None:
     assert read_layouts(meta) == before
 
 
+def test_a_request_that_is_repeated_changes_nothing_more_and_gets_its_answer(meta: HookedMeta) -> None:
+    register(meta, "d")
+    wish = Wish(kind="add", node_ids=("d",), id="mine")
+    done = reshaping(meta)(wish)
+    again = reshaping(meta)(wish)
+    assert again.revision == done.revision is not None
+    assert again.plan.layouts == done.plan.layouts and again.plan.shifts == done.plan.shifts
+    # Another request for the same is one of its own.
+    with pytest.raises(NodeExists):
+        reshaping(meta)(Wish(kind="add", node_ids=("d",), id="another"))
+
+
 def test_the_greatest_number_of_replicas_of_any_bucket_counts(meta: HookedMeta) -> None:
     Buckets(meta).create("small", BucketPolicy(replicas=1, ack="one"))
     reshaping(meta)(Wish(kind="drain", node_ids=("a",), dry_run=True))
@@ -196,6 +208,7 @@ def test_progress_tells_each_nodes_state_and_whether_it_is_complete(meta: Hooked
         ({"change": "add", "nodes": ["a"], "weight": float("inf")}, "greater than 0"),
         ({"change": "zone", "nodes": ["a"], "zone": ""}, "1 to 64 characters"),
         ({"change": "add", "nodes": [1]}, "expected"),
+        ({"change": "add", "nodes": ["a"], "id": 5}, "up to 64 characters"),
         ([], "expected"),
     ],
 )

@@ -68,7 +68,8 @@ def test_each_command_asks_for_its_change(forebay: Forebay, layouts: Layouts) ->
         (("zone", "x", "z9"), {"change": "zone", "nodes": ["x"], "zone": "z9", **plain}),
     ):
         forebay("node", *args)
-        assert layouts.asked.pop() == wish
+        asked = layouts.asked.pop()
+        assert asked.pop("id") and asked == wish
 
 
 def test_add_takes_names_or_all(forebay: Forebay, layouts: Layouts) -> None:
