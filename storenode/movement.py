@@ -363,7 +363,10 @@ def _usable_bytes(found: Collection[Shift], facts: Mapping[str, NodeFacts], *, p
 
 def _copies_left(layouts: Layouts, change: Change, *, facts: Mapping[str, NodeFacts], replicas: int) -> dict[int, int]:
     """How many partitions keep how many copies when a node goes that was not drained."""
-    if not isinstance(change, Remove) or facts.get(change.node_id, NodeFacts()).drained:
+    if not isinstance(change, Remove):
+        return {}
+    (node,) = (node for node in layouts.current.nodes if node.id == change.node_id)
+    if node.state == "draining" and facts.get(node.id, NodeFacts()).drained:
         return {}
     every = [layouts.current, *layouts.older]
     node_ids = tuple(dict.fromkeys(node.id for layout in every for node in layout.nodes))

@@ -69,6 +69,7 @@ class Rebalance:
         running = [(job, revision) for job, revision in found if job.state == "running"]
         for job, revision in running:
             if not known.layouts.older:
+                job = _counted(job, self._ask([node.id for node in current.nodes]), current.version)
                 self._put(replace(job, state="done", detail=self._whole(job, current.version)), revision, fence)
             elif _layout_of(job) != current.version:
                 detail = f"layout {current.version} came before this one was complete, and goes on with its work"
@@ -82,15 +83,9 @@ class Rebalance:
         current = known.layouts.current
         facts = self._ask([node.id for node in current.nodes])
         job = job or self._begin(known.layouts, facts)
-        moving = [fact for fact in facts.values() if fact.follows == current.version]
         incarnation, held = read_lineage(self._store).incarnation, read_held(self._store)
         complete = sum(is_complete(held.get(node.id), known, incarnation=incarnation) for node in current.active)
-        # What a node says begins anew when it does.
-        job = replace(
-            job,
-            num_chunks=max(job.num_chunks, sum(fact.fetched_chunks for fact in moving)),
-            size_bytes=max(job.size_bytes, sum(fact.fetched_bytes for fact in moving)),
-        )
+        job = _counted(job, facts, current.version)
         self._put(replace(job, detail=self._describe(job, complete, len(current.active))), revision, fence)
 
     def _begin(self, layouts: Layouts, facts: Mapping[str, NodeFacts]) -> Job:
@@ -140,6 +135,17 @@ class Rebalance:
         ended.sort(key=lambda job: job.updated_s)
         for job in ended[: max(0, len(ended) - self._max_kept)]:
             self._store.txn([fence.holds], [Delete(key=JOBS + job.id)])
+
+
+def _counted(job: Job, facts: Mapping[str, NodeFacts], version: int) -> Job:
+    """The job with what nodes say that they have fetched for the layout of this version."""
+    moving = [fact for fact in facts.values() if fact.follows == version]
+    # What a node says begins anew when it does.
+    return replace(
+        job,
+        num_chunks=max(job.num_chunks, sum(fact.fetched_chunks for fact in moving)),
+        size_bytes=max(job.size_bytes, sum(fact.fetched_bytes for fact in moving)),
+    )
 
 
 def _cursor_of(job: Job) -> dict[str, object]:

@@ -153,11 +153,12 @@ def _await(store: Client, out: Output, *, drained: str | None) -> None:
             done = sum(complete)
             states = {node["node_id"]: node["state"] for node in now["nodes"]}
             over = not now["older"] and states.get(drained or "", "drained") == "drained"
-            if over or now != seen:
-                out.document(now, _stage(now, over=over, drained=drained))
+            stage = _stage(now, over=over, drained=drained)
+            if stage != seen:
+                out.document(now, stage)
             if over:
                 return
-            seen = now
+            seen = stage
             time.sleep(POLL_S)
 
 
@@ -174,8 +175,9 @@ def _summary(made: dict[str, Any], *, dry_run: bool) -> str:
     if not made["committed"] and not dry_run:
         return f"nothing to change: layout {version} is so already"
     lines = [f"layout {version} would be made" if dry_run else f"layout {version} is in force"]
-    moved = f"{made['moved_share']:.1%} of all copies {'would move' if dry_run else 'move'}"
-    if made["moved_bytes"] is not None:
+    share = f"{made['moved_share']:.1%} of all copies {'would move' if dry_run else 'move'}"
+    moved = share if made["moved_share"] else "nothing moves"
+    if made["moved_bytes"]:
         moved += f", about {human_size(made['moved_bytes'])}; that takes {_duration(made['seconds'])} or more"
     lines.append(moved)
     if made["usable_bytes"] is not None:
@@ -201,5 +203,5 @@ def _shares(node: dict[str, Any]) -> dict[str, str]:
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

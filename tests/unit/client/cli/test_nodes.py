@@ -87,7 +87,9 @@ def test_a_plan_is_printed_with_what_it_moves_and_what_fits(forebay: Forebay, la
         "node-1\t100.0%\t75.0%\t0.0%",
     ]
     assert forebay("node", "add", "node-4", "--json").document == PLAN
-    layouts.plan |= {"committed": False}
+    layouts.plan |= {"moved_share": 0.0, "moved_bytes": 0}
+    assert forebay("node", "add", "node-4").lines[1] == "nothing moves"
+    layouts.plan |= {**PLAN, "committed": False}
     assert forebay("node", "add", "node-4", "--dry-run").lines[:2] == [
         "layout 2 would be made",
         "25.0% of all copies would move, about 300.0 MiB; that takes 2 min or more",
