@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice, product
@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 from client.catalog import Commit, Source
 from client.checksum import blake3_id
@@ -48,7 +48,7 @@ from tests.support.surplus import NothingElsewhere
 PARTITIONS = 16
 REPLICAS = 2
 NODES = ("n1", "n2")
-KEYS = ("a", "z")
+KEYS = ("a", "m", "z")
 # Sweeps look at so many of the 256 directories, and all chunks lie in them.
 NUM_DIRECTORIES = 8
 
@@ -67,7 +67,8 @@ def _manifests(refs: Sequence[Ref], count: int) -> Iterator[Manifest]:
 # One of the ids in two partitions, as two placement groups put it.
 PAYLOADS = list(_payloads("chunk", 3))
 DATA = [make_ref(payload, partitions=PARTITIONS, group="first") for payload in PAYLOADS]
-DATA.append(make_ref(PAYLOADS[0], partitions=PARTITIONS, group="second"))
+DATA.append(make_ref(PAYLOADS[0], partitions=PARTITIONS, group="other"))
+assert DATA[0].partition != DATA[-1].partition
 MANIFEST_REFS = {make_ref(manifest.encode(), partitions=PARTITIONS): manifest for manifest in _manifests(DATA, 2)}
 BYTES = {blake3_id(payload): payload for payload in (*PAYLOADS, *(manifest.encode() for manifest in MANIFEST_REFS.values()))}
 Held = set[tuple[str, Ref]]
@@ -77,7 +78,7 @@ chunks = st.sampled_from([*DATA, *MANIFEST_REFS])
 places = st.sets(st.sampled_from(NODES), min_size=1)
 ways = st.sampled_from(["put", "touched", "grouped"])
 # Of a sweep: one after another, all directories, or to the end.
-steps = st.sampled_from([1, 3, NUM_DIRECTORIES + 1, 10_000, 10_000])
+steps = st.sampled_from([1, 2, 3, 5, NUM_DIRECTORIES + 1, 10_000, 10_000, 10_000])
 
 
 class RacingFileSystem(VolatileFileSystem):
@@ -85,13 +86,16 @@ class RacingFileSystem(VolatileFileSystem):
 
     def __init__(self) -> None:
         super().__init__()
-        self.racer: threading.Thread | None = None
+        self.touch: Callable[[Ref], object] | None = None
+        self.racers: list[threading.Thread] = []
 
     def unlink(self, name: str, *, directory: int) -> None:
-        if self.racer is not None:
-            racer, self.racer = self.racer, None
+        (ref,) = (ref for ref in (*DATA, *MANIFEST_REFS) if name.endswith(f"{ref.partition:08x}-{ref.hex}"))
+        if self.touch is not None:
+            racer = threading.Thread(target=self.touch, args=(ref,))
             racer.start()
-            racer.join(0.05)  # Where the lock is held it can't come to its end.
+            racer.join(0.02)  # Where the lock is held it can't come to its end.
+            self.racers.append(racer)
         super().unlink(name, directory=directory)
 
 
@@ -212,6 +216,7 @@ class GcMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(dir=FAST_DISK))
         self.nodes = {node_id: NodeUnderTest(self.root / node_id, node_id, self) for node_id in NODES}
         self.stack.callback(self.close)
+        self.num_power_cuts = 0
         self.held: dict[str, Held] = {}  # By write id: what nodes have acknowledged for it.
 
     def teardown(self) -> None:
@@ -238,6 +243,9 @@ class GcMachine(RuleBasedStateMachine):
                 node.store.verify(ref.partition, ref.id)
                 return BYTES[ref.id]
         raise AllReplicasFailed(f"no node has {ref}", key=str(ref))
+
+    def read_into(self, ref: Ref, buffer: memoryview, **_: Any) -> None:
+        buffer[:] = self.read(ref)
 
     # What the records say
 
@@ -268,23 +276,21 @@ class GcMachine(RuleBasedStateMachine):
                 upload.held.add((node_id, stored))
         upload.refs.append(ref)
 
-    @rule(upload=uploads, ref=st.sampled_from(DATA), node_id=st.sampled_from(NODES), num_steps=steps)
-    def touch_what_is_being_removed(self, upload: Upload, ref: Ref, node_id: str, num_steps: int) -> None:
-        """A dedup hit for an upload falls on the moment in which the node removes a chunk, if it removes any."""
-        node, found = self.nodes[node_id], list[bool]()
+    @rule(upload=uploads, node_id=st.sampled_from(NODES), num_steps=steps)
+    def touch_what_is_being_removed(self, upload: Upload, node_id: str, num_steps: int) -> None:
+        """Dedup hits for an upload fall on the very moments in which the node removes these chunks."""
+        node, found = self.nodes[node_id], list[Ref]()
 
-        def touch() -> None:
-            found.append(node.store.touch(ref.partition, ref.id, epoch=upload.anchor.epoch, rehash=False))
+        def touch(ref: Ref) -> None:
+            if node.store.touch(ref.partition, ref.id, epoch=upload.anchor.epoch, rehash=False):
+                found.append(ref)
 
-        racer = node.fs.racer = threading.Thread(target=touch)
+        node.fs.touch = touch
         node.go_on(num_steps)
-        node.fs.racer = None
-        if racer.ident is not None:
-            racer.join()
-        if found == [True]:
-            node.tagged(ref, upload.anchor.epoch)
-            upload.held.add((node_id, ref))
-            upload.refs.append(ref)
+        node.fs.touch = None
+        while node.fs.racers:
+            node.fs.racers.pop().join()
+        assert all(node.has(ref) for ref in found), "acknowledged and removed"
 
     @rule(target=uploads, upload=consumes(uploads), key=st.sampled_from(KEYS))
     def commit(self, upload: Upload, key: str) -> Any:
@@ -321,6 +327,9 @@ class GcMachine(RuleBasedStateMachine):
 
     @rule(info=consumes(copies), key=st.sampled_from(KEYS))
     def finish_copy(self, info: ObjectInfo, key: str) -> None:
+        self.finish_copy_of(info, key)
+
+    def finish_copy_of(self, info: ObjectInfo, key: str) -> None:
         source = Source(bucket="data", key=info.key, version=info.version)
         record = ObjectRecord(write_id=new_write_id(), content=info.record.content, replicas=REPLICAS)
         with suppress(ObjectNotFound):
@@ -330,8 +339,18 @@ class GcMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def delete(self, key: str) -> None:
+        self.delete_now(key)
+
+    def delete_now(self, key: str) -> None:
         with suppress(ObjectNotFound):
             self.catalog.delete("data", key, write_id=new_write_id(), condition=Condition())
+
+    @rule(key=st.sampled_from(KEYS), to_key=st.sampled_from(KEYS))
+    def rename(self, key: str, to_key: str) -> None:
+        with suppress(ObjectNotFound):
+            self.finish_copy_of(self.catalog.lookup("data", key), to_key)
+            if key != to_key:
+                self.delete_now(key)
 
     @rule(versions=st.integers(0, 2))
     def keep_versions(self, versions: int) -> None:
@@ -362,7 +381,15 @@ class GcMachine(RuleBasedStateMachine):
                 if not shortfall.num_missing:
                     self.held.setdefault(record.write_id, set()).add((node_id, ref))
 
-    @rule()
+    @rule(swept=st.sets(st.sampled_from(NODES)), num_steps=steps)
+    def begin_epoch(self, swept: set[str], num_steps: int) -> None:
+        self.advance()
+        for node_id in sorted(swept):
+            node = self.nodes[node_id]
+            if node.sweep is not None:
+                node.go_on(100_000)
+            node.go_on(num_steps)
+
     def advance(self) -> None:
         now = read_anchor(self.meta)
         assert change_epoch(self.meta, now, epoch=now.anchor.epoch + 1)
@@ -371,8 +398,19 @@ class GcMachine(RuleBasedStateMachine):
     def sweep(self, node_id: str, num_steps: int) -> None:
         self.nodes[node_id].go_on(num_steps)
 
+    @rule(node_id=st.sampled_from(NODES), num_pages=st.integers(1, 3))
+    def sweep_into_the_records(self, node_id: str, num_pages: int) -> None:
+        """Until so many records have been read, and the others have not."""
+        node, num_ranges = self.nodes[node_id], self.meta.calls["range"]
+        node.go_on(1)
+        while node.sweep is not None and self.meta.calls["range"] < num_ranges + num_pages:
+            node.go_on(1)
+
+    # Seldom, because for two epochs after it nothing is old enough to be removed.
+    @precondition(lambda self: self.num_power_cuts < 2)
     @rule(node_id=st.sampled_from(NODES))
     def cut_power(self, node_id: str) -> None:
+        self.num_power_cuts += 1
         node = self.nodes[node_id]
         node.fs.power_cut()
         node.open()
