@@ -226,12 +226,20 @@ def test_nodes_do_not_outlive_their_parent_even_if_it_is_killed(tmp_path: Path) 
         eventually(lambda: not any(alive(pid) for pid in pids), what="the nodes are gone", deadline_s=5.0)
 
 
-def test_up_with_another_number_of_nodes_is_refused(tmp_path: Path) -> None:
-    EmbeddedCluster(tmp_path, nodes=2).prepare()
-    with forebay_up(tmp_path, "--nodes", "3") as (process, line):
+def test_up_with_fewer_nodes_than_there_are_is_refused(tmp_path: Path) -> None:
+    EmbeddedCluster(tmp_path, nodes=3).prepare()
+    with forebay_up(tmp_path, "--nodes", "2") as (process, line):
         _, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, line) == (1, "")
-    assert "has 2 nodes, and 3 were asked for" in err
+    assert "directories of 3 nodes, and 2 were asked for" in err
+
+
+def test_up_with_more_nodes_starts_the_others_as_spares(tmp_path: Path) -> None:
+    EmbeddedCluster(tmp_path, nodes=1).prepare()
+    with forebay_up(tmp_path, "--nodes", "2") as (process, line):
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+    assert "1 of them spare" in line and "node add --all" in line
 
 
 def alive(pid: int) -> bool:

@@ -158,5 +158,5 @@ def test_a_step_removes_the_oldest_of_what_nothing_keeps_and_counts_what_is_left
         assert pruning.head is not None
         left -= set(pruning.pruned)
         head = pruning.head
-    assert left == pinned | set(versions[len(versions) - keep :] if keep else ()), "all that is kept, and nothing else"
+    assert left == pinned | set(versions[max(0, len(versions) - keep) :] if keep else ()), "all that is kept, and nothing else"
     assert head.older == len(left)
