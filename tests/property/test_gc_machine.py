@@ -213,6 +213,9 @@ class GcMachine(RuleBasedStateMachine):
         self.meta = self.stack.enter_context(open_meta())
         create_layout(self.meta, Layout(version=1, partitions=PARTITIONS, nodes=tuple(Node(id=name) for name in NODES)))
         self.catalog = make_catalog(self.meta)
+        # Late enough for a tag that was lost to count as old at the next epoch.
+        self.advance()
+        self.advance()
         self.root = Path(tempfile.mkdtemp(dir=FAST_DISK))
         self.nodes = {node_id: NodeUnderTest(self.root / node_id, node_id, self) for node_id in NODES}
         self.stack.callback(self.close)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from client.cluster import Cluster
 from client.errors import AllReplicasFailed, DiskFull
 from client.manifest import Ref, make_ref
+from client.record import Content, ObjectRecord
 from storenode.chunkstore import ChunkStore
+from storenode.desired import DesiredSet
+from storenode.pace import Pace
 from storenode.quarantine import Quarantine
 from storenode.repair import Copies, Repair
 from tests.support.peers import PARTITIONS, Clock, FakeReader, FakeTransport, Peers, UnsyncedFileSystem, three_nodes
@@ -162,3 +168,20 @@ def test_a_full_queue_loses_nothing_that_lies_in_quarantine(bench: Bench) -> Non
 def test_other_files_in_quarantine_are_no_chunks(bench: Bench) -> None:
     (bench.root / "quarantine" / "notes.txt").write_text("kept by an operator")
     assert bench.quarantine.chunks() == set()
+
+
+def test_what_is_found_or_fetched_for_a_record_is_tagged_with_the_epoch_of_this_node(bench: Bench) -> None:
+    view = replace(bench.copies.cluster.view(), epoch=7)
+    copies = replace(bench.copies, cluster=Cluster(lambda: view, ttl_s=3600.0, suspect_s=5.0, clock=bench.clock))
+    bench.peers.add(bench.ref, PAYLOAD)
+    copies.restore(bench.ref, replicas=3)
+    assert bench.file().stat().st_mtime == 7
+    bench.file().unlink()
+    assert copies.mend(bench.ref.partition, bench.ref.id)
+    assert bench.file().stat().st_mtime == 7
+    os.utime(bench.file(), (3, 3))
+    desired = DesiredSet(copies, num_threads=1, pace=Pace(1e9))
+    content = Content(size=len(PAYLOAD), digest="d" * 64, refs=(bench.ref,))
+    assert not desired.ensure(ObjectRecord(write_id="w", content=content), fetch=True).num_missing
+    desired.close()
+    assert bench.file().stat().st_mtime == 7
