@@ -127,14 +127,14 @@ def test_a_fourth_node_takes_the_place_of_one_that_is_drained(compose: Compose, 
     assert before["node-4"]["state"] == "spare"
     compose.forebay("node", "add", before["node-4"]["node_id"], "--wait")
     assert is_whole(compose)
-    compose.forebay("node", "drain", before["node-1"]["node_id"])
-    until(lambda: not client.admin("GET", "/v1/admin/layout")["older"], what="the others have what it had")
-    assert {node["host"]: node["complete"] for node in nodes(compose)} == {
-        "node-1": None,
-        "node-2": True,
-        "node-3": True,
-        "node-4": True,
+    compose.forebay("node", "drain", before["node-1"]["node_id"], "--wait")
+    assert {node["host"]: node["state"] for node in nodes(compose)} == {
+        "node-1": "drained",
+        "node-2": "up",
+        "node-3": "up",
+        "node-4": "up",
     }
+    compose.forebay("node", "remove", before["node-1"]["node_id"])
     compose.kill("node-1")
     assert client.get(BUCKET, "stays") == b"s" * SIZE_BYTES
     assert is_whole(compose)
