@@ -241,7 +241,7 @@ def test_an_item_that_never_succeeds_has_its_last_error(fake: FakeCluster, monke
     fake.nodes["node-0"].before = lambda request: fake.conflicts.update(w1=True)
     outcomes = catalog.commit_many([write("a", "w0"), write("b", "w1")])
     assert [type(outcome) for outcome in outcomes] == [ObjectInfo, Conflict]
-    assert len(fake.batches) > 2
+    assert len(fake.batches) >= 2
 
 
 def test_an_answer_for_another_number_of_items_is_no_answer(
