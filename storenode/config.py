@@ -108,6 +108,7 @@ class NodeConfig(EngineConfig):
     max_gc_chunks: int = Field(
         4_000_000, ge=1, description="Chunks that one look at all records is for; 9 bytes of memory each"
     )
+    scrub_interval_s: float = Field(7 * 24 * 3600.0, ge=0, description="A node scrubs itself so often; 0: only when asked")
     scrub_rate_bytes_per_s: int = Field(64 * MIB, ge=1, description="Reading speed of the scrub")
 
     @model_validator(mode="after")

@@ -67,6 +67,7 @@ from storenode.problems import refusal
 from storenode.protocol import NodeProtocol
 from storenode.quarantine import Quarantine
 from storenode.rebalance import Rebalance
+from storenode.regular_scrub import RegularScrub
 from storenode.repair import Copies, Repair
 from storenode.reshaping import Reshaping, ask_facts
 from storenode.retirement import Retirement
@@ -272,6 +273,9 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub, GC_KIND: sweep}, max_kept=config.max_kept_jobs)
         jobs.resume()
         stack.callback(jobs.stop)
+        regular_scrub = RegularScrub(jobs, node_id=directory.node_id, interval_s=config.scrub_interval_s)
+        regular_scrub.start()
+        stack.callback(regular_scrub.stop)
         sweeping = Sweeping(config, meta, node_id=directory.node_id, cluster=cluster, jobs=jobs)
         sweeping.start()
         stack.callback(sweeping.stop)
