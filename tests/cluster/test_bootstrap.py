@@ -19,6 +19,8 @@ from storenode.process import NodeProcess
 from tests.support.cluster import CLIENT, DEADLINE_S, QUICK, eventually
 from tests.support.etcd import Etcd, free_port, running_etcd
 
+pytestmark = pytest.mark.slow
+
 StartNode = Callable[..., NodeProcess]
 
 

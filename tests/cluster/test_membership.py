@@ -17,6 +17,8 @@ from client.verify import verify
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 from tests.support.load import load_on
 
+pytestmark = pytest.mark.slow
+
 
 def put(client: Client, key: str, *, seed: int) -> ObjectInfo:
     return client.put("data", key, random.Random(seed).randbytes(5 * CHUNK_BYTES + seed))
@@ -54,7 +56,6 @@ def test_a_spare_node_is_given_data(cluster: LiveCluster) -> None:
         assert job["state"] in ("running", "done")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_three_nodes_become_four_and_three_again_while_data_are_written_and_read(cluster: LiveCluster) -> None:
     leaving = cluster.node_ids[0]
@@ -79,7 +80,6 @@ def test_three_nodes_become_four_and_three_again_while_data_are_written_and_read
         assert all(client.get("data", key) == data for key, data in load.written.items())
 
 
-@pytest.mark.slow
 def test_what_a_move_left_behind_is_given_up_by_the_nodes_that_stay(cluster: LiveCluster) -> None:
     with cluster.client() as client:
         infos = [put(client, f"object-{number}", seed=number) for number in range(12)]

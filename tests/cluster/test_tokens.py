@@ -19,6 +19,8 @@ from storenode.secret import create_secret, read_secret
 from storenode.tokens import mint
 from tests.support.cluster import CHUNK_BYTES, CLIENT, LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
+
 DATA = os.urandom(5 * CHUNK_BYTES + 17)
 ALL = everything()
 # Nodes are restarted while others write.
