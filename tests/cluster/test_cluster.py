@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -90,10 +90,18 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
             EmbeddedCluster(tmp_path, nodes=1, port=port).start()
 
 
+def two_free_ports() -> int:
+    """The first of two, from where the kernel takes none by itself: others on this machine connect all the time."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with closing(socket.socket()) as first, closing(socket.socket()) as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no two ports are free")
+
+
 def test_the_ports_follow_the_first_one_and_stay_with_their_nodes(tmp_path: Path) -> None:
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = two_free_ports()
     with LiveCluster(tmp_path, nodes=2, port=port) as cluster:
         assert cluster.endpoints == (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}")
         before = cluster.endpoint(cluster.node_ids[0])
