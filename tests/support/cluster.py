@@ -183,12 +183,32 @@ class LiveCluster(EmbeddedCluster):
 
     @contextmanager
     def paused(self, node_id: str) -> Iterator[None]:
-        """Stop a node's process with SIGSTOP for the length of the block: it keeps its connections and says nothing."""
+        """Stop a node's process with SIGSTOP for the length of the block: it keeps its connections and says nothing.
+
+        Not while it writes to the metadata that all share: in one file, that would stop every other writer, too.
+        """
+        deadline_s = time.monotonic() + DEADLINE_S
         self._processes[node_id].signal(signal.SIGSTOP)
+        while not self._metadata_writable():
+            self._processes[node_id].signal(signal.SIGCONT)
+            assert time.monotonic() < deadline_s, "somebody writes to the metadata all the time"
+            time.sleep(0.05)  # For it to end what it is writing.
+            self._processes[node_id].signal(signal.SIGSTOP)
         try:
             yield
         finally:
             self._processes[node_id].signal(signal.SIGCONT)
+
+    def _metadata_writable(self) -> bool:
+        if not self.meta_path.exists():
+            return True  # They are elsewhere.
+        with closing(sqlite3.connect(self.meta_path, isolation_level=None, timeout=0.2)) as db:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            db.execute("ROLLBACK")
+        return True
 
     def fill(self, node_id: str) -> None:
         """Restart a node with a reserve that its disk can't have: it takes no chunk any more."""
