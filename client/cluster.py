@@ -221,6 +221,9 @@ class Cluster:
         """The URL of a node; raises `EndpointUnreachable` for one that holds no lease, or is at none of its addresses."""
         urls = self.view().endpoints.get(node_id)
         if not urls:
+            with self._lock:
+                # It may be back: whoever asks once more is to see it, and not when the view has grown old.
+                self._due_s = min(self._due_s, self._tried_s + self._min_refresh_s)
             raise EndpointUnreachable(f"node {node_id} is down: it holds no lease in the metadata", node_id=node_id)
         return urls[0] if self._addresses is None else self._addresses.of(node_id, urls)
 

@@ -30,6 +30,7 @@ from storenode.lineage import read_cluster_id
 from storenode.listener import reserve
 from storenode.ownership import Ownership
 from storenode.sqlite import SqliteMetaStore
+from tests.support.signals import stop_process
 
 __all__ = ["CHUNK_BYTES", "QUICK", "LiveCluster", "cluster", "eventually", "running_cluster", "shared_cluster"]
 
@@ -188,12 +189,12 @@ class LiveCluster(EmbeddedCluster):
         Not while it writes to the metadata that all share: in one file, that would stop every other writer, too.
         """
         deadline_s = time.monotonic() + DEADLINE_S
-        self._processes[node_id].signal(signal.SIGSTOP)
+        stop_process(self.pid(node_id), self._processes[node_id].signal)
         while not self._metadata_writable():
             self._processes[node_id].signal(signal.SIGCONT)
             assert time.monotonic() < deadline_s, "somebody writes to the metadata all the time"
             time.sleep(0.05)  # For it to end what it is writing.
-            self._processes[node_id].signal(signal.SIGSTOP)
+            stop_process(self.pid(node_id), self._processes[node_id].signal)
         try:
             yield
         finally:

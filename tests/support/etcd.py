@@ -26,6 +26,7 @@ import pytest
 
 from storenode.etcd import EtcdMetaStore
 from storenode.etcd_address import Endpoint, EtcdAddress
+from tests.support.signals import stop_process
 
 __all__ = ["Etcd", "Member", "etcd_one", "etcd_three", "free_port", "running_etcd"]
 
@@ -58,7 +59,7 @@ class Member:
     def paused(self) -> Iterator[None]:
         """It keeps its connections and says nothing."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        stop_process(self.process.pid, self.process.send_signal)
         try:
             yield
         finally:

@@ -244,3 +244,13 @@ def test_a_view_names_the_sockets_of_nodes_that_have_one() -> None:
 def test_a_damaged_view_is_metadata_corrupt(value: object) -> None:
     with pytest.raises(MetadataCorrupt):
         ClusterView.from_json(value)  # type: ignore[arg-type]
+
+
+def test_a_node_that_is_missing_makes_the_view_be_fetched_again_soon() -> None:
+    clock, up = Clock(), {"a"}
+    cluster = Cluster(lambda: view_of(*up), ttl_s=3600.0, suspect_s=5.0, min_refresh_s=1.0, clock=clock)
+    with pytest.raises(EndpointUnreachable, match="b is down"):
+        cluster.endpoint("b")
+    up.add("b")
+    clock.now_s += 1.0
+    assert cluster.endpoint("b")
