@@ -198,16 +198,16 @@ def test_a_chunk_whose_sender_leaves_is_stored_nowhere(tmp_path: Path, monkeypat
     with nodes(tmp_path, monkeypatch, count=2) as cluster:
         first, second = cluster.node_ids
         payload = random.Random(5).randbytes(8 * MIB)
-        ref = make_ref(payload, partitions=cluster.ask(first, "GET", "/v1/layout")["partitions"])
+        ref = make_ref(payload, partitions=cluster.ask(first, "GET", "/v1/layout")["layouts"][0]["partitions"])
         path = f"{chunk_path(ref.partition, ref.hex)}?tee={second}"
         with Reader(cluster.endpoint(first)) as sender:
-            sender.send("PUT", path, body=payload[: 5 * MIB], announce=len(payload))
+            sender.send("PUT", path, body=payload[: 5 * MIB], announce=len(payload), headers="x-forebay-epoch: 0\r\n")
             eventually(lambda: num_half_written(cluster.pid(second)), what="the other node is writing, too")
         eventually(lambda: not num_half_written(cluster.pid(first)), what="the node has given up")
         eventually(lambda: not num_half_written(cluster.pid(second)), what="the other node has given up")
         assert cluster.sound_copies(ref) == set()
         with Reader(cluster.endpoint(first)) as sender:  # The room for the body is there again.
-            sender.send("PUT", path, body=payload)
+            sender.send("PUT", path, body=payload, headers="x-forebay-epoch: 0\r\n")
             assert sender.sock.recv(100).startswith(b"HTTP/1.1 200")
         eventually(lambda: cluster.sound_copies(ref) == {first, second}, what="two right copies")
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from client.errors import MetadataFrozen
+from client.placement import Layout, Node
 from client.record import BucketPolicy
 from storenode.catalog import MetaCatalog
+from storenode.layouts import create_layout
 from storenode.lineage import create_cluster, freeze, read_lineage
 from storenode.metastore import MetaStore
 from storenode.migration import export_metadata, import_metadata
@@ -40,6 +42,7 @@ def test_records_keep_their_versions_from_one_engine_to_the_other(etcd_one: Etcd
         engines: list[MetaStore] = [sqlite, etcd] if direction == "to etcd" else [etcd, sqlite]
         old, new = engines
         create_cluster(old)
+        create_layout(old, Layout(version=1, partitions=16, nodes=(Node(id="n1"),)))
         catalog = MetaCatalog(old, marker_ttl_s=60.0)
         catalog.create_bucket("data", BucketPolicy(versions=2))
         catalog.commit_many([write(name) for name in ["k", "k", "k", "ключ", *(f"many/{n}" for n in range(700))]])
