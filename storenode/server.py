@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 
@@ -228,16 +229,13 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
             period_s=config.lease_ttl_s / 3,
         )
         # Before this node takes a revision, which could make up for one that the metadata has lost.
-        lineage.start()
-        stack.callback(lineage.stop)
+        _begin(stack, lineage)
         membership = _make_membership(config, meta, node_id=directory.node_id, endpoint=endpoint)
-        membership.start()
-        stack.callback(membership.stop)
+        _begin(stack, membership)
         _await_place(config, meta, node_id=directory.node_id)
         begin(listener)
         watcher = ViewWatcher(meta, cluster=cluster, watch_s=config.follow_wait_s)
-        watcher.start()
-        stack.callback(watcher.stop)
+        _begin(stack, watcher)
 
         copies = Copies(
             node_id=directory.node_id, chunks=store, cluster=cluster, reader=objects.replica_reader, transport=transport
@@ -249,8 +247,7 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         follower = _make_follower(
             config, copies, desired=desired, meta=meta, cursor_file=cursor_file, holdings=holdings, lineage=lineage
         )
-        follower.start()
-        stack.callback(follower.stop)
+        _begin(stack, follower)
         stack.callback(pace.stop)
         door = ChunkDoor(
             config.data_dir,
@@ -261,37 +258,19 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
             max_connections=config.max_colocated_connections,
             idle_s=config.colocated_idle_s,
         )
-        door.start()
-        stack.callback(door.stop)
-        scrub = Scrub(
-            chunks=store, store=meta, desired=desired, follower=follower, rate_bytes_per_s=config.scrub_rate_bytes_per_s
+        _begin(stack, door)
+        jobs = _start_jobs(
+            stack,
+            config,
+            meta,
+            copies=copies,
+            follower=follower,
+            desired=desired,
+            holdings=holdings,
+            lineage=lineage,
+            pace=pace,
         )
-        surplus = Surplus(meta, copies=copies, holdings=holdings, pace=pace)
-        sweep = make_sweep_job(
-            config, meta, copies=copies, desired=desired, lineage=lineage, surplus=surplus, forget=follower.forget
-        )
-        jobs = Jobs(meta, node_id=directory.node_id, kinds={"scrub": scrub, GC_KIND: sweep}, max_kept=config.max_kept_jobs)
-        jobs.resume()
-        stack.callback(jobs.stop)
-        regular_scrub = RegularScrub(jobs, node_id=directory.node_id, interval_s=config.scrub_interval_s)
-        regular_scrub.start()
-        stack.callback(regular_scrub.stop)
-        sweeping = Sweeping(config, meta, node_id=directory.node_id, cluster=cluster, jobs=jobs)
-        sweeping.start()
-        stack.callback(sweeping.stop)
-        ask = partial(ask_facts, store=meta, cluster=cluster, transport=transport)
-        reshaping = Reshaping(meta, ask=ask)
-        duties: dict[str, Duty] = {
-            "retirement": Retirement(meta),
-            "emptying": Emptying(meta, retry_s=config.gc_retry_s),
-            "absences": Absences(meta, reshaping=reshaping, out_after_s=config.out_after_s),
-            "rebalance": Rebalance(meta, ask=ask, max_kept=config.max_kept_jobs),
-            "garbage collection": EpochClock(meta, interval_s=config.gc_interval_s),
-        }
-        ownership = Ownership(meta, what="coordinator", node_id=directory.node_id, lease=lambda: membership.lease)
-        coordinator = Coordinator(ownership, duties=duties, period_s=config.coordinator_period_s)
-        coordinator.start()
-        stack.callback(coordinator.stop)
+        reshaping = _start_coordinator(stack, config, meta, copies=copies, lease=lambda: membership.lease)
         yield Node(
             node_id=directory.node_id,
             config=config,
@@ -309,6 +288,66 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
             reshaping=reshaping,
             tokens=_tokens(config, secret, cluster_id=cluster_id),
         )
+
+
+class _Part(Protocol):
+    """What runs in threads of its own between its start and its stop."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def _begin(stack: ExitStack, part: _Part) -> None:
+    part.start()
+    stack.callback(part.stop)
+
+
+def _start_jobs(
+    stack: ExitStack,
+    config: NodeConfig,
+    meta: MetaStore,
+    *,
+    copies: Copies,
+    follower: Follower,
+    desired: DesiredSet,
+    holdings: Holdings,
+    lineage: LineageWatch,
+    pace: Pace,
+) -> Jobs:
+    """The long work of this node, and what begins it by itself."""
+    scrub = Scrub(
+        chunks=copies.chunks, store=meta, desired=desired, follower=follower, rate_bytes_per_s=config.scrub_rate_bytes_per_s
+    )
+    surplus = Surplus(meta, copies=copies, holdings=holdings, pace=pace)
+    sweep = make_sweep_job(
+        config, meta, copies=copies, desired=desired, lineage=lineage, surplus=surplus, forget=follower.forget
+    )
+    node_id = copies.node_id
+    jobs = Jobs(meta, node_id=node_id, kinds={"scrub": scrub, GC_KIND: sweep}, max_kept=config.max_kept_jobs)
+    jobs.resume()
+    stack.callback(jobs.stop)
+    _begin(stack, RegularScrub(jobs, node_id=node_id, interval_s=config.scrub_interval_s))
+    _begin(stack, Sweeping(config, meta, node_id=node_id, cluster=copies.cluster, jobs=jobs))
+    return jobs
+
+
+def _start_coordinator(
+    stack: ExitStack, config: NodeConfig, meta: MetaStore, *, copies: Copies, lease: Callable[[], int | None]
+) -> Reshaping:
+    """What this node does for the whole cluster while it is the owner, and how the layout is changed."""
+    ask = partial(ask_facts, store=meta, cluster=copies.cluster, transport=copies.transport)
+    reshaping = Reshaping(meta, ask=ask)
+    duties: dict[str, Duty] = {
+        "retirement": Retirement(meta),
+        "emptying": Emptying(meta, retry_s=config.gc_retry_s),
+        "absences": Absences(meta, reshaping=reshaping, out_after_s=config.out_after_s),
+        "rebalance": Rebalance(meta, ask=ask, max_kept=config.max_kept_jobs),
+        "garbage collection": EpochClock(meta, interval_s=config.gc_interval_s),
+    }
+    ownership = Ownership(meta, what="coordinator", node_id=copies.node_id, lease=lease)
+    _begin(stack, Coordinator(ownership, duties=duties, period_s=config.coordinator_period_s))
+    return reshaping
 
 
 def _own_tokens(config: NodeConfig, secret: Secret | None, directory: DataDirectory) -> NodeTokens | None:
