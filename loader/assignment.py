@@ -2,8 +2,9 @@
 
 A global batch is the next G = world_size · batch_size positions of the epoch, whoever computes them: batch k after a start at
 c is the positions [c + kG, min(N, c + (k+1)G)). Sorted by (lane, step), it is cut into runs: run r gets rows [rB, (r+1)B), so
-that each rank reads few lanes. A short last batch of m rows is cut evenly: with q, e = divmod(m, W), run r gets q + [r < e]
-rows, and the tail rule says what becomes of it:
+that each rank reads few lanes. Lanes may be sorted in any order, such as one that brings them to ranks near their data
+(`loader.placed`): then the runs are others, and the batches the same. A short last batch of m rows is cut evenly: with
+q, e = divmod(m, W), run r gets q + [r < e] rows, and the tail rule says what becomes of it:
 
 * ``pad``: if e > 0, each run r >= e repeats row (r - e) mod m of this same batch, marked, so that all have q + 1;
 * ``drop``: there is no short batch;
@@ -89,6 +90,8 @@ class Assignment:
         Samples of this epoch that are consumed already, 0 to N.
     tail : str
         What becomes of a short last batch: ``pad``, ``drop`` or ``uneven``.
+    lane_order : tuple of int
+        All lanes, in the order by which batches are cut into runs; ascending if left out.
 
     Raises
     ------
@@ -102,6 +105,7 @@ class Assignment:
     batch_size: int
     start: int = 0
     tail: Tail = "pad"
+    lane_order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         limits = {
@@ -116,6 +120,8 @@ class Assignment:
                 raise InvalidOption(f"{name}={value}: expected {least} to {most}")
         if self.tail not in TAILS:
             raise InvalidOption(f"tail={self.tail!r}: expected one of {', '.join(TAILS)}")
+        if self.lane_order and sorted(self.lane_order) != list(range(self.num_lanes)):
+            raise InvalidOption(f"lane_order={str(self.lane_order)[:200]}: expected each lane, 0 to {self.num_lanes - 1}, once")
 
     @property
     def global_batch_size(self) -> int:
@@ -189,12 +195,13 @@ class Assignment:
 
     def _rows(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
         """Lanes and steps of rows low[k] to high[k] of each batch k, the positions bounds[k] to bounds[k + 1] by lane."""
+        order = np.asarray(self.lane_order or range(self.num_lanes), np.int64)
         # The first step of each lane that lies at or after each bound: ceil((bound - ρ) / L), floor division being exact.
-        steps = -((lane_ranks(self.num_lanes) - bounds[:, None]) // self.num_lanes)
+        steps = -((lane_ranks(self.num_lanes)[order] - bounds[:, None]) // self.num_lanes)
         counts = steps[1:] - steps[:-1]
         before = np.cumsum(counts, axis=1) - counts
         skipped = np.clip(low[:, None] - before, 0, counts)
         taken = (np.clip(high[:, None] - before, 0, counts) - skipped).ravel()
         cells = np.repeat(np.arange(taken.size), taken)
         within = np.arange(cells.size) - (np.cumsum(taken) - taken)[cells]
-        return cells % self.num_lanes, (steps[:-1] + skipped).ravel()[cells] + within
+        return order[cells % self.num_lanes], (steps[:-1] + skipped).ravel()[cells] + within

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 from hypothesis import example, given
@@ -13,6 +14,12 @@ rows_and_lanes = st.tuples(st.integers(0, 500), st.integers(1, 100))
 worlds = st.integers(1, 130)
 batch_sizes = st.integers(1, 64)
 tails = st.sampled_from(TAILS)
+# None is the usual order of lanes; else a seed of another one.
+order_seeds = st.none() | st.integers(0, 99)
+
+
+def lane_order(num_lanes: int, *, seed: int | None) -> tuple[int, ...]:
+    return () if seed is None else tuple(random.Random(seed).sample(range(num_lanes), num_lanes))
 
 
 def lane_and_step(position: int, *, num_lanes: int) -> tuple[int, int]:
@@ -25,9 +32,14 @@ def naive_batches(assignment: Assignment) -> list[list[list[tuple[int, bool]]]]:
     """(position, pad) of each row, by batch and run, written down from the definition."""
     world, size = assignment.world_size, assignment.batch_size
     batches = []
+    order = assignment.lane_order or range(assignment.num_lanes)
+
+    def by_lane(position: int) -> tuple[int, int]:
+        lane, step = lane_and_step(position, num_lanes=assignment.num_lanes)
+        return order.index(lane), step
+
     for first in range(assignment.start, assignment.num_rows, world * size):
-        batch = range(first, min(assignment.num_rows, first + world * size))
-        rows = sorted(batch, key=lambda position: lane_and_step(position, num_lanes=assignment.num_lanes))
+        rows = sorted(range(first, min(assignment.num_rows, first + world * size)), key=by_lane)
         if len(rows) == world * size:
             batches.append([[(row, False) for row in rows[run * size : (run + 1) * size]] for run in range(world)])
         elif assignment.tail != "drop":
@@ -41,13 +53,13 @@ def naive_batches(assignment: Assignment) -> list[list[list[tuple[int, bool]]]]:
     return batches
 
 
-@given(rows_and_lanes, worlds, batch_sizes, st.floats(0, 1), tails)
-@example((0, 1), 1, 1, 0.0, "pad")
-@example((1, 8), 4, 2, 0.0, "pad")
-@example((5, 100), 130, 1, 0.0, "pad")
-@example((500, 100), 130, 1, 0.0, "uneven")
+@given(rows_and_lanes, worlds, batch_sizes, st.floats(0, 1), tails, order_seeds)
+@example((0, 1), 1, 1, 0.0, "pad", None)
+@example((1, 8), 4, 2, 0.0, "pad", None)
+@example((5, 100), 130, 1, 0.0, "pad", None)
+@example((500, 100), 130, 1, 0.0, "uneven", 1)
 def test_shares_are_those_of_the_definition(
-    shape: tuple[int, int], world_size: int, batch_size: int, part: float, tail: Tail
+    shape: tuple[int, int], world_size: int, batch_size: int, part: float, tail: Tail, order_seed: int | None
 ) -> None:
     num_rows, num_lanes = shape
     assignment = Assignment(
@@ -57,6 +69,7 @@ def test_shares_are_those_of_the_definition(
         batch_size=batch_size,
         start=int(part * num_rows),
         tail=tail,
+        lane_order=lane_order(num_lanes, seed=order_seed),
     )
     expected = naive_batches(assignment)
     assert assignment.num_batches() == len(expected)
@@ -88,23 +101,35 @@ def test_batches_computed_together_are_those_computed_alone(
         assert together.ends.tolist() == [sum(lengths[: batch + 1]) for batch in range(count)]
 
 
-@given(rows_and_lanes, st.lists(st.tuples(worlds, batch_sizes, st.integers(0, 4)), max_size=5), worlds, batch_sizes, tails)
+stops_on_the_way = st.lists(st.tuples(worlds, batch_sizes, st.integers(0, 4), order_seeds), max_size=5)
+
+
+@given(rows_and_lanes, stops_on_the_way, worlds, batch_sizes, tails)
 def test_chain_of_resumes_loses_and_repeats_nothing(
-    shape: tuple[int, int], stops: list[tuple[int, int, int]], last_world: int, last_batch: int, tail: Tail
+    shape: tuple[int, int], stops: list[tuple[int, int, int, int | None]], last_world: int, last_batch: int, tail: Tail
 ) -> None:
     num_rows, num_lanes = shape
     start, seen = 0, []
-    for world_size, batch_size, batches in [*stops, (last_world, last_batch, num_rows)]:
+    for world_size, batch_size, batches, order_seed in [*stops, (last_world, last_batch, num_rows, None)]:
         assignment = Assignment(
-            num_rows=num_rows, num_lanes=num_lanes, world_size=world_size, batch_size=batch_size, start=start, tail=tail
+            num_rows=num_rows,
+            num_lanes=num_lanes,
+            world_size=world_size,
+            batch_size=batch_size,
+            start=start,
+            tail=tail,
+            lane_order=lane_order(num_lanes, seed=order_seed),
         )
+        order = assignment.lane_order or range(num_lanes)
         batches = min(batches, assignment.num_batches())
         for batch in range(batches):
             shares = [assignment.share(batch, run=run) for run in range(world_size)]
             rows = [row for share in shares for row in share.positions[~share.pad].tolist()]
             first, end = assignment.consumed(batch), assignment.consumed(batch + 1)
             # In the order of the runs a global batch is sorted by lane; by position it is the next stretch of the epoch.
-            assert rows == sorted(rows, key=lambda row: lane_and_step(row, num_lanes=num_lanes))
+            places = [lane_and_step(row, num_lanes=num_lanes) for row in rows]
+            sorted_by = [(order.index(lane), step) for lane, step in places]
+            assert sorted_by == sorted(sorted_by)
             assert sorted(rows) == list(range(first, end))
             pads = [row for share in shares for row in share.positions[share.pad].tolist()]
             assert len(pads) < world_size

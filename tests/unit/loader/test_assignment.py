@@ -25,6 +25,20 @@ def test_global_batch_is_sorted_by_lane_and_cut_into_runs() -> None:
     assert assignment.share(1, run=1).lanes.tolist() == [2, 2, 3, 3]
 
 
+def test_another_order_of_lanes_changes_the_runs_and_not_the_batch() -> None:
+    assignment = Assignment(num_rows=16, num_lanes=4, world_size=2, batch_size=4, lane_order=(3, 0, 2, 1))
+    shares = [assignment.share(1, run=run) for run in range(2)]
+    assert [share.lanes.tolist() for share in shares] == [[3, 3, 0, 0], [2, 2, 1, 1]]
+    assert shares[0].positions.tolist() == [11, 15, 8, 12]
+    assert sorted(position for share in shares for position in share.positions.tolist()) == list(range(8, 16))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 1, 2, 2), (0, 1, 2, 4), (0, 1, 2, 3, 4)])
+def test_an_order_that_is_none_of_all_lanes_is_refused(order: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidOption, match=r"lane_order=\(0, 1, 2.*expected each lane, 0 to 3, once"):
+        Assignment(num_rows=16, num_lanes=4, batch_size=4, lane_order=order)
+
+
 def test_short_last_batch_by_each_tail() -> None:
     # 5 rows are left for 3 runs: 2, 2 and 1, as long as nothing is padded.
     options: dict[str, Any] = {"num_rows": 11, "num_lanes": 1, "world_size": 3, "batch_size": 2}
