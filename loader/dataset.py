@@ -62,7 +62,7 @@ class ShardedDataset(IterableDataset[Any]):
         Columns to read; all by default. Others are not fetched, unless they are short and lie between these.
     rank, world_size : int, optional
         Data-parallel; `world_size` may be a one-dimensional DeviceMesh or a process group. By default from
-        torch.distributed, else ``RANK`` and ``WORLD_SIZE``, else 0 of 1.
+        torch.distributed, else from torchrun, Slurm or Kubernetes (`loader.ranks`), else 0 of 1.
     tail : str
         What becomes of a last batch that is short: ``pad`` (ranks without a row repeat one, marked ``_pad``), ``drop``, or
         ``uneven``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,13 +12,14 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from loader.errors import InvalidOption
-from loader.ranks import resolve_ranks, worker_of
+from loader.ranks import resolve_ranks, resolve_run_id, worker_of
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name in ("RANK", "WORLD_SIZE", "JOB_COMPLETION_INDEX") or name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -65,13 +67,69 @@ def test_contradictions_are_refused(rank: int | None, world_size: object, messag
         resolve_ranks(rank, world_size)
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (3, 8)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"}, (1, 2)),
+        # A batch script, which is no task of its job.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),
+        ({"JOB_COMPLETION_INDEX": "5", "WORLD_SIZE": "6"}, (5, 6)),
+    ],
+)
+def test_launchers_say_who_this_is(
+    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_ranks(None, None) == expected
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "JOB_COMPLETION_INDEX"])
+def test_half_of_what_a_launcher_says_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(InvalidOption, match=f"{name}=1 is set, but .*RANK and WORLD_SIZE; .*rank=0 of world_size=1"):
+        resolve_ranks(None, None)
+    assert resolve_ranks(0, 1) == (0, 1)
+
+
 def test_environment_must_hold_numbers_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "two")
-    with pytest.raises(InvalidOption, match="RANK and WORLD_SIZE must be whole numbers"):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(InvalidOption, match="RANK must be a whole number, found 'two'"):
         resolve_ranks(None, None)
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(InvalidOption, match="rank=2 of world_size=1"):
         resolve_ranks(None, None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "job-7", "TORCHELASTIC_RESTART_COUNT": "2", "SLURM_JOB_ID": "9"}, "job-7.2"),
+        ({"TORCHELASTIC_RUN_ID": "none", "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0"}, "9.0"),
+        ({"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "1"}, "9.0.1"),
+    ],
+)
+def test_launchers_say_which_run_this_is(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_run_id(None) == expected
+    assert resolve_run_id("mine") == "mine"
+
+
+def test_a_run_without_a_usable_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(InvalidOption, match=r"neither torchrun .* nor Slurm gives one: give run_id="):
+        resolve_run_id(None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a/b")
+    with pytest.raises(InvalidOption, match="TORCHELASTIC_RUN_ID='a/b': expected 1 to 100 letters"):
+        resolve_run_id(None)
+    for unusable in ("", "..", "x" * 101):
+        with pytest.raises(InvalidOption, match=r"run_id='.*: expected 1 to 100 letters"):
+            resolve_run_id(unusable)
 
 
 def test_main_process_is_no_worker() -> None:
