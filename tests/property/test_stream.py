@@ -192,7 +192,7 @@ def loader_of(dataset: MemoryDataset, num_workers: int, base_seed: int) -> Itera
     streams = []
     for number in range(num_workers):
         worker = Worker(number=number, num_workers=num_workers, base_seed=base_seed)
-        with patch("loader.dataset.worker_of", lambda worker=worker: worker):
+        with patch("loader.stream.worker_of", lambda worker=worker: worker):
             streams.append(iter(forked(dataset)))
     while streams:
         for stream in streams.copy():

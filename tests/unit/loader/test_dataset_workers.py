@@ -187,7 +187,7 @@ def test_stateful_loader_with_workers_says_how_to_take_its_state_up() -> None:
     source = dataset()
     state = source.state_dict()
     with (
-        patch("loader.dataset.worker_of", lambda: Worker(number=0, num_workers=2, base_seed=1)),
+        patch("loader.stream.worker_of", lambda: Worker(number=0, num_workers=2, base_seed=1)),
         pytest.raises(StateUnavailable, match=r"dataset\.load_state_dict\(dataset\.state_from"),
     ):
         source.load_state_dict(state)
