@@ -1,7 +1,8 @@
 """The decoded blocks that a stream is reading from, and the gather of rows out of them.
 
 Each fixed column has one array over all cells (see `loader.plan`), so that rows of any blocks become a batch by one
-`np.take`, without the GIL and without a Python step per row. Columns whose values vary in length keep a buffer per slot.
+`np.take`, without the GIL and without a Python step per row. Columns whose values vary in length keep a buffer per slot, and
+where in it the value of each cell lies.
 
 The arrays are as large as all slots together, but memory is only taken for slots that were filled once, and the planner
 prefers those. An arena serves one stream at a time; the next one takes it over, with its memory.
@@ -18,14 +19,16 @@ import numpy.typing as npt
 from loader.block import decode_value, variable_view
 from loader.buffers import BufferPool
 from loader.column_type import ColumnType
+from loader.errors import BlockCorrupt
 from loader.order import LaneOrder, row_number
 from loader.plan import Plan, Visit
+from loader.ragged import Ragged
 
 __all__ = ["Arena", "Column"]
 
 Int64s = npt.NDArray[np.int64]
-Column = npt.NDArray[Any] | list[Any]
-"""Gathered rows: an array [rows, *shape] of a fixed column, or a list of values."""
+Column = npt.NDArray[Any] | Ragged | list[Any]
+"""Gathered rows: an array [rows, *shape] of a fixed column, a `Ragged`, or a list of values."""
 
 _MAX_IDLE_BUFFERS = 4
 
@@ -58,24 +61,58 @@ class _VariableColumn:
     def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
         self._kind = kind
         self._max_rows = max_rows
-        self._buffers: list[tuple[bytearray, int]] = []
+        # Of each slot: its block as it was decoded, until rows of it are gathered for the first time; and its bytes after that.
+        self._fresh: dict[int, tuple[bytearray, int]] = {}
+        self._bytes: list[memoryview] = []
+        # Of each cell: where in its slot's bytes the value of the row begins and ends.
+        self._starts = self._ends = np.empty(0, np.int64)
 
     def grow(self, num_slots: int) -> None:
-        self._buffers.extend([(bytearray(), 0)] * (num_slots - len(self._buffers)))
+        self._bytes.extend([memoryview(b"")] * (num_slots - len(self._bytes)))
+        size = num_slots * self._max_rows
+        self._starts, self._ends = _grown(self._starts, size), _grown(self._ends, size)
 
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
         data = bytearray(raw_size)
-        self._buffers[slot] = data, rows
+        self._fresh[slot] = data, rows
         return memoryview(data)
 
     def gather(self, rows: Int64s) -> Column:
-        slots, places = (values.tolist() for values in np.divmod(rows, self._max_rows))
-        views = {slot: variable_view(*self._buffers[slot]) for slot in set(slots)}
-        values = []
-        for slot, place in zip(slots, places, strict=True):
-            offsets, data = views[slot]
-            values.append(decode_value(self._kind, data[offsets[place] : offsets[place + 1]]))
-        return values
+        slots = (rows // self._max_rows).tolist()
+        for slot in set(slots):
+            self._load(slot)
+        starts, ends, data = self._starts.take(rows), self._ends.take(rows), self._bytes
+        values = [data[slot][start:end] for slot, start, end in zip(slots, starts.tolist(), ends.tolist(), strict=True)]
+        return self._collect(values, ends - starts)
+
+    def _load(self, slot: int) -> None:
+        if slot in self._fresh:
+            block, rows = self._fresh.pop(slot)
+            offsets, self._bytes[slot] = variable_view(block, rows)
+            cells = slice(slot * self._max_rows, slot * self._max_rows + rows)
+            self._starts[cells], self._ends[cells] = offsets[:-1], offsets[1:]
+
+    def _collect(self, values: list[memoryview], sizes_bytes: Int64s) -> Column:
+        return [decode_value(self._kind, value) for value in values]
+
+
+class _RaggedColumn(_VariableColumn):
+    def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
+        super().__init__(kind, max_rows=max_rows)
+        assert kind.dtype is not None
+        self._pool = BufferPool(kind.dtype, kind.shape, max_idle=_MAX_IDLE_BUFFERS)
+
+    def _collect(self, values: list[memoryview], sizes_bytes: Int64s) -> Column:
+        lengths, rest = np.divmod(sizes_bytes, self._kind.item_bytes)
+        if rest.any():
+            raise BlockCorrupt(f"{sizes_bytes[rest > 0][0]} bytes are no value of {self._kind}")
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        gathered = self._pool.take(int(offsets[-1]))
+        out, end = gathered.reshape(-1).view(np.uint8).data, 0
+        for value in values:
+            start, end = end, end + len(value)
+            out[start:end] = value
+        return Ragged(values=gathered, offsets=offsets)
 
 
 class Arena:
@@ -96,9 +133,7 @@ class Arena:
 
     def __init__(self, kinds: Sequence[ColumnType], *, max_block_rows: int) -> None:
         self._max_rows = max_block_rows
-        self._columns: list[_FixedColumn | _VariableColumn] = [
-            (_FixedColumn if kind.is_fixed else _VariableColumn)(kind, max_rows=max_block_rows) for kind in kinds
-        ]
+        self._columns = [_column(kind, max_rows=max_block_rows) for kind in kinds]
         # Of each cell: the row of the arena that is at this place of the visit. Of each slot: what makes such a row an index
         # in its lane.
         self._rows = np.empty(0, np.int64)
@@ -131,6 +166,12 @@ class Arena:
         """The number of each row of `plan` in the dataset."""
         rows = self._rows.take(plan.cells)
         return row_number(plan.share.lanes, rows + self._shifts[rows // self._max_rows], num_lanes=num_lanes)
+
+
+def _column(kind: ColumnType, *, max_rows: int) -> _FixedColumn | _VariableColumn:
+    if kind.is_fixed:
+        return _FixedColumn(kind, max_rows=max_rows)
+    return (_RaggedColumn if kind.kind == "ragged" else _VariableColumn)(kind, max_rows=max_rows)
 
 
 def _grown(array: Int64s, size: int) -> Int64s:

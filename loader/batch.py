@@ -1,8 +1,8 @@
 """Gathered rows as what a training loop gets: dicts of tensors, per batch or per sample.
 
-A fixed column becomes a tensor [rows, *shape] that shares memory with its staging buffer; text, bytes and JSON stay Python
-values in a list; ragged values become a list of tensors. ``_index`` (row number in the dataset) comes on request, ``_pad``
-only with the rows of a batch that repeats some.
+A fixed column becomes a tensor [rows, *shape] that shares memory with its staging buffer; the rows of a ragged column become a
+list of tensors, which share memory in the same way; text, bytes and JSON stay Python values in a list. ``_index`` (row number
+in the dataset) comes on request, ``_pad`` only with the rows of a batch that repeats some.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from loader.arena import Column
 from loader.errors import InvalidOption
 from loader.prefetch import Stage
+from loader.ragged import Ragged
 
 __all__ = ["Batch", "batches_of", "samples_of"]
 
@@ -85,8 +86,9 @@ def _cut(column: torch.Tensor | list[Any], bounds: Sequence[int]) -> Sequence[to
 def _tensors(column: Column) -> torch.Tensor | list[Any]:
     if isinstance(column, np.ndarray):
         return torch.from_numpy(column)
-    if column and isinstance(column[0], np.ndarray):
-        return [torch.from_numpy(value) for value in column]
+    if isinstance(column, Ragged):
+        # One call makes the views of all rows.
+        return list(torch.split(torch.from_numpy(column.values), column.lengths.tolist())) if len(column) else []
     return column
 
 

@@ -25,6 +25,7 @@ COLUMNS = {
     "some": {"data": "float32[25]"},
     "narrow": {"data": "uint16"},
     "text": {"data": "str"},
+    "ragged": {"data": "int32[*,3]"},
 }
 
 datasets = st.tuples(st.one_of(st.integers(0, 20), st.integers(0, 200)), st.integers(1, 17), st.sampled_from(sorted(COLUMNS)))
@@ -37,11 +38,18 @@ tails = st.sampled_from(TAILS)
 def content_of(num_rows: int, num_lanes: int, kind: str) -> bytes:
     columns = {"row": "int64", **COLUMNS[kind]}
     data: Any = ["-" * (row * 37 % 300) + str(row) for row in range(num_rows)]
-    if kind != "text":
+    if kind == "ragged":
+        data = [ragged_value(row) for row in range(num_rows)]
+    elif kind != "text":
         shape = (num_rows, *(int(size) for size in COLUMNS[kind]["data"].partition("[")[2].rstrip("]").split(",") if size))
         numbers = np.arange(num_rows).reshape(-1, *[1] * (len(shape) - 1))
         data = np.broadcast_to(numbers, shape).astype(COLUMNS[kind]["data"].partition("[")[0])
     return dataset_bytes(columns, {"row": np.arange(num_rows), "data": data}, num_lanes=num_lanes)
+
+
+def ragged_value(row: int) -> Any:
+    """Every seventh is empty, every twentieth larger than a block."""
+    return np.full((300 if row % 20 == 3 else row % 7, 3), row, np.int32)
 
 
 @functools.cache
@@ -68,7 +76,9 @@ def epoch_order(content: bytes, seed: int, epoch: int, shuffle: bool) -> list[in
 def check_content(batch: Any, kind: str) -> None:
     rows = batch["row"].tolist()
     assert batch["_index"].tolist() == rows
-    if kind == "text":
+    if kind == "ragged":
+        assert all(np.array_equal(found, ragged_value(row)) for found, row in zip(batch["data"], rows, strict=True))
+    elif kind == "text":
         assert batch["data"] == ["-" * (row * 37 % 300) + str(row) for row in rows]
     else:
         kind_of = {"wide": torch.uint8, "some": torch.float32, "narrow": torch.uint16}[kind]
@@ -113,6 +123,7 @@ def run_ranks(
 )
 @example(shape=(0, 3, "some"), stops=[], last=(2, 4), tail="pad", shuffle=True, epoch=0)
 @example(shape=(1, 8, "some"), stops=[], last=(4, 2), tail="pad", shuffle=True, epoch=0)
+@example(shape=(90, 4, "ragged"), stops=[(2, 3, 4, 0)], last=(3, 5), tail="pad", shuffle=True, epoch=0)
 @example(shape=(5, 17, "wide"), stops=[(2, 1, 1, 0)], last=(20, 3), tail="uneven", shuffle=True, epoch=1)
 def test_chain_of_resumes_is_the_epochs_order(
     shape: tuple[int, int, str],

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate, default_convert
 from loader.batch import Batch, batches_of, samples_of
 from loader.errors import InvalidOption
 from loader.prefetch import Stage
+from loader.ragged import Ragged
 
 NAMES = ["x", "text", "ragged"]
 
@@ -23,7 +24,10 @@ def stage(num_rows: int, ends: list[int], *, pad: list[int] = (), numbers: bool 
         columns=[
             np.arange(num_rows * 2, dtype=np.uint16).reshape(num_rows, 2),
             [f"row {row}" for row in range(num_rows)],
-            [np.arange(row, dtype=np.float16) for row in range(num_rows)],
+            Ragged(
+                values=np.concatenate([np.arange(row, dtype=np.float16) for row in range(num_rows)]),
+                offsets=np.cumsum([0, *range(num_rows)]),
+            ),
         ],
         numbers=np.arange(num_rows) * 10 if numbers else None,
         pad=marked,
