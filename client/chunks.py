@@ -113,6 +113,10 @@ class ChunkClient:
         """The nodes that seem to be on this host."""
         return () if self._colocated is None else self._colocated.nodes()
 
+    def present(self) -> set[str]:
+        """The nodes that prove to be on this host."""
+        return set() if self._colocated is None else self._colocated.present()
+
     def put(
         self,
         node_id: str,

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from client.checksum import SEGMENT_BYTES, Announced, ReadCheck, num_segments
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
-from client.errors import ChunkCorrupt, DeadlineExceeded, ProtocolMismatch, from_problem
+from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, ProtocolMismatch, from_problem
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
 from client.manifest import Ref
 from client.process import HomeProcess
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # Hashed while it is in the CPU's cache: of 64 KiB to 8 MiB this is the fastest. Whole segments, as `ReadCheck` wants them.
 PIECE_BYTES = 4 * SEGMENT_BYTES
+# Asks for a chunk that no bytes have as their hash: the answer says whose it is.
+_WHO_ARE_YOU = ChunkRequest(partition=0, id=bytes(32), first=0, last=0, token="")
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
 
 
@@ -79,6 +81,22 @@ class Colocated:
             with self._lock:
                 self._view, self._paths = view, paths
         return self._paths
+
+    def present(self) -> set[str]:
+        """The nodes that prove to be on this host, by their answers."""
+        self._home.check()
+        found = set()
+        for node_id in list(self.nodes()):
+            if node_id not in self._paths:  # Another node has answered at its path.
+                continue
+            try:
+                with self._opened(node_id, _WHO_ARE_YOU, timeout_s=self._config.connect_timeout_s):
+                    found.add(node_id)
+            except ChunkNotFound:
+                found.add(node_id)
+            except (OSError, ProtocolMismatch) as exc:
+                log.info("node %s is not taken to be on this host: %s", node_id, exc)
+        return found
 
     def read_into(
         self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, deadline: Deadline | None = None

@@ -42,6 +42,7 @@ class ClientConfig(BaseSettings):
     retry_max_s: float = Field(2.0, gt=0, description="Longest backoff")
     suspect_s: float = Field(5.0, gt=0, description="How long a node that failed is asked last")
     colocated: bool = Field(True, description="Read the files of nodes on this host directly, still checked")
+    machine: str = Field("", description="This host's name in the layout; by default found out, else the host name")
     view_ttl_s: float = Field(30.0, gt=0, description="How long the list of nodes is taken for fresh")
 
     @field_validator("endpoint")

@@ -7,6 +7,7 @@ HTTP; a node builds one over its metadata to serve plain HTTP. It holds no state
 from __future__ import annotations
 
 import io
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -71,6 +72,16 @@ class ObjectStore(Namespace):
         """Stop the threads; calls in progress, and what waits for a thread, end first."""
         self._call_pool.shutdown()
         self._chunk_pool.shutdown()
+
+    def host(self) -> str:
+        """What the layout calls this host.
+
+        ``FOREBAY_MACHINE`` if it is set, else the host of a node that proves to be here, else the machine's own name.
+        """
+        if self.config.machine:
+            return self.config.machine
+        present = self.chunks.present()
+        return next((node.host for node in self.cluster.layout.nodes if node.id in present), socket.gethostname())
 
     # Writing
 
