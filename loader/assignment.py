@@ -17,6 +17,7 @@ does not know what the steps of a lane are (`loader.order`), nor ranks: `run_of_
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.errors import InvalidOption
-from loader.order import MAX_LANES, MAX_ROWS, lane_ranks
+from loader.order import MAX_LANES, MAX_ROWS, lane_permutation, lane_ranks, position_number
 
 __all__ = ["TAILS", "Assignment", "Share", "Tail", "run_of_rank"]
 
@@ -56,22 +57,27 @@ class Share:
     ----------
     lanes, steps : int64 [rows]
         Lane of each row, and step in the lane's sequence of the epoch.
-    positions : int64 [rows]
-        Position of each row in the epoch.
     pad : bool [rows]
         Whether the row is a repetition that fills a short last batch.
     ends : int64 [batches]
         How many rows there are up to and including each batch.
+    num_lanes : int
+        L of the dataset.
     """
 
     lanes: Int64s
     steps: Int64s
-    positions: Int64s
     pad: npt.NDArray[np.bool_]
     ends: Int64s
+    num_lanes: int
 
     def __len__(self) -> int:
         return len(self.lanes)
+
+    @property
+    def positions(self) -> Int64s:
+        """Position of each row in the epoch."""
+        return position_number(self.lanes, self.steps, num_lanes=self.num_lanes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +191,7 @@ class Assignment:
             lane, step = self._rows(bounds[-2:], low=index, high=index + 1)
             lanes, steps, pad = np.append(lanes, lane), np.append(steps, step), np.append(pad, True)
             ends[-1] += 1
-        positions = steps * self.num_lanes + lane_ranks(self.num_lanes)[lanes]
-        return Share(lanes=lanes, steps=steps, positions=positions, pad=pad, ends=ends)
+        return Share(lanes=lanes, steps=steps, pad=pad, ends=ends, num_lanes=self.num_lanes)
 
     def shares(self, *, run: int, first: int = 0) -> Iterator[Share]:
         """The shares of `run` from batch `first` on, one batch each: what a run will need, in order, for fetching ahead."""
@@ -195,7 +200,39 @@ class Assignment:
 
     def _rows(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
         """Lanes and steps of rows low[k] to high[k] of each batch k, the positions bounds[k] to bounds[k + 1] by lane."""
-        order = np.asarray(self.lane_order or range(self.num_lanes), np.int64)
+        if self.global_batch_size <= self.num_lanes:
+            return self._rows_of_small_batches(bounds, low=low, high=high)
+        cycles, rest = divmod(self.global_batch_size, self.num_lanes)
+        full = int(np.count_nonzero(np.diff(bounds) == self.global_batch_size))
+        if rest or full < 2:
+            return self._rows_of_large_batches(bounds, low=low, high=high)
+        # Each full batch takes the same number of steps from a lane: what the first one reads is read by all, later.
+        lanes, steps = self._rows_of_large_batches(bounds[:2], low=low[:1], high=high[:1])
+        steps = (steps + cycles * np.arange(full)[:, None]).ravel()
+        lanes = np.tile(lanes, full)
+        if full < len(low):
+            last = self._rows_of_large_batches(bounds[full:], low=low[full:], high=high[full:])
+            lanes, steps = np.append(lanes, last[0]), np.append(steps, last[1])
+        return lanes, steps
+
+    def _rows_of_small_batches(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+        """As `_rows`, where no batch has two rows of a lane: its positions are sorted by lane."""
+        num_lanes = self.num_lanes
+        order, places = _lane_order(self.lane_order, num_lanes)
+        sizes = np.diff(bounds)
+        batches = np.repeat(np.arange(len(sizes)), sizes)
+        keys = np.sort(batches * num_lanes + places[np.arange(bounds[0], bounds[-1]) % num_lanes])
+        if bool(np.any(high - low < sizes)):
+            within = np.arange(len(keys)) - (bounds[:-1] - bounds[0])[batches]
+            chosen = (within >= low[batches]) & (within < high[batches])
+            batches, keys = batches[chosen], keys[chosen]
+        lanes = order[keys - batches * num_lanes]
+        # The first step of the lane at or after the batch's begin, as below.
+        return lanes, -((lane_ranks(num_lanes)[lanes] - bounds[batches]) // num_lanes)
+
+    def _rows_of_large_batches(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+        """As `_rows`, by counting the rows that each batch has of each lane."""
+        order, _ = _lane_order(self.lane_order, self.num_lanes)
         # The first step of each lane that lies at or after each bound: ceil((bound - ρ) / L), floor division being exact.
         steps = -((lane_ranks(self.num_lanes)[order] - bounds[:, None]) // self.num_lanes)
         counts = steps[1:] - steps[:-1]
@@ -205,3 +242,15 @@ class Assignment:
         cells = np.repeat(np.arange(taken.size), taken)
         within = np.arange(cells.size) - (np.cumsum(taken) - taken)[cells]
         return order[cells % self.num_lanes], (steps[:-1] + skipped).ravel()[cells] + within
+
+
+@functools.lru_cache(maxsize=64)
+def _lane_order(lane_order: tuple[int, ...], num_lanes: int) -> tuple[Int64s, Int64s]:
+    """The lanes in the order of the runs, and for each residue of positions the place of its lane in that order."""
+    order = np.array(lane_order, np.int64) if lane_order else np.arange(num_lanes)
+    places = np.empty_like(order)
+    places[order] = np.arange(num_lanes)
+    places = places[lane_permutation(num_lanes)]
+    for shared in (order, places):
+        shared.flags.writeable = False
+    return order, places

@@ -21,6 +21,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _LOOKS: Final = 64
 _EVICT_ABOVE: Final = 0.95
 _EVICT_TO: Final = 0.9
+_USED_AGAIN_S: Final = 3600.0  # Noting each use would have the file system write an inode for each block that is read.
 
 
 class DiskCache:
@@ -82,11 +84,13 @@ class DiskCache:
             self._drop(path, exc)
             return False
         try:
-            if os.fstat(file).st_size != len(out):
+            stat = os.fstat(file)
+            if stat.st_size != len(out):
                 raise BlockCorrupt(f"{path} has another length than its block")
             _read_all(file, out)
             check_decoded(out, check=check, where=path)
-            os.utime(file)  # The time of last use, on which eviction goes.
+            if time.time() - stat.st_mtime > _USED_AGAIN_S:
+                os.utime(file)
         except (BlockCorrupt, OSError) as exc:
             self._drop(path, exc)
             return False

@@ -169,14 +169,30 @@ class LaneOrder:
         return int(self._block_starts[block])
 
     def _permutation(self, count: int, *, stream: int) -> Int64s:
-        # Only raw output: numpy promises that the bits of a generator stay, not what distributions make of them.
-        draws = np.random.Philox(key=self._key, counter=np.array([0, 0, 0, stream], np.uint64)).random_raw(count)
+        draws = _draws(self._key, stream=stream, count=count)
         # numpy's default sort is four times as fast as its stable one and gives the same unless two draws are equal.
         order = np.argsort(draws)
         ordered = draws[order]
-        if bool(np.any(ordered[1:] == ordered[:-1])):
+        if (ordered[1:] == ordered[:-1]).any():
             order = np.argsort(draws, kind="stable")
         return order.astype(np.int64, copy=False)
+
+
+# Generators that are not in use, one for each thread that has needed one: making one takes ten times as long as this.
+_idle: list[np.random.Philox] = []
+_NEW_STATE: Final = np.random.Philox(key=0).state  # Nothing is left of a block of four draws.
+
+
+def _draws(key: npt.NDArray[np.uint64], *, stream: int, count: int) -> npt.NDArray[np.uint64]:
+    """The first draws of a stream. Only raw output: numpy promises that its bits stay, not what distributions make of them."""
+    try:
+        philox = _idle.pop()
+    except IndexError:
+        philox = np.random.Philox(key=0)
+    philox.state = {**_NEW_STATE, "state": {"key": key, "counter": np.array([0, 0, 0, stream], np.uint64)}}
+    draws = philox.random_raw(count)
+    _idle.append(philox)
+    return draws
 
 
 def _philox_key(digest: str, *, seed: int, epoch: int, lane: int) -> npt.NDArray[np.uint64]:

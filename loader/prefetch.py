@@ -316,7 +316,7 @@ def _every(share: Share, step: int) -> Share:
     return Share(
         lanes=share.lanes[rows],
         steps=share.steps[rows],
-        positions=share.positions[rows],
         pad=share.pad[rows],
         ends=np.cumsum(sizes[wanted]),
+        num_lanes=share.num_lanes,
     )

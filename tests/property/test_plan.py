@@ -142,9 +142,9 @@ def part(share: Share, start: int, end: int) -> Share:
     return Share(
         lanes=share.lanes[cut],
         steps=share.steps[cut],
-        positions=share.positions[cut],
         pad=share.pad[cut],
         ends=np.array([size]),
+        num_lanes=share.num_lanes,
     )
 
 

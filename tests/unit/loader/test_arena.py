@@ -26,7 +26,8 @@ def lane_order(lane: int, *, shuffle: bool = True) -> LaneOrder:
 
 def plan_of(cells: list[int], lanes: list[int]) -> Plan:
     rows = np.zeros(len(cells), np.int64)
-    share = Share(lanes=np.array(lanes), steps=rows, positions=rows, pad=rows.astype(np.bool_), ends=np.array([len(cells)]))
+    pad, ends = rows.astype(np.bool_), np.array([len(cells)])
+    share = Share(lanes=np.array(lanes), steps=rows, pad=pad, ends=ends, num_lanes=NUM_LANES)
     return Plan(share=share, cells=np.array(cells), opened=[], closed=[])
 
 

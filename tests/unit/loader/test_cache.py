@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -188,3 +189,16 @@ def test_unusable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InvalidOption, match=r"cache_dir='.*/file' can't be used"):
         DiskCache(tmp_path / "file", digest=DIGEST, limit_bytes=1)
+
+
+def test_a_use_is_noted_once_an_hour_and_not_each_time(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    put(cache, 0)
+    path = tmp_path / DIGEST[:32] / "1-0-0"
+    now = time.time()
+    os.utime(path, (now - 600, now - 600))
+    assert found(cache, 0)
+    assert path.stat().st_mtime == pytest.approx(now - 600, abs=1)
+    os.utime(path, (now - 7200, now - 7200))
+    assert found(cache, 0)
+    assert path.stat().st_mtime > now - 600

@@ -23,7 +23,7 @@ def planner(num_slots: int) -> VisitPlanner:
 def share(lane: int, *steps: int) -> Share:
     lanes, wanted = np.full(len(steps), lane), np.array(steps)
     pad = np.zeros(len(steps), np.bool_)
-    return Share(lanes=lanes, steps=wanted, positions=wanted, pad=pad, ends=np.array([len(steps)]))
+    return Share(lanes=lanes, steps=wanted, pad=pad, ends=np.array([len(steps)]), num_lanes=NUM_LANES)
 
 
 def test_rows_of_one_visit_open_it_once() -> None:
