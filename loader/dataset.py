@@ -5,6 +5,7 @@ This module knows where the dataset is, and opens it: once in each process, and 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -17,17 +18,21 @@ from client import Client
 from client.names import parse_url
 from client.objects import ObjectStore
 from client.record import ObjectInfo
+from loader.agreement import LaneAgreement
 from loader.assignment import Tail
 from loader.epoch import Position
 from loader.errors import DatasetNotFound, InvalidOption
 from loader.iteration import Transform
 from loader.opened import CacheSpec, OpenDataset
 from loader.order import ORDER_ALGORITHM
+from loader.ranks import resolve_run_id, worker_of
 from loader.reader import DatasetReader
 from loader.state import LoaderState
 from loader.stream import DEFAULT_PREFETCH_BYTES, StreamDataset
 
 __all__ = ["ShardedDataset"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_LIMIT_BYTES = 64 * 1024**3
 
@@ -63,6 +68,12 @@ class ShardedDataset(StreamDataset):
         Applied to each item.
     with_index : bool
         Add ``_index``, the row's number in the dataset.
+    locality : bool
+        Give each rank the lanes whose copies lie on its host, as far as possible, where the number of lanes divides that of
+        rows in a global batch. Global batches stay the same; which rank has which of their rows does not. All ranks have to
+        ask for it, and may write below the dataset's key: see `loader.agreement`. Ranks then keep their lanes between epochs.
+    run_id : str, optional
+        For `locality`: the same on all ranks, and another one each time that the job starts. By default from torchrun or Slurm.
     endpoints : str or list of str, optional
         Nodes of the cluster; by default from the environment or profile, as for `client.Client`.
     num_threads : int, optional
@@ -91,6 +102,8 @@ class ShardedDataset(StreamDataset):
         cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES,
         transform: Transform | None = None,
         with_index: bool = False,
+        locality: bool = False,
+        run_id: str | None = None,
         endpoints: str | list[str] | None = None,
         num_threads: int | None = None,
     ) -> None:
@@ -112,12 +125,13 @@ class ShardedDataset(StreamDataset):
             transform=transform,
             with_index=with_index,
             num_threads=num_threads,
-            keep_lanes=cache_dir is not None,
+            keep_lanes=cache_dir is not None or locality,
         )
         cache = None if cache_dir is None else CacheSpec(root=Path(cache_dir), limit_bytes=cache_limit_bytes)
         names = None if columns is None else tuple(columns)
         self._open_version = partial(OpenDataset.of, bucket=bucket, key=key, columns=names, cache=cache)
         self._endpoints = endpoints
+        self._agreement = self._agreement_of(resolve_run_id(run_id)) if locality and self._world_size > 1 else None
         self._info: ObjectInfo | None = None
         self._opened: OpenDataset | None = None
         self._inherited: OpenDataset | None = None
@@ -186,6 +200,41 @@ class ShardedDataset(StreamDataset):
         except DatasetNotFound:
             return opened
 
+    def _agreement_of(self, run_id: str) -> LaneAgreement:
+        return LaneAgreement(run_id=run_id, rank=self._rank, world_size=self._world_size)
+
+    def _resume_lanes(self, saved: LoaderState) -> None:
+        if self._agreement is None:
+            super()._resume_lanes(saved)
+        else:
+            self._agreement.resume(saved)
+
+    def _lane_order(self, epoch: int) -> tuple[int, ...]:
+        if self._agreement is None:
+            return ()
+        if not self._is_divisible():
+            log.warning(
+                "%s: ranks take its lanes in order, because %d lanes do not divide a global batch of %d rows",
+                self.url,
+                self.reader.index.num_lanes,
+                self._world_size * self._batch_size,
+            )
+            return ()
+        opened = self._open()
+        return self._agreement.order(opened.store, opened.reader, epoch=epoch)
+
+    def _is_divisible(self) -> bool:
+        """Whether each whole batch has equally many rows of each lane, so that each rank's lanes stay the same."""
+        return self._world_size * self._batch_size % self.reader.index.num_lanes == 0
+
+    def _lane_map_at(self, position: Position) -> str:
+        if self._agreement is None or not self._is_divisible():
+            return self._lane_map
+        if position.start == 0 and worker_of() is None:
+            return "placed"  # Perhaps no rank has begun this epoch, and a state is no reason to wait for all of them.
+        opened = self._open()
+        return self._agreement.name(opened.store, opened.reader, epoch=position.epoch)
+
     def _state(self, position: Position) -> LoaderState:
         reader = self.reader
         return LoaderState(
@@ -196,5 +245,5 @@ class ShardedDataset(StreamDataset):
             samples_consumed=position.start,
             shuffle=self._shuffle,
             order_algorithm=ORDER_ALGORITHM,
-            lane_map=self._lane_map,
+            lane_map=self._lane_map_at(position),
         )

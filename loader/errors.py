@@ -19,6 +19,7 @@ __all__ = [
     "IndexMissing",
     "InvalidOption",
     "IteratorStopped",
+    "LanesNotAgreed",
     "LoaderError",
     "StateInvalid",
     "StateMismatch",
@@ -112,6 +113,10 @@ class StateUnavailable(LoaderError):
 
 class IteratorStopped(LoaderError):
     """Another iterator of the same dataset goes on from where this one was, or the dataset was closed."""
+
+
+class LanesNotAgreed(LoaderError):
+    """The ranks of a run could not agree which lanes each of them reads; the message says who is missing."""
 
 
 class WriterClosed(LoaderError):

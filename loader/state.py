@@ -16,7 +16,7 @@ from loader.order import MAX_ROWS, ORDER_ALGORITHM
 __all__ = ["LANE_MAPS", "STATE_FORMAT", "LoaderState"]
 
 STATE_FORMAT: Final = 1
-LANE_MAPS: Final = ("rotate", "fixed")
+LANE_MAPS: Final = ("rotate", "fixed", "placed", r"placed:[A-Za-z0-9._-]{1,100}:[0-9]{1,7}:[0-9a-f]{16}")
 _LIMITS: Final = {"dataset_version": 1 << 63, "seed": 1 << 64, "epoch": 1 << 63, "samples_consumed": MAX_ROWS + 1}
 _PATTERNS: Final = {
     "dataset_digest": r"[0-9a-f]{64}",
@@ -44,7 +44,8 @@ class LoaderState:
     order_algorithm : str
         `loader.order.ORDER_ALGORITHM` of whoever saved it.
     lane_map : str
-        How runs go to ranks: ``rotate`` (by epoch) or ``fixed``.
+        How runs go to ranks: ``rotate`` (by epoch), ``fixed``, or ``placed`` near their data; in the middle of an epoch with
+        the run, the number of ranks, and a hash of the order that they had agreed on (`loader.agreement`).
     format : int
         Of the state itself.
     """

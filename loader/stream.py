@@ -210,7 +210,7 @@ class StreamDataset(IterableDataset[Any]):
         saved.check_against(dataset_digest=index.digest, num_rows=index.num_rows, seed=self._seed, shuffle=self._shuffle)
         self._stop_iteration("a state was loaded into the dataset; iterate anew")
         self._adopt(opened)
-        self._lane_map = saved.lane_map
+        self._resume_lanes(saved)
         self._move(saved.epoch, start=saved.samples_consumed)
 
     def receipt(self) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class StreamDataset(IterableDataset[Any]):
         reader, epoch = opened.reader, iteration.begin.epoch
         first, step = (0, 1) if iteration.worker is None else (iteration.worker.number, iteration.worker.num_workers)
         spec = StreamSpec(
-            assignment=self._assignment(start=iteration.begin.start),
+            assignment=self._assignment(start=iteration.begin.start, lane_order=self._lane_order(epoch)),
             run=self._run(epoch),
             first=first,
             step=step,
@@ -286,10 +286,19 @@ class StreamDataset(IterableDataset[Any]):
             self._iteration.stop(reason)
         self._iteration = None
 
+    def _resume_lanes(self, saved: LoaderState) -> None:
+        """Divide batches among ranks as they were divided when a state was taken, as far as that is possible."""
+        if saved.lane_map in ("rotate", "fixed"):
+            self._lane_map = saved.lane_map
+
+    def _lane_order(self, epoch: int) -> tuple[int, ...]:
+        """The order by which batches are cut into runs, if it is not the usual one."""
+        return ()
+
     def _run(self, epoch: int) -> int:
         return run_of_rank(self._rank, epoch=epoch, world_size=self._world_size, rotate=self._lane_map == "rotate")
 
-    def _assignment(self, *, start: int) -> Assignment:
+    def _assignment(self, *, start: int, lane_order: tuple[int, ...] = ()) -> Assignment:
         return Assignment(
             num_rows=self.num_rows,
             num_lanes=self._open().reader.index.num_lanes,
@@ -297,4 +306,5 @@ class StreamDataset(IterableDataset[Any]):
             batch_size=self._batch_size,
             start=start,
             tail=self._tail,
+            lane_order=lane_order,
         )

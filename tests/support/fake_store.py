@@ -6,6 +6,7 @@ and a repair happens when the test says so.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec
@@ -56,6 +57,7 @@ class FakeCatalog:
         self.page_size = 1000
         self.anchor: Anchor | None = None  # What anchors must hold at, if it is set.
         self.kept: dict[tuple[str, str], tuple[Snapshot, dict[tuple[str, str], list[ObjectInfo]]]] = {}
+        self.committed = threading.Condition()
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:
         if self.policies.setdefault(bucket, policy) != policy:
@@ -116,13 +118,15 @@ class FakeCatalog:
 
     def commit(self, write: Commit) -> ObjectInfo:
         bucket, key = write.bucket, write.key
-        self._check(bucket, key, write.condition)
-        if isinstance(write.proof, Anchor) and self.anchor is not None and not write.proof.holds(self.anchor):
-            raise StaleAnchor(f"{write.name}: {write.proof} does not hold at {self.anchor}")
-        self.revision += 1
-        info = ObjectInfo(bucket=bucket, key=key, version=self.revision, record=write.record)
-        kept = self.history.get((bucket, key), [])[: self.bucket(bucket).versions]
-        self.history[bucket, key] = [info, *kept]
+        with self.committed:
+            self._check(bucket, key, write.condition)
+            if isinstance(write.proof, Anchor) and self.anchor is not None and not write.proof.holds(self.anchor):
+                raise StaleAnchor(f"{write.name}: {write.proof} does not hold at {self.anchor}")
+            self.revision += 1
+            info = ObjectInfo(bucket=bucket, key=key, version=self.revision, record=write.record)
+            kept = self.history.get((bucket, key), [])[: self.bucket(bucket).versions]
+            self.history[bucket, key] = [info, *kept]
+            self.committed.notify_all()
         return info
 
     def delete(self, bucket: str, key: str, *, write_id: str, condition: Condition) -> int:
@@ -191,7 +195,14 @@ class FakeCatalog:
         )
 
     def watch(self, bucket: str, *, prefix: str, after: int | None, timeout_s: float) -> Watched:
-        raise AssertionError("no command watches")
+        def newer() -> tuple[tuple[str, ObjectInfo], ...]:
+            found = [(key, infos[0]) for (name, key), infos in list(self.history.items()) if name == bucket]
+            return tuple((key, info) for key, info in found if key.startswith(prefix) and info.version > (after or 0))
+
+        with self.committed:
+            if after is not None:
+                self.committed.wait_for(newer, timeout=timeout_s)
+            return Watched(changes=() if after is None else newer(), revision=self.revision)
 
     def _check(self, bucket: str, key: str, condition: Condition) -> None:
         self.bucket(bucket)
