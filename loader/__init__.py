@@ -2,8 +2,8 @@
 
 Writing: `columns` and `values` (types, checks) → `block` (column-major, compressed) → `writer` (lanes, one commit); `sources`
 reads what datasets are built from. Reading: `index` → `order` (which row when) → `assignment` (which rank) → `plan` (which
-block when) → `prefetch` (ahead of use, into the `arena`) → `iteration` → `stream` and `dataset` (batches of tensors). Only
-what makes tensors needs torch, so `dataset` is imported when first asked for.
+block when) → `prefetch` (ahead of use, into the `arena`) → `items` (batches of tensors, made in threads if there is more to do)
+→ `iteration` → `stream` and `dataset`. Only what makes tensors needs torch, so `dataset` is imported when first asked for.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ in the dataset) comes on request, ``_pad`` only with the rows of a batch that re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, NoReturn
 
@@ -40,10 +40,12 @@ def _refuse_collate(batches: Any, *, collate_fn_map: Any = None) -> NoReturn:
 default_collate_fn_map[Batch] = _refuse_collate
 
 
-def batches_of(stage: Stage, names: Sequence[str]) -> Iterator[Batch]:
-    """The batches of a stage."""
+def batches_of(
+    stage: Stage, names: Sequence[str], *, with_index: bool = False, as_ragged: Container[str] = ()
+) -> Iterator[Batch]:
+    """The batches of a stage. Ragged columns that are named in `as_ragged` stay `Ragged`."""
     bounds = [0, *stage.ends]
-    names, columns = _columns(stage, names)
+    names, columns = _columns(stage, names, with_index=with_index, as_ragged=as_ragged)
     pieces = [_cut(column, bounds) for column in columns]
     padded = _padded_from(stage)
     for start, values in zip(bounds, zip(*pieces, strict=True), strict=False):
@@ -53,9 +55,9 @@ def batches_of(stage: Stage, names: Sequence[str]) -> Iterator[Batch]:
         yield batch
 
 
-def samples_of(stage: Stage, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def samples_of(stage: Stage, names: Sequence[str], *, with_index: bool = False) -> Iterator[dict[str, Any]]:
     """The rows of a stage, one dict each."""
-    names, columns = _columns(stage, names)
+    names, columns = _columns(stage, names, with_index=with_index)
     padded = _padded_from(stage)
     for first in range(0, len(stage.pad), _UNBIND_ROWS):
         part = slice(first, first + _UNBIND_ROWS)
@@ -68,15 +70,22 @@ def samples_of(stage: Stage, names: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield sample
 
 
-def _columns(stage: Stage, names: Sequence[str]) -> tuple[list[str], list[torch.Tensor | list[Any]]]:
-    names, columns = list(names), [_tensors(column) for column in stage.columns]
-    if stage.numbers is not None:
+def _columns(
+    stage: Stage, names: Sequence[str], *, with_index: bool, as_ragged: Container[str] = ()
+) -> tuple[list[str], list[Any]]:
+    names = list(names)
+    columns: list[Any] = [
+        column if name in as_ragged and isinstance(column, Ragged) else _tensors(column)
+        for name, column in zip(names, stage.columns, strict=True)
+    ]
+    if with_index:
+        assert stage.numbers is not None
         names.append("_index")
         columns.append(torch.from_numpy(stage.numbers))
     return names, columns
 
 
-def _cut(column: torch.Tensor | list[Any], bounds: Sequence[int]) -> Sequence[torch.Tensor | list[Any]]:
+def _cut(column: Any, bounds: Sequence[int]) -> Sequence[Any]:
     if isinstance(column, torch.Tensor):
         # One call makes the views of all batches.
         return torch.split(column, [end - start for start, end in pairwise(bounds)])

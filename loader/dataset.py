@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ from client.objects import ObjectStore
 from client.record import ObjectInfo
 from loader.agreement import LaneAgreement
 from loader.assignment import Tail
+from loader.collate import Collate
 from loader.epoch import Position
 from loader.errors import DatasetNotFound, InvalidOption
-from loader.iteration import Transform
 from loader.opened import CacheSpec, OpenDataset
 from loader.order import ORDER_ALGORITHM
 from loader.ranks import resolve_run_id, worker_of
 from loader.reader import DatasetReader
 from loader.state import LoaderState
 from loader.stream import DEFAULT_PREFETCH_BYTES, StreamDataset
+from loader.transforms import Transform
 
 __all__ = ["ShardedDataset"]
 
@@ -61,11 +62,15 @@ class ShardedDataset(StreamDataset):
     yield_samples : bool
         With a `batch_size`: yield the rows of each batch singly.
     prefetch_bytes : int
-        Decoded bytes fetched ahead. Peak memory is twice the blocks of the lanes being read, plus this.
+        Decoded bytes fetched ahead. Peak memory is twice the blocks of the lanes being read, plus this, plus
+        `num_threads` + 2 items that `collate` or `transform` make.
     cache_dir : path, optional
         Keeps decoded blocks there for later epochs, up to `cache_limit_bytes`. Ranks then keep their lanes between epochs.
+    collate : mapping of str to callable, optional
+        What becomes of columns of a batch: ``{"tokens": loader.collate.pad()}``.
     transform : callable, optional
-        Applied to each item.
+        Applied to each item, in threads ahead of use. If it has a parameter ``rng``, it gets a numpy Generator that is the same
+        whenever the row comes in this epoch; see `loader.transforms`.
     with_index : bool
         Add ``_index``, the row's number in the dataset.
     locality : bool
@@ -77,7 +82,7 @@ class ShardedDataset(StreamDataset):
     endpoints : str or list of str, optional
         Nodes of the cluster; by default from the environment or profile, as for `client.Client`.
     num_threads : int, optional
-        Threads that fetch and decode; by default the CPUs of this process, 2 to 8.
+        Threads that fetch and decode, and as many for `collate` and `transform`; by default the CPUs of this process, 2 to 8.
 
     Raises
     ------
@@ -100,6 +105,7 @@ class ShardedDataset(StreamDataset):
         prefetch_bytes: int = DEFAULT_PREFETCH_BYTES,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES,
+        collate: Mapping[str, Collate] | None = None,
         transform: Transform | None = None,
         with_index: bool = False,
         locality: bool = False,
@@ -122,6 +128,7 @@ class ShardedDataset(StreamDataset):
             tail=tail,
             yield_samples=yield_samples,
             prefetch_bytes=prefetch_bytes,
+            collate=collate,
             transform=transform,
             with_index=with_index,
             num_threads=num_threads,
@@ -153,11 +160,12 @@ class ShardedDataset(StreamDataset):
 
     def __getitem__(self, number: int) -> Any:
         """Row `number` of the written order, as an item of ``batch_size=None`` would be."""
-        row = self.reader.row(number, names=self._open().names)
+        opened, row_number = self._open(), number % max(1, self.num_rows)
+        row = opened.reader.row(number, names=opened.names)
         sample = {name: torch.as_tensor(value) if hasattr(value, "dtype") else value for name, value in row.items()}
         if self._with_index:
-            sample["_index"] = torch.tensor(number % self.num_rows)
-        return sample if self._transform is None else self._transform(sample)
+            sample["_index"] = torch.tensor(row_number)
+        return self._maker(opened, epoch=self.epoch).sample(sample, row_number)
 
     def close(self) -> None:
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""

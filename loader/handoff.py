@@ -1,4 +1,7 @@
-"""The queue between the thread that makes stages and the training loop: short, closed by either side, overtaken by errors."""
+"""The queue between the threads that make items and the training loop: short, closed by either side, overtaken by errors.
+
+A place in it may be taken before what belongs there is ready, so that several threads may make what is handed over in order.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import threading
 from collections import deque
 from typing import Generic, TypeVar
 
-__all__ = ["HandOff", "StreamClosed"]
+__all__ = ["HandOff", "Place", "StreamClosed"]
 
 T = TypeVar("T")
 
@@ -15,12 +18,22 @@ class StreamClosed(Exception):
     """The stream was closed while somebody waited for it."""
 
 
+class Place(Generic[T]):
+    """A place in the queue, with what is in it once `filled`."""
+
+    __slots__ = ("filled", "item")
+
+    def __init__(self) -> None:
+        self.filled = False
+        self.item: T
+
+
 class HandOff(Generic[T]):
     """A queue of at most `limit` items."""
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
-        self._items: deque[T] = deque()
+        self._places: deque[Place[T]] = deque()
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._closed = False
@@ -28,15 +41,25 @@ class HandOff(Generic[T]):
     @property
     def is_empty(self) -> bool:
         """Whether whoever gets next has to wait."""
-        return not self._items
+        return not (self._places and self._places[0].filled)
 
     def put(self, item: T) -> None:
         """Wait for room; raises `StreamClosed`."""
+        self.fill(self.reserve(), item)
+
+    def reserve(self) -> Place[T]:
+        """Wait for room, and take the next place; raises `StreamClosed`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._limit)
+            self._changed.wait_for(lambda: self._closed or len(self._places) < self._limit)
             if self._closed:
                 raise StreamClosed
-            self._items.append(item)
+            self._places.append(place := Place[T]())
+            return place
+
+    def fill(self, place: Place[T], item: T) -> None:
+        """Hand over what belongs into a place."""
+        with self._changed:
+            place.item, place.filled = item, True
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -49,12 +72,12 @@ class HandOff(Generic[T]):
     def get(self) -> T:
         """Wait for the next item; raises `StreamClosed`, or the error."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._error is not None or bool(self._items))
+            self._changed.wait_for(lambda: self._closed or self._error is not None or not self.is_empty)
             if self._closed:
                 raise StreamClosed
             if self._error is not None:
                 raise self._error
-            item = self._items.popleft()
+            item = self._places.popleft().item
             self._changed.notify_all()
             return item
 
@@ -62,5 +85,5 @@ class HandOff(Generic[T]):
         """Drop what is ready, and wake up both sides."""
         with self._changed:
             self._closed = True
-            self._items.clear()
+            self._places.clear()
             self._changed.notify_all()

@@ -9,46 +9,24 @@ However it ends (exhausted, dropped, stopped, or by an error), its threads end w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from itertools import pairwise
 from typing import Any
 
 from loader.arena import Arena
 from loader.assignment import Assignment
-from loader.batch import batches_of, samples_of
 from loader.epoch import SharedEpoch, WorkerTurn
 from loader.errors import IteratorStopped
 from loader.handoff import StreamClosed
-from loader.prefetch import Stage, Stager, StreamSpec
+from loader.items import ItemMaker, Part
+from loader.prefetch import Stager, StreamSpec
 from loader.ranks import Worker
 from loader.reader import DatasetReader
 from loader.receipt import Receipt
 from loader.state import LoaderState
 from loader.worker_state import WorkerState
 
-__all__ = ["ItemSpec", "Iteration", "Transform"]
-
-Transform = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemSpec:
-    """What an item is.
-
-    Attributes
-    ----------
-    names : sequence of str
-        Names of the columns.
-    whole_batches : bool
-        A batch, or else a single sample.
-    transform : callable or None
-        Applied to each item.
-    """
-
-    names: Sequence[str]
-    whole_batches: bool
-    transform: Transform | None
+__all__ = ["Iteration"]
 
 
 class Iteration:
@@ -88,7 +66,7 @@ class Iteration:
         self.batches = 0
         # The first batch is the first worker's.
         self.samples = self.begin.within if worker is None or worker.number == 0 else 0
-        self._stager: Stager | None = None
+        self._stager: Stager[Part] | None = None
         self._stopped = ""
 
     def stop(self, reason: str) -> None:
@@ -103,13 +81,13 @@ class Iteration:
             raise IteratorStopped(self._stopped)
 
     def items(
-        self, reader: DatasetReader, spec: StreamSpec, item: ItemSpec, *, arena: Arena, receipt: Receipt
+        self, reader: DatasetReader, spec: StreamSpec, maker: ItemMaker, *, arena: Arena, receipt: Receipt
     ) -> Generator[Any, None, None]:
         """Each item, consumed once it is yielded. At the end the stream moves on to the next epoch."""
-        items_of = self._batches_of if item.whole_batches else self._samples_of
-        with Stager(reader, spec, receipt, arena=arena) as self._stager:
-            while (stage := self._next_stage(self._stager, receipt)) is not None:
-                yield from items_of(stage, spec.assignment, item, receipt)
+        items_of = self._batches_of if maker.whole_batches else self._samples_of
+        with Stager(reader, spec, receipt, arena=arena, maker=maker) as self._stager:
+            while (part := self._next_part(self._stager, receipt)) is not None:
+                yield from items_of(part, spec.assignment, receipt)
         if self._turn is None:
             self._epoch.finish(self.begin.turn)
         else:
@@ -128,7 +106,7 @@ class Iteration:
             samples=self.samples,
         )
 
-    def _next_stage(self, stager: Stager, receipt: Receipt) -> Stage | None:
+    def _next_part(self, stager: Stager[Part], receipt: Receipt) -> Part | None:
         self.check()
         try:
             with receipt.stalled():
@@ -137,29 +115,26 @@ class Iteration:
             self.check()
             raise
 
-    def _batches_of(self, stage: Stage, assignment: Assignment, item: ItemSpec, receipt: Receipt) -> Iterator[Any]:
-        transform, batches = item.transform, batches_of(stage, item.names)
-        for number, (start, end), batch in zip(stage.batches, pairwise((0, *stage.ends)), batches, strict=True):
-            value = batch if transform is None else transform(batch)
+    def _batches_of(self, part: Part, assignment: Assignment, receipt: Receipt) -> Iterator[Any]:
+        for number, (start, end), batch in zip(part.batches, pairwise((0, *part.ends)), part.items, strict=True):
             self._note(assignment.consumed(number + 1))
             receipt.samples += end - start
-            yield value
+            yield batch
             self.check()
 
-    def _samples_of(self, stage: Stage, assignment: Assignment, item: ItemSpec, receipt: Receipt) -> Iterator[Any]:
-        transform, samples = item.transform, samples_of(stage, item.names)
-        for number, (first, end) in zip(stage.batches, pairwise((0, *stage.ends)), strict=True):
+    def _samples_of(self, part: Part, assignment: Assignment, receipt: Receipt) -> Iterator[Any]:
+        samples = iter(part.items)
+        for number, (first, end) in zip(part.batches, pairwise((0, *part.ends)), strict=True):
             for place in range(1, end - first + 1):
                 sample = next(samples)
                 if place <= self.samples:
                     continue  # It was yielded before a break in the middle of the batch.
-                value = sample if transform is None else transform(sample)
                 if place < end - first:
                     self._note(assignment.consumed(number), samples=place)
                 else:
                     self._note(assignment.consumed(number + 1))
                 receipt.samples += 1
-                yield value
+                yield sample
                 self.check()
 
     def _note(self, consumed: int, *, samples: int = 0) -> None:

@@ -4,13 +4,14 @@ Theory of operation
 -------------------
 One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
 to a pool of threads, which fetch, verify and decode it into its slot. It waits for the blocks of the oldest stage (some
-batches), gathers their rows, frees what no later row needs, and puts the result into a short queue that the training loop
-takes from. All of fetching, decoding and gathering happens without the GIL. The first stages are short, so that the first
-batch needs few blocks.
+batches), gathers their rows, frees what no later row needs, and hands the result to a maker, whose jobs end in a short queue
+that the training loop takes from. All of fetching, decoding and gathering happens without the GIL. The first stages are short,
+so that the first batch needs few blocks.
 
-Memory: the open visits, as many again being fetched, `prefetch_bytes` more, and `_READY_STAGES` + 2 stages. A single batch that
-needs more gets it, or nothing could go on. An error in any thread reaches the training loop at once, before stages that are
-ready. Closing ends all threads and waits for them.
+Memory: the open visits, as many again being fetched, `prefetch_bytes` more, and `_READY_STAGES` + 2 stages; or, where the maker
+has work for threads, 2 stages and what `num_threads` + 2 jobs make. A single batch that needs more gets it, or nothing could
+go on. An error in any thread reaches the training loop at once, before what is ready. Closing ends all threads and waits for
+them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +29,16 @@ import numpy.typing as npt
 from loader.arena import Arena, Column
 from loader.assignment import Assignment, Share
 from loader.handoff import HandOff, StreamClosed
+from loader.jobs import Job, JobRunner
 from loader.order import LaneOrder
 from loader.plan import Plan, Visit, VisitPlanner
 from loader.reader import DatasetReader
 from loader.receipt import Receipt
 
-__all__ = ["Stage", "Stager", "StreamSpec"]
+__all__ = ["Maker", "Stage", "Stager", "StreamSpec"]
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
 
 STAGE_BYTES = 4 * 1024 * 1024
 MAX_STAGE_ROWS = 65_536
@@ -65,7 +71,7 @@ class StreamSpec:
     prefetch_bytes : int
         Decoded bytes fetched ahead, beside one block for each lane that is being read.
     num_threads : int
-        Threads that fetch and decode.
+        Threads that fetch and decode; a maker has as many.
     """
 
     assignment: Assignment
@@ -106,6 +112,19 @@ class Stage:
     batches: range
 
 
+class Maker(Protocol[T_co]):
+    """What becomes of stages."""
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether jobs have pieces; else each hands a stage over as it is."""
+        ...
+
+    def jobs_of(self, stage: Stage) -> Iterator[Job[T_co]]:
+        """What to do with a stage, in order."""
+        ...
+
+
 @dataclass(slots=True)
 class _Planned:
     plan: Plan
@@ -113,8 +132,8 @@ class _Planned:
     fetches: list[Future[None]] = field(default_factory=list)
 
 
-class Stager:
-    """Stages of one stream, in order. Use as a context manager, and iterate once.
+class Stager(Generic[T]):
+    """What is made of the stages of one stream, in order. Use as a context manager, and iterate once.
 
     Parameters
     ----------
@@ -126,9 +145,11 @@ class Stager:
         Counts what it took.
     arena : Arena
         For these columns, and used by nobody else until the stager is closed.
+    maker : Maker
+        Makes what is handed over.
     """
 
-    def __init__(self, reader: DatasetReader, spec: StreamSpec, receipt: Receipt, *, arena: Arena) -> None:
+    def __init__(self, reader: DatasetReader, spec: StreamSpec, receipt: Receipt, *, arena: Arena, maker: Maker[T]) -> None:
         self._reader = reader
         self._spec = spec
         self._receipt = receipt
@@ -148,16 +169,18 @@ class Stager:
         self._todo = range(spec.first, spec.assignment.num_batches(run=spec.run), spec.step)
         self._planned: deque[_Planned] = deque()
         self._planned_rows = 0
-        self._ready: HandOff[Stage | None] = HandOff(limit=_READY_STAGES)
+        self._maker = maker
+        self._ready: HandOff[T | None] = HandOff(limit=spec.num_threads + 2 if maker.in_threads else _READY_STAGES)
         self._own_threads = own_threads = set[int]()
-        self._fetchers = ThreadPoolExecutor(
-            spec.num_threads,
-            thread_name_prefix="forebay-fetch",
-            initializer=lambda: own_threads.add(threading.get_ident()),
-        )
+
+        def note_thread() -> None:
+            own_threads.add(threading.get_ident())
+
+        self._fetchers = ThreadPoolExecutor(spec.num_threads, thread_name_prefix="forebay-fetch", initializer=note_thread)
+        self._jobs = JobRunner(self._ready, num_threads=spec.num_threads, initializer=note_thread)
         self._thread = threading.Thread(target=self._run, name="forebay-stager", daemon=True)
 
-    def __enter__(self) -> Stager:
+    def __enter__(self) -> Stager[T]:
         try:
             self._thread.start()
         except BaseException:  # Ctrl-C, when the thread runs already.
@@ -174,18 +197,20 @@ class Stager:
         # The garbage collector may close a forgotten iterator, and may do so in any thread. One can't wait for itself.
         wait = threading.get_ident() not in self._own_threads
         self._fetchers.shutdown(wait=wait, cancel_futures=True)
+        self._jobs.close(wait=wait)
         if wait and self._thread.is_alive():
             self._thread.join()
 
-    def next(self) -> Stage | None:
-        """The next stage, None after the last one; raises what went wrong in a thread, or `StreamClosed`."""
+    def next(self) -> T | None:
+        """What was made next, None after the last; raises what went wrong in a thread, or `StreamClosed`."""
         return self._ready.get()
 
     def _run(self) -> None:
         self._own_threads.add(threading.get_ident())
         try:
             for stage in self._stages():
-                self._ready.put(stage)
+                for job in self._maker.jobs_of(stage):
+                    self._jobs.run(job)
             self._ready.put(None)
         except StreamClosed:
             return

@@ -45,7 +45,9 @@ class Ragged:
         lengths: npt.NDArray[np.int64] = np.diff(self.offsets)
         return lengths
 
-    def cut(self, start: int, end: int) -> Ragged:
-        """Rows ``[start, end)``; no copy of the values."""
-        offsets = self.offsets[start : end + 1]
+    def __getitem__(self, rows: slice) -> Ragged:
+        """Some consecutive rows; their values are not copied."""
+        start, end, step = rows.indices(len(self))
+        assert step == 1
+        offsets = self.offsets[start : max(start, end) + 1]
         return Ragged(values=self.values[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])

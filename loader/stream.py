@@ -22,14 +22,17 @@ from typing import Any, Self
 from torch.utils.data import IterableDataset
 
 from loader.assignment import Assignment, Tail, run_of_rank
+from loader.collate import Collate
 from loader.epoch import Position, SharedEpoch
-from loader.errors import InvalidOption, StateUnavailable
-from loader.iteration import ItemSpec, Iteration, Transform
+from loader.errors import ColumnError, InvalidOption, StateUnavailable
+from loader.items import ItemMaker
+from loader.iteration import Iteration
 from loader.opened import OpenDataset
 from loader.prefetch import StreamSpec
 from loader.ranks import resolve_ranks, worker_of
 from loader.receipt import Meters, Receipt
 from loader.state import LoaderState
+from loader.transforms import EpochRandom, ItemTransform, Transform
 from loader.worker_state import state_of_loader
 from loader.writer import usable_cores
 
@@ -60,6 +63,7 @@ class StreamDataset(IterableDataset[Any]):
         tail: Tail,
         yield_samples: bool,
         prefetch_bytes: int,
+        collate: Mapping[str, Collate] | None,
         transform: Transform | None,
         with_index: bool,
         num_threads: int | None,
@@ -81,7 +85,10 @@ class StreamDataset(IterableDataset[Any]):
         Assignment(num_rows=0, num_lanes=1, world_size=self._world_size, batch_size=self._batch_size, tail=tail)
         self._tail, self._shuffle, self._seed = tail, shuffle, seed
         self._prefetch_bytes, self._num_threads = prefetch_bytes, num_threads
-        self._transform, self._with_index = transform, with_index
+        if collate and not self._whole_batches:
+            raise InvalidOption("collate makes columns of whole batches, but single samples are yielded: leave it out")
+        self._collate, self._with_index = dict(collate or {}), with_index
+        self._transform = None if transform is None else ItemTransform.of(transform, whole_batches=self._whole_batches)
         self._lane_map = "fixed" if keep_lanes else "rotate"
         self._epoch = SharedEpoch()
         self._begin: Position | None = None  # Of this process's last iteration.
@@ -248,26 +255,41 @@ class StreamDataset(IterableDataset[Any]):
         opened = self._open()
         reader, epoch = opened.reader, iteration.begin.epoch
         first, step = (0, 1) if iteration.worker is None else (iteration.worker.number, iteration.worker.num_workers)
+        maker = self._maker(opened, epoch=epoch)
         spec = StreamSpec(
             assignment=self._assignment(start=iteration.begin.start, lane_order=self._lane_order(epoch)),
             run=self._run(epoch),
             first=first,
             step=step,
             columns=opened.columns,
-            with_index=self._with_index,
+            with_index=self._with_index or maker.in_threads,
             seed=self._seed,
             epoch=epoch,
             shuffle=self._shuffle,
             prefetch_bytes=self._prefetch_bytes // step,
             num_threads=self._num_threads,
         )
-        item = ItemSpec(names=opened.names, whole_batches=self._whole_batches, transform=self._transform)
         per_sample, meters = reader.num_blocks / max(1, reader.index.num_rows), Meters(failovers=lambda: reader.failovers)
         self._receipt = receipt = Receipt(epoch=epoch, blocks_per_sample=per_sample, meters=meters)
         try:
-            yield from iteration.items(reader, spec, item, arena=opened.arena, receipt=receipt)
+            yield from iteration.items(reader, spec, maker, arena=opened.arena, receipt=receipt)
         finally:
             receipt.end()
+
+    def _maker(self, opened: OpenDataset, *, epoch: int) -> ItemMaker:
+        for name in self._collate:
+            if name not in opened.names:
+                expected = f"one of the columns that are read, {', '.join(opened.names)}"
+                raise ColumnError.mismatch(name, expected=expected, found="a collate function for another")
+        return ItemMaker(
+            where=f"{opened.reader.url}, epoch {epoch}",
+            names=opened.names,
+            whole_batches=self._whole_batches,
+            with_index=self._with_index,
+            collate=self._collate,
+            transform=self._transform,
+            random=EpochRandom(seed=self._seed, epoch=epoch),
+        )
 
     def _move(self, epoch: int, *, start: int = 0) -> None:
         self._epoch.move(epoch, start=start)

@@ -46,7 +46,7 @@ def plain(item: Any) -> dict[str, Any]:
 
 
 def test_batches_are_cut_where_they_end() -> None:
-    batches = list(batches_of(stage(5, [2, 5], numbers=True), NAMES))
+    batches = list(batches_of(stage(5, [2, 5], numbers=True), NAMES, with_index=True))
     assert all(isinstance(batch, Batch) for batch in batches)
     assert plain(batches[0]) == {
         "x": [[0, 1], [2, 3]],
@@ -77,7 +77,7 @@ def test_only_the_batch_that_repeats_rows_is_marked() -> None:
 
 
 def test_samples_are_the_rows_one_by_one() -> None:
-    samples = list(samples_of(stage(3, [2, 3], numbers=True), NAMES))
+    samples = list(samples_of(stage(3, [2, 3], numbers=True), NAMES, with_index=True))
     assert [plain(sample) for sample in samples][2] == {"x": [4, 5], "text": "row 2", "ragged": [0.0, 1.0], "_index": 20}
     assert [type(sample) for sample in samples] == [dict] * 3
     assert samples[0]["x"].shape == (2,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Iterable
 from itertools import chain
 from multiprocessing import get_context
@@ -21,6 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from client.errors import AllReplicasFailed
 from loader.errors import InvalidOption, LoaderError, StateInvalid, StateUnavailable
 from loader.ranks import Worker
+from loader.transforms import EpochRandom, RowGenerators
 from tests.support.memory_store import MemoryDataset, dataset_bytes
 
 pytestmark = [
@@ -62,12 +64,19 @@ def flat(batches: list[list[int]]) -> list[int]:
 EPOCHS = [rows(epoch) for source in [dataset()] for epoch in (source, source, source)]
 
 
+def jitter(batch: Any, rngs: RowGenerators) -> Any:
+    return batch | {"draws": [rng.random() for rng in rngs], "thread": threading.current_thread().name}
+
+
 # Starting a process that imports torch anew takes seconds: there is one such worker fewer.
 @pytest.mark.parametrize(("context", "num_workers"), [("fork", 2), ("spawn", 2), ("forkserver", 1)])
 def test_workers_of_every_start_method_make_the_same_batches(context: str, num_workers: int) -> None:
-    source = dataset(with_index=True)
+    source = dataset(with_index=True, transform=jitter)
     batches = list(loader(source, context=context, num_workers=num_workers))
     assert rows(batches) == EPOCHS[0]
+    random = EpochRandom(seed=3, epoch=0)
+    assert [batch["draws"] for batch in batches] == [[random.of_row(row).random() for row in batch] for batch in EPOCHS[0]]
+    assert all(batch["thread"].startswith("forebay-make") for batch in batches)
     assert all(batch["text"] == [f"row {row}" for row in batch["_index"].tolist()] for batch in batches)
     assert source.epoch == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from loader.arena import Arena
 from loader.assignment import Assignment
 from loader.errors import BlockCorrupt
 from loader.handoff import HandOff, StreamClosed
+from loader.jobs import Job
 from loader.prefetch import Stage, Stager, StreamSpec
 from loader.reader import DatasetReader
 from loader.receipt import Meters, Receipt
@@ -50,13 +52,23 @@ def spec(**options: Any) -> StreamSpec:
     return StreamSpec(**{**values, **options})
 
 
-def stager(reader: DatasetReader, wanted: StreamSpec, arena: Arena | None = None) -> Stager:
+class Whole:
+    """Hands stages over as they are."""
+
+    in_threads = False
+
+    def jobs_of(self, stage: Stage) -> Iterator[Job[Stage]]:
+        yield Job(pieces=(), finish=lambda: stage)
+
+
+def stager(reader: DatasetReader, wanted: StreamSpec, arena: Arena | None = None) -> Stager[Stage]:
     kinds = [reader.schema.types[number] for number in wanted.columns]
     receipt = Receipt(epoch=wanted.epoch, blocks_per_sample=1.0, meters=Meters(failovers=lambda: 0))
-    return Stager(reader, wanted, receipt, arena=arena or Arena(kinds, max_block_rows=reader.max_block_rows))
+    arena = arena or Arena(kinds, max_block_rows=reader.max_block_rows)
+    return Stager(reader, wanted, receipt, arena=arena, maker=Whole())
 
 
-def drain(stages: Stager) -> list[Stage]:
+def drain(stages: Stager[Stage]) -> list[Stage]:
     found = []
     while (stage := stages.next()) is not None:
         found.append(stage)

@@ -15,9 +15,10 @@ def test_rows_are_what_lies_between_their_offsets() -> None:
     assert ROWS.lengths.tolist() == [2, 0, 3, 1]
 
 
-def test_cut_begins_at_zero_and_copies_nothing() -> None:
-    part = ROWS.cut(1, 3)
+def test_slice_begins_at_zero_and_copies_nothing() -> None:
+    part = ROWS[1:3]
     assert [row.tolist() for row in part] == [[], [[4, 5], [6, 7], [8, 9]]]
     assert part.offsets.tolist() == [0, 0, 3]
     assert np.shares_memory(part.values, ROWS.values)
-    assert len(ROWS.cut(2, 2)) == 0
+    assert len(ROWS[2:2]) == len(ROWS[3:1]) == 0
+    assert [len(row) for row in ROWS[2:]] == [3, 1]

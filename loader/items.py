@@ -1,0 +1,162 @@
+"""What a dataset yields, made of gathered rows: batches or samples, columns collated, the transform applied.
+
+Without a transform or collate functions an item is a dict of views, made in the training loop's thread just before it is
+yielded. Else a stage becomes jobs (`loader.jobs`), a batch each or some samples, and items are made by the loader's threads
+ahead of use. Either way they come in order, and what has not been yielded is not consumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.batch import Batch, batches_of, samples_of
+from loader.collate import Collate
+from loader.jobs import Job
+from loader.prefetch import Stage
+from loader.transforms import EpochRandom, ItemTransform
+
+__all__ = ["ItemMaker", "Part"]
+
+Int64s = npt.NDArray[np.int64]
+
+_SAMPLES_PER_JOB: Final = 16  # One by one, handing them from thread to thread would cost more than most transforms.
+_NAMED_ROWS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Items of some consecutive batches.
+
+    Attributes
+    ----------
+    batches : sequence of int
+        Numbers of the batches.
+    ends : list of int
+        How many rows there are up to and including each batch.
+    items : iterable
+        A batch each, or all their samples.
+    """
+
+    batches: Sequence[int]
+    ends: list[int]
+    items: Iterable[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemMaker:
+    """Makes the items of one iteration.
+
+    Attributes
+    ----------
+    where : str
+        What is read, for errors: ``"forebay://bucket/key, epoch 3"``.
+    names : sequence of str
+        Names of the columns.
+    whole_batches : bool
+        A batch is an item, or else a single sample.
+    with_index : bool
+        Whether items have ``_index``.
+    collate : mapping of str to callable
+        What becomes of a column of a batch.
+    transform : ItemTransform or None
+        Applied to each item last.
+    random : EpochRandom
+        Of the epoch.
+    """
+
+    where: str
+    names: Sequence[str]
+    whole_batches: bool
+    with_index: bool
+    collate: Mapping[str, Collate]
+    transform: ItemTransform | None
+    random: EpochRandom
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether there is something to do ahead of use; then stages need the numbers of their rows."""
+        return bool(self.collate) or self.transform is not None
+
+    def jobs_of(self, stage: Stage) -> Iterator[Job[Part]]:
+        """What to do to make the items of a stage."""
+        if not self.in_threads:
+            items: Iterator[Any] = (
+                batches_of(stage, self.names, with_index=self.with_index)
+                if self.whole_batches
+                else samples_of(stage, self.names, with_index=self.with_index)
+            )
+            yield Job(pieces=(), finish=partial(Part, batches=stage.batches, ends=stage.ends, items=items))
+        elif self.whole_batches:
+            yield from self._batch_jobs(stage)
+        else:
+            yield from self._sample_jobs(stage)
+
+    def sample(self, sample: dict[str, Any], row: int) -> Any:
+        """The item of a single sample, row number `row`."""
+        if self.transform is None:
+            return sample
+        with _noted(f"{self.where}, row {row}"):
+            return self.transform(sample, self.random, np.array([row]))
+
+    def _batch_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
+        batches = batches_of(stage, self.names, with_index=self.with_index, as_ragged=self.collate)
+        for number, (start, end), batch in zip(stage.batches, pairwise((0, *stage.ends)), batches, strict=True):
+            yield Job(pieces=(_nothing,), finish=partial(self._batch, batch, _numbers(stage)[start:end], number))
+
+    def _batch(self, batch: Batch, rows: Int64s, number: int) -> Part:
+        with _noted(f"{self.where}, batch {number} of {_some(rows)}"):
+            for name, function in self.collate.items():
+                with _noted(f"collate of column {name!r}"):
+                    batch[name] = function(batch[name])
+            item = batch if self.transform is None else self.transform(batch, self.random, rows)
+        return Part(batches=(number,), ends=[len(rows)], items=(item,))
+
+    def _sample_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
+        samples = samples_of(stage, self.names, with_index=self.with_index)
+        batches_per_job, start = max(1, _SAMPLES_PER_JOB // stage.ends[0]), 0
+        for first in range(0, len(stage.batches), batches_per_job):
+            batches = slice(first, first + batches_per_job)
+            ends = [end - start for end in stage.ends[batches]]
+            rows, items = _numbers(stage)[start : start + ends[-1]], list(islice(samples, ends[-1]))
+            pieces = [
+                partial(self._make_samples, items, rows, place, place + _SAMPLES_PER_JOB)
+                for place in range(0, len(items), _SAMPLES_PER_JOB)
+            ]
+            yield Job(pieces=pieces, finish=partial(Part, batches=stage.batches[batches], ends=ends, items=items))
+            start += ends[-1]
+
+    def _make_samples(self, items: list[Any], rows: Int64s, start: int, end: int) -> None:
+        """Replace samples `start` to `end` by what becomes of them."""
+        items[start:end] = map(self.sample, items[start:end], rows[start:end].tolist())
+
+
+def _nothing() -> None:
+    """All that is to be done for a batch is to finish it, but not in the stager's thread."""
+
+
+def _numbers(stage: Stage) -> Int64s:
+    assert stage.numbers is not None
+    return stage.numbers
+
+
+def _some(rows: Int64s) -> str:
+    more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+    return f"rows {', '.join(map(str, rows[:_NAMED_ROWS].tolist()))}{more}"
+
+
+@contextmanager
+def _noted(what: str) -> Iterator[None]:
+    """Say in the traceback of an error, which stays what it is, what was being made."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {what}")
+        raise
