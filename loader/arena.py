@@ -61,21 +61,28 @@ class _VariableColumn:
     def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
         self._kind = kind
         self._max_rows = max_rows
-        # Of each slot: its block as it was decoded, until rows of it are gathered for the first time; and its bytes after that.
-        self._fresh: dict[int, tuple[bytearray, int]] = {}
+        # Of each slot: a buffer, which the next block uses again; how many bytes and rows of a block were decoded into it,
+        # until rows of it are gathered for the first time; and the bytes of its values after that.
+        self._buffers: list[npt.NDArray[np.uint8]] = []
+        self._fresh: dict[int, tuple[int, int]] = {}
         self._bytes: list[memoryview] = []
         # Of each cell: where in its slot's bytes the value of the row begins and ends.
         self._starts = self._ends = np.empty(0, np.int64)
 
     def grow(self, num_slots: int) -> None:
-        self._bytes.extend([memoryview(b"")] * (num_slots - len(self._bytes)))
+        added = num_slots - len(self._buffers)
+        self._buffers.extend([np.empty(0, np.uint8)] * added)
+        self._bytes.extend([memoryview(b"")] * added)
         size = num_slots * self._max_rows
         self._starts, self._ends = _grown(self._starts, size), _grown(self._ends, size)
 
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
-        data = bytearray(raw_size)
-        self._fresh[slot] = data, rows
-        return memoryview(data)
+        # Memory that is in use already costs a fraction of new memory, so there is room for blocks that are somewhat larger; it
+        # is taken when it is used. But one very large block must not hold its memory for ever.
+        if not raw_size <= len(self._buffers[slot]) <= 3 * raw_size:
+            self._buffers[slot] = np.empty(raw_size + raw_size // 2, np.uint8)
+        self._fresh[slot] = raw_size, rows
+        return self._buffers[slot][:raw_size].data
 
     def gather(self, rows: Int64s) -> Column:
         slots = (rows // self._max_rows).tolist()
@@ -87,8 +94,8 @@ class _VariableColumn:
 
     def _load(self, slot: int) -> None:
         if slot in self._fresh:
-            block, rows = self._fresh.pop(slot)
-            offsets, self._bytes[slot] = variable_view(block, rows)
+            size, rows = self._fresh.pop(slot)
+            offsets, self._bytes[slot] = variable_view(self._buffers[slot][:size].data, rows)
             cells = slice(slot * self._max_rows, slot * self._max_rows + rows)
             self._starts[cells], self._ends[cells] = offsets[:-1], offsets[1:]
 

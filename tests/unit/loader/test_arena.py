@@ -130,3 +130,18 @@ def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
     assert isinstance(again, np.ndarray)
     assert again[0] == 0
     assert {int(values[0]) for values in kept} == {int(order.rows_of_visit(0)[0])}
+
+
+def test_buffer_of_values_is_used_again_but_not_kept_for_far_smaller_blocks() -> None:
+    arena = Arena([parse_column_type("bytes")], max_block_rows=MAX_ROWS)
+    arena.grow(1)
+    order, visit = lane_order(1), Visit(lane=1, number=0, slot=0)
+
+    def address(size: int) -> int:
+        (room,) = arena.rooms(visit, order, [size])
+        assert len(room) == size
+        return np.frombuffer(room, np.uint8).ctypes.data
+
+    first = address(1 << 20)
+    assert [address(size) for size in (1 << 20, 5 << 18, 1 << 19)] == [first] * 3
+    assert address(1 << 18) != first
