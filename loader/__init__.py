@@ -32,12 +32,12 @@ def __getattr__(name: str) -> Any:
         try:
             from loader.dataset import ShardedDataset
         except ModuleNotFoundError as exc:
-            if exc.name != "torch":
+            if exc.name not in ("torch", "simplejpeg", "PIL"):
                 raise
             raise ModuleNotFoundError(
-                "loader.ShardedDataset needs PyTorch, which is not installed: pip install 'forebay[loader]' "
+                f"loader.ShardedDataset needs {exc.name}, which is not installed: pip install 'forebay[loader]' "
                 "(ShardWriter and the `forebay dataset` commands work without it)",
-                name="torch",
+                name=exc.name,
             ) from exc
         return ShardedDataset
     if name == "ShardWriter":

@@ -23,6 +23,7 @@ from loader.assignment import Tail
 from loader.collate import Collate
 from loader.epoch import Position
 from loader.errors import DatasetNotFound, InvalidOption
+from loader.images import Decode
 from loader.opened import CacheSpec, OpenDataset
 from loader.order import ORDER_ALGORITHM
 from loader.ranks import resolve_run_id, worker_of
@@ -63,9 +64,12 @@ class ShardedDataset(StreamDataset):
         With a `batch_size`: yield the rows of each batch singly.
     prefetch_bytes : int
         Decoded bytes fetched ahead. Peak memory is twice the blocks of the lanes being read, plus this, plus
-        `num_threads` + 2 items that `collate` or `transform` make.
+        `num_threads` + 2 items that `decode`, `collate` or `transform` make.
     cache_dir : path, optional
         Keeps decoded blocks there for later epochs, up to `cache_limit_bytes`. Ranks then keep their lanes between epochs.
+    decode : bool or mapping of str to str
+        Decode images, in threads ahead of use; without it they are bytes. True: all columns of type jpeg and png, to RGB
+        tensors of their own size. ``{"photo": "uint8[3,224,224]"}``: this column, cut and scaled; see `loader.images`.
     collate : mapping of str to callable, optional
         What becomes of columns of a batch: ``{"tokens": loader.collate.pad()}``.
     transform : callable, optional
@@ -82,7 +86,7 @@ class ShardedDataset(StreamDataset):
     endpoints : str or list of str, optional
         Nodes of the cluster; by default from the environment or profile, as for `client.Client`.
     num_threads : int, optional
-        Threads that fetch and decode, and as many for `collate` and `transform`; by default the CPUs of this process, 2 to 8.
+        Threads that fetch, and as many for `decode`, `collate` and `transform`; by default the CPUs of this process, 2 to 8.
 
     Raises
     ------
@@ -105,6 +109,7 @@ class ShardedDataset(StreamDataset):
         prefetch_bytes: int = DEFAULT_PREFETCH_BYTES,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit_bytes: int = DEFAULT_CACHE_LIMIT_BYTES,
+        decode: Decode = False,
         collate: Mapping[str, Collate] | None = None,
         transform: Transform | None = None,
         with_index: bool = False,
@@ -128,6 +133,7 @@ class ShardedDataset(StreamDataset):
             tail=tail,
             yield_samples=yield_samples,
             prefetch_bytes=prefetch_bytes,
+            decode=decode,
             collate=collate,
             transform=transform,
             with_index=with_index,

@@ -15,6 +15,7 @@ __all__ = [
     "ColumnError",
     "DatasetNotFound",
     "FormatUnsupported",
+    "ImageUnreadable",
     "IndexCorrupt",
     "IndexMissing",
     "InvalidOption",
@@ -79,6 +80,29 @@ class FormatUnsupported(LoaderError):
 
 class BlockCorrupt(LoaderError):
     """The bytes of a column block are not those that the writer stored. The message says where they lie."""
+
+
+class ImageUnreadable(LoaderError):
+    """The bytes of a row are not the image that they should be decoded to.
+
+    Attributes
+    ----------
+    row : int or None
+        The row's number in the dataset.
+    column : str or None
+        The column's name.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.column = column
+
+    @classmethod
+    def of(cls, dataset: str, *, row: int, column: str, size_bytes: int, why: str) -> Self:
+        """The error of a row, of which `size_bytes` were there, and `why` they are no image."""
+        message = f"{dataset}, row {row}, column {column!r}: expected a JPEG or PNG image, found {size_bytes} bytes: {why}"
+        return cls(message, row=row, column=column)
 
 
 class InvalidOption(LoaderError):

@@ -1,6 +1,6 @@
-"""What a dataset yields, made of gathered rows: batches or samples, columns collated, the transform applied.
+"""What a dataset yields, made of gathered rows: batches or samples, images decoded, columns collated, the transform applied.
 
-Without a transform or collate functions an item is a dict of views, made in the training loop's thread just before it is
+If none of these is asked for, an item is a dict of views, made in the training loop's thread just before it is
 yielded. Else a stage becomes jobs (`loader.jobs`), a batch each or some samples, and items are made by the loader's threads
 ahead of use. Either way they come in order, and what has not been yielded is not consumed.
 """
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from loader.batch import Batch, batches_of, samples_of
 from loader.collate import Collate
+from loader.images import ImageBatch, ImageColumn
 from loader.jobs import Job
 from loader.prefetch import Stage
 from loader.transforms import EpochRandom, ItemTransform
@@ -28,6 +29,7 @@ __all__ = ["ItemMaker", "Part"]
 Int64s = npt.NDArray[np.int64]
 
 _SAMPLES_PER_JOB: Final = 16  # One by one, handing them from thread to thread would cost more than most transforms.
+_IMAGES_PER_PIECE: Final = 8
 _NAMED_ROWS: Final = 8
 
 
@@ -64,6 +66,8 @@ class ItemMaker:
         A batch is an item, or else a single sample.
     with_index : bool
         Whether items have ``_index``.
+    images : mapping of str to ImageColumn
+        What decodes a column.
     collate : mapping of str to callable
         What becomes of a column of a batch.
     transform : ItemTransform or None
@@ -76,6 +80,7 @@ class ItemMaker:
     names: Sequence[str]
     whole_batches: bool
     with_index: bool
+    images: Mapping[str, ImageColumn]
     collate: Mapping[str, Collate]
     transform: ItemTransform | None
     random: EpochRandom
@@ -83,7 +88,7 @@ class ItemMaker:
     @property
     def in_threads(self) -> bool:
         """Whether there is something to do ahead of use; then stages need the numbers of their rows."""
-        return bool(self.collate) or self.transform is not None
+        return bool(self.images or self.collate) or self.transform is not None
 
     def jobs_of(self, stage: Stage) -> Iterator[Job[Part]]:
         """What to do to make the items of a stage."""
@@ -101,6 +106,8 @@ class ItemMaker:
 
     def sample(self, sample: dict[str, Any], row: int) -> Any:
         """The item of a single sample, row number `row`."""
+        for name, column in self.images.items():
+            sample[name] = column.tensor(sample[name], row=row)
         if self.transform is None:
             return sample
         with _noted(f"{self.where}, row {row}"):
@@ -109,9 +116,17 @@ class ItemMaker:
     def _batch_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
         batches = batches_of(stage, self.names, with_index=self.with_index, as_ragged=self.collate)
         for number, (start, end), batch in zip(stage.batches, pairwise((0, *stage.ends)), batches, strict=True):
-            yield Job(pieces=(_nothing,), finish=partial(self._batch, batch, _numbers(stage)[start:end], number))
+            rows = _numbers(stage)[start:end]
+            images = {name: column.batch(batch[name], rows.tolist()) for name, column in self.images.items()}
+            pieces = [
+                partial(decoding.decode, place, place + _IMAGES_PER_PIECE)
+                for decoding in images.values()
+                for place in range(0, len(rows), _IMAGES_PER_PIECE)
+            ]
+            yield Job(pieces=pieces or [_nothing], finish=partial(self._batch, batch, images, rows, number))
 
-    def _batch(self, batch: Batch, rows: Int64s, number: int) -> Part:
+    def _batch(self, batch: Batch, images: Mapping[str, ImageBatch], rows: Int64s, number: int) -> Part:
+        batch.update((name, decoding.tensors()) for name, decoding in images.items())
         with _noted(f"{self.where}, batch {number} of {_some(rows)}"):
             for name, function in self.collate.items():
                 with _noted(f"collate of column {name!r}"):
@@ -139,7 +154,7 @@ class ItemMaker:
 
 
 def _nothing() -> None:
-    """All that is to be done for a batch is to finish it, but not in the stager's thread."""
+    """A batch without images has only to be finished, but not in the stager's thread."""
 
 
 def _numbers(stage: Stage) -> Int64s:

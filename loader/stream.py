@@ -25,6 +25,7 @@ from loader.assignment import Assignment, Tail, run_of_rank
 from loader.collate import Collate
 from loader.epoch import Position, SharedEpoch
 from loader.errors import ColumnError, InvalidOption, StateUnavailable
+from loader.images import Decode, Pixels, image_columns
 from loader.items import ItemMaker
 from loader.iteration import Iteration
 from loader.opened import OpenDataset
@@ -63,6 +64,7 @@ class StreamDataset(IterableDataset[Any]):
         tail: Tail,
         yield_samples: bool,
         prefetch_bytes: int,
+        decode: Decode,
         collate: Mapping[str, Collate] | None,
         transform: Transform | None,
         with_index: bool,
@@ -87,6 +89,9 @@ class StreamDataset(IterableDataset[Any]):
         self._prefetch_bytes, self._num_threads = prefetch_bytes, num_threads
         if collate and not self._whole_batches:
             raise InvalidOption("collate makes columns of whole batches, but single samples are yielded: leave it out")
+        for text in decode.values() if isinstance(decode, Mapping) else ():
+            Pixels.parse(text)
+        self._decode = decode
         self._collate, self._with_index = dict(collate or {}), with_index
         self._transform = None if transform is None else ItemTransform.of(transform, whole_batches=self._whole_batches)
         self._lane_map = "fixed" if keep_lanes else "rotate"
@@ -281,11 +286,13 @@ class StreamDataset(IterableDataset[Any]):
             if name not in opened.names:
                 expected = f"one of the columns that are read, {', '.join(opened.names)}"
                 raise ColumnError.mismatch(name, expected=expected, found="a collate function for another")
+        kinds = {name: opened.reader.schema[name] for name in opened.names}
         return ItemMaker(
             where=f"{opened.reader.url}, epoch {epoch}",
             names=opened.names,
             whole_batches=self._whole_batches,
             with_index=self._with_index,
+            images=image_columns(self._decode, kinds, dataset=opened.reader.url),
             collate=self._collate,
             transform=self._transform,
             random=EpochRandom(seed=self._seed, epoch=epoch),

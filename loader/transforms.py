@@ -5,8 +5,8 @@ after a resume. So it may take ``rng``, a `numpy.random.Generator` that is a pur
 batch size, world size, workers or number of resumes, a row is augmented in the same way. With whole batches ``rng`` is that
 of the batch's first row, and ``rngs`` has one for each row.
 
-The generator of a row is Philox4x64-10 under the first 16 bytes of BLAKE3("forebay row-philox-1", a zero byte, seed, epoch),
-at the counter (0, 0, 0, row): rows never share a draw.
+docs/FORMAT.md, section 2.4, specifies the draws. torchvision's transforms draw from torch's global generator and can't be told
+otherwise; for others, ``torch.Generator().manual_seed(int(rng.integers(2**63)))`` makes one of torch's.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ _EXTRAS = {
     "PIL": "loader",
     "loader": "loader",
     "pyarrow": "loader",
+    "simplejpeg": "loader",
     "torch": "loader",
 }
 
