@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __forebay__ = "loader"
 
+import importlib
 import runpy
 from pathlib import Path
 
@@ -21,27 +22,29 @@ from loader.errors import LoaderError
 
 if TYPE_CHECKING:
     from loader.dataset import ShardedDataset as ShardedDataset
+    from loader.device import DevicePrefetcher as DevicePrefetcher
     from loader.writer import ShardWriter as ShardWriter
 
-__all__ = ["LoaderError", "ShardWriter", "ShardedDataset"]
+__all__ = ["DevicePrefetcher", "LoaderError", "ShardWriter", "ShardedDataset"]
+
+_MODULES = {
+    "DevicePrefetcher": "loader.device",
+    "ShardWriter": "loader.writer",
+    "ShardedDataset": "loader.dataset",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Writing a dataset must work where torch is not installed, and importing torch takes seconds.
-    if name == "ShardedDataset":
-        try:
-            from loader.dataset import ShardedDataset
-        except ModuleNotFoundError as exc:
-            if exc.name not in ("torch", "simplejpeg", "PIL"):
-                raise
-            raise ModuleNotFoundError(
-                f"loader.ShardedDataset needs {exc.name}, which is not installed: pip install 'forebay[loader]' "
-                "(ShardWriter and the `forebay dataset` commands work without it)",
-                name=exc.name,
-            ) from exc
-        return ShardedDataset
-    if name == "ShardWriter":
-        from loader.writer import ShardWriter
-
-        return ShardWriter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("torch", "simplejpeg", "PIL"):
+            raise
+        raise ModuleNotFoundError(
+            f"loader.{name} needs {exc.name}, which is not installed: pip install 'forebay[loader]' "
+            "(ShardWriter and the `forebay dataset` commands work without it)",
+            name=exc.name,
+        ) from exc

@@ -126,6 +126,16 @@ class StreamDataset(IterableDataset[Any]):
         """The epoch that the next iteration reads, or goes on with."""
         return self._epoch.next.epoch
 
+    @property
+    def position(self) -> Position:
+        """Where the next iteration begins, or the present one goes on."""
+        return self._epoch.next
+
+    @property
+    def yields_batches(self) -> bool:
+        """Whether each item is what this rank has of one global batch."""
+        return self._whole_batches or self._batch_size == 1
+
     def __len__(self) -> int:
         """Items of a whole epoch on this rank: batches, or samples where those are yielded singly."""
         assignment, run = self._assignment(start=0), self._run(self.epoch)
