@@ -291,8 +291,14 @@ class ChunkClient:
         headers = {} if whole else {"range": format_range(start, start + len(buffer))}
         path = chunk_path(ref.partition, ref.hex)
         check = ReadCheck(whole=whole)
-        # Parts of a chunk are checked afterwards: what comes at once is not cut where segments are.
-        seen = check.update if whole else None
+
+        def seen(part: memoryview) -> None:
+            # Parts of a chunk are checked afterwards: what comes at once is not cut where segments are.
+            if whole:
+                check.update(part)
+            if deadline is not None:
+                deadline.took(len(part))
+
         response = self._call(node_id, "GET", path, headers=headers, into=buffer, seen=seen, deadline=deadline)
         if not whole:
             check.update(buffer)

@@ -233,14 +233,14 @@ class Cluster:
         with self._lock:
             return self._is_suspected(view, node_id, self._clock())
 
-    def ranked(self, node_ids: Collection[str], *, near: Collection[str] = ()) -> tuple[str, ...]:
-        """`node_ids` in the order in which to ask them: trusted before suspected, then `near` before far, else as given.
+    def ranked(self, node_ids: Collection[str], *, by: Callable[[str], Any] = lambda _: 0) -> tuple[str, ...]:
+        """`node_ids` in the order in which to ask them: trusted before suspected, then `by` its value, else as given.
 
         The order of placement differs from partition to partition, so that readers are spread over the nodes.
         """
         view, now_s = self.view(), self._clock()
         with self._lock:
-            return tuple(sorted(node_ids, key=lambda node: (self._is_suspected(view, node, now_s), node not in near)))
+            return tuple(sorted(node_ids, key=lambda node: (self._is_suspected(view, node, now_s), by(node))))
 
     def failed(self, node_id: str) -> None:
         """Note that a node did not answer; the view is fetched again soon."""

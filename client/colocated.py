@@ -33,7 +33,7 @@ from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, Protoco
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
 from client.manifest import Ref
 from client.process import HomeProcess
-from client.retry import Deadline
+from client.retry import NEVER, Deadline
 
 __all__ = ["Colocated", "NotColocated"]
 
@@ -120,20 +120,24 @@ class Colocated:
             The node was silent for too long.
         """
         self._home.check()
+        deadline = deadline or NEVER
         whole = len(buffer) == ref.size
         first, last = (0, 0) if whole else (start // SEGMENT_BYTES, num_segments(start + len(buffer)))
         token = self._config.token or ""
         request = ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=token)
         check = ReadCheck(whole=whole)
         try:
-            with self._opened(node_id, request, timeout_s=self._patience_s(deadline)) as (fd, announced):
+            with self._opened(node_id, request, deadline=deadline) as (fd, announced):
                 for offset in range(0, len(buffer), PIECE_BYTES):
                     piece = buffer[offset : offset + PIECE_BYTES]
                     _read_exactly(fd, piece, offset=start + offset, ref=ref, node_id=node_id)
                     check.update(piece)
+                    deadline.took(len(piece))
+                    deadline.check()
         except TimeoutError as exc:
             raise DeadlineExceeded(f"node {node_id} did not pass chunk {ref} in time", key=str(ref), node_id=node_id) from exc
         except (OSError, ProtocolMismatch) as exc:
+            deadline.check()
             self._forget(node_id)
             log.info("chunks of node %s are read over the network from now on: %s", node_id, exc)
             raise NotColocated(f"node {node_id}: {exc}") from exc
@@ -149,10 +153,10 @@ class Colocated:
             connection.close()
 
     @contextmanager
-    def _opened(self, node_id: str, request: ChunkRequest, *, timeout_s: float) -> Iterator[tuple[int, Announced]]:
+    def _opened(self, node_id: str, request: ChunkRequest, *, deadline: Deadline) -> Iterator[tuple[int, Announced]]:
         """The descriptor that the node passes, and what it announces beside it."""
         max_bytes = MAX_HEAD_BYTES + 8 * (request.last - request.first)
-        message, fds = self._ask(node_id, request.encode(), max_bytes=max_bytes, timeout_s=timeout_s)
+        message, fds = self._ask(node_id, request.encode(), max_bytes=max_bytes, deadline=deadline)
         try:
             answer = ChunkAnswer.decode(message)
             if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
@@ -167,21 +171,27 @@ class Colocated:
             for fd in fds:
                 os.close(fd)
 
-    def _ask(self, node_id: str, request: bytes, *, max_bytes: int, timeout_s: float) -> tuple[bytes, list[int]]:
+    def _ask(self, node_id: str, request: bytes, *, max_bytes: int, deadline: Deadline) -> tuple[bytes, list[int]]:
+        timeout_s = self._patience_s(deadline)
         connection, reused = self._borrow(node_id)
         try:
             try:
+                deadline.waits_on(connection)
                 answer = _exchange(connection, request, max_bytes=max_bytes, timeout_s=timeout_s)
             except OSError as exc:
                 # The node closes connections that were idle for long, and all of them when it ends. Silence is neither.
                 if not reused or isinstance(exc, TimeoutError):
                     raise
+                deadline.waits_on(None)
                 connection.close()
                 connection = self._connect(node_id)
+                deadline.waits_on(connection)
                 answer = _exchange(connection, request, max_bytes=max_bytes, timeout_s=timeout_s)
         except BaseException:
+            deadline.waits_on(None)
             connection.close()
             raise
+        deadline.waits_on(None)
         self._give_back(node_id, connection)
         return answer
 
@@ -228,9 +238,8 @@ class Colocated:
         for connection in idle:
             connection.close()
 
-    def _patience_s(self, deadline: Deadline | None) -> float:
-        longest_s = self._config.read_timeout_s
-        return max(_SHORTEST_TIMEOUT_S, longest_s if deadline is None else min(longest_s, deadline.remaining_s()))
+    def _patience_s(self, deadline: Deadline) -> float:
+        return max(_SHORTEST_TIMEOUT_S, min(self._config.read_timeout_s, deadline.remaining_s()))
 
 
 def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, timeout_s: float) -> tuple[bytes, list[int]]:

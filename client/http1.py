@@ -48,12 +48,27 @@ class Connection:
         self._buffer = bytearray()
         self._start = self._end = 0
 
-    def connect(self, *, timeout_s: float) -> None:
-        """Open the connection."""
-        sock = socket.create_connection((self.host, self.port), timeout=timeout_s)
-        # A head must not wait for the acknowledgement of what went before it.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.adopt(sock)
+    def connect(self, *, timeout_s: float, waits_on: Callable[[socket.socket], object] | None = None) -> None:
+        """Open the connection; `waits_on` is given each socket before it is waited for, so that others may end that."""
+        failed: OSError | None = None
+        for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(timeout_s)
+                # A head must not wait for the acknowledgement of what went before it.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if waits_on is not None:
+                    waits_on(sock)
+                sock.connect(address)
+            except OSError as exc:
+                sock.close()
+                failed = failed or exc
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return self.adopt(sock)
+        raise failed or ConnectionError(f"{self.host!r} has no address")
 
     def adopt(self, sock: socket.socket) -> None:
         """Speak over a socket that is connected already."""

@@ -61,7 +61,7 @@ class ObjectStore(Namespace):
         self.cluster = cluster
         self.chunks = chunks
         self.config = config
-        self.replica_reader = ReplicaReader(cluster, chunks)
+        self.replica_reader = ReplicaReader(cluster, chunks, config)
         # Calls of get_many and put_many wait for chunks, so the two kinds of work must not share threads.
         self._chunk_pool = ThreadPool(config.max_threads, name="forebay-chunk")
         self._call_pool = ThreadPool(config.max_threads, name="forebay-call")
@@ -72,6 +72,7 @@ class ObjectStore(Namespace):
         """Stop the threads; calls in progress, and what waits for a thread, end first."""
         self._call_pool.shutdown()
         self._chunk_pool.shutdown()
+        self.replica_reader.close()
 
     def host(self) -> str:
         """What the layout calls this host.

@@ -1,19 +1,25 @@
-"""The verified read: bytes of a chunk from whichever replica gives the right ones.
+"""The verified read: bytes of a chunk from whichever replica gives the right ones, soon.
 
 One path serves applications, the node's own object routes, repair and the loader. It asks the replicas that placement
-names, under the current layout and those that it has not replaced everywhere: trusted ones first, of those the ones on this
-host, and of the rest current holders before former ones. A copy that is corrupt is reported to its node, which sets it
-aside and repairs it, but only after the reader has its bytes from the next one.
+names, under the current layout and those that it has not replaced everywhere: trusted ones first, of those the ones that are
+not slow, then near before far, and of the rest current holders before former ones. When the one that is asked is late, another
+one is asked as well, and the first verified answer is taken (`client.race`, `client.hedging`). A copy that is corrupt is
+reported to its node, which sets it aside and repairs it, but only after the reader has its bytes from another one.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 
+from client.attempt import Attempt, Overtaken
 from client.chunks import ChunkClient
 from client.cluster import Cluster
+from client.config import ClientConfig
 from client.errors import (
     AllReplicasFailed,
     ChunkCorrupt,
@@ -23,28 +29,100 @@ from client.errors import (
     StoreError,
     Unauthenticated,
 )
+from client.hedging import Paces, WasteBudget, kind_of
 from client.manifest import Ref
-from client.retry import Deadline
+from client.nearness import MACHINE, ZONES, Nearness
+from client.process import HomeProcess
+from client.race import Lookout, Race
+from client.retry import NEVER, Deadline
 
-__all__ = ["ReplicaReader"]
+__all__ = ["ReadTotals", "ReplicaReader", "UnderWay"]
 
 log = logging.getLogger(__name__)
 
 
-class ReplicaReader:
-    """Reads chunks by reference, moving on from replicas that fail. Thread-safe.
+@dataclass(slots=True, kw_only=True)
+class ReadTotals:
+    """What was read so far.
 
     Attributes
     ----------
+    bytes_local, bytes_remote : int
+        Bytes that were asked for, by where they came from: this machine, or another one.
+    bytes_other_zone : int
+        Of the latter, those from outside of this process's zone; 0 where that is not known.
+    bytes_hedged : int
+        Of all these, those that the second node gave that was asked.
+    bytes_wasted : int
+        Beside these: bytes that came and were thrown away, because another node was faster, or they were not right.
+    hedges : int
+        Reads for which a second node was asked.
     failovers : int
         How many times a read had to move on to another replica.
     """
 
-    def __init__(self, cluster: Cluster, chunks: ChunkClient) -> None:
+    bytes_local: int = 0
+    bytes_remote: int = 0
+    bytes_other_zone: int = 0
+    bytes_hedged: int = 0
+    bytes_wasted: int = 0
+    hedges: int = 0
+    failovers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderWay:
+    """A read that is being made: the chunk, and for how long which nodes have been asked for it."""
+
+    ref: Ref
+    asked_s: Mapping[str, float]
+
+
+class ReplicaReader:
+    """Reads chunks by reference, moving on from replicas that fail or are late. Thread-safe; to be closed.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        Where this process is, and the bounds of hedging.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self, cluster: Cluster, chunks: ChunkClient, config: ClientConfig, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._cluster = cluster
         self._chunks = chunks
+        self._clock = clock
+        self._home = HomeProcess()
+        self._nearness = Nearness(zone=config.zone, machine=config.machine)
+        self._paces = Paces(least_s=config.hedge_least_s, again_s=config.suspect_s, clock=clock)
+        self._hedges = config.hedge_waste > 0
+        self._budget = WasteBudget(share=config.hedge_waste, burst_bytes=config.hedge_burst_bytes)
+        self._lookout = Lookout(
+            self._run_second,
+            may_run=lambda race: self._budget.take(len(race.buffer)),
+            max_running=config.max_hedges,
+            clock=clock,
+        )
         self._lock = threading.Lock()
-        self.failovers = 0
+        self._totals = ReadTotals()
+
+    def totals(self) -> ReadTotals:
+        """What was read so far."""
+        with self._lock:
+            return ReadTotals(**{name: getattr(self._totals, name) for name in ReadTotals.__slots__})
+
+    def under_way(self) -> list[UnderWay]:
+        """The reads that are being made now."""
+        now_s = self._clock()
+        races = [(race.ref, dict(race.asked)) for race in self._lookout.under_way()]
+        return [UnderWay(ref=ref, asked_s={node: now_s - at_s for node, at_s in asked.items()}) for ref, asked in races]
+
+    def close(self) -> None:
+        """End the threads that look after late reads."""
+        self._lookout.close()
 
     def read_into(
         self,
@@ -74,46 +152,24 @@ class ReplicaReader:
         Unauthenticated, Forbidden
             The token is not good, or not good for this.
         """
-        options = {} if deadline is None else {"deadline": deadline}
+        self._home.check()
         failed: dict[str, StoreError] = {}
-        for node_id in self._to_ask(ref, replicas=replicas, exclude=exclude, failed=failed):
-            if failed and deadline is not None and not deadline.remaining_s():
-                failed[node_id] = DeadlineExceeded("there was no time left to ask it", node_id=node_id)
-                continue
-            try:
-                self._chunks.fetch_into(node_id, ref, buffer, start=start, **options)
-            except (Unauthenticated, Forbidden):
-                raise  # The other nodes would say the same, and waiting changes nothing.
-            except StoreError as error:
-                failed[node_id] = error
-                continue
-            if failed:
-                self._note(ref, failed)
-            return
-        self.report_corrupt(ref, failed)
-        said = "; ".join(f"{node} said {error.title}: {error.message}" for node, error in failed.items())
-        raise AllReplicasFailed(
-            f"chunk {ref} can't be read from any of {len(failed)} replicas: {said or 'the layout names no other replica'}",
-            key=str(ref),
-        )
-
-    def _to_ask(self, ref: Ref, *, replicas: int, exclude: Collection[str], failed: Mapping[str, StoreError]) -> Iterator[str]:
-        """Whom to ask, one after another. If in the end nobody has it, the layouts are read anew: they may have changed."""
-        layouts = self._cluster.layouts
-        asked = [node for node in layouts.holders(ref.partition, count=replicas) if node not in exclude]
-        yield from self._cluster.ranked(asked, near=self._chunks.colocated())
-        if not any(isinstance(error, ChunkNotFound) for error in failed.values()):
-            return
-        try:
-            newer = self._cluster.refresh().layouts
-        except StoreError as trouble:
-            log.warning(
-                "chunk %s is on none of its nodes, and whether those have changed is not known: %s", ref, trouble.message
-            )
-            return
-        if newer != layouts:
-            holders = newer.holders(ref.partition, count=replicas)
-            yield from self._cluster.ranked([node for node in holders if node not in exclude and node not in asked])
+        first = self._first_to_ask(ref, replicas=replicas, exclude=exclude)
+        nodes = self._to_ask(ref, first, replicas=replicas, exclude=exclude, failed=failed)
+        race = Race(ref, buffer, start=start, nodes=nodes, failed=failed, deadline=deadline or NEVER)
+        patience_s = math.inf
+        if self._hedges and len(first) > 1:
+            patience_s = self._paces.patience_s(first[0], self._kind(first[0], len(buffer)))
+        with self._lookout.watching(race, patience_s=patience_s):
+            self._run(race, race.first, buffer)
+        race.await_second()
+        if race.winner is not None:
+            if race.winner is race.second:
+                buffer[:] = race.second_buffer
+            self._add(failovers=len(failed))
+        self.report_corrupt(ref, dict(failed))
+        if race.winner is None:
+            raise _all_failed(ref, failed)
 
     def read(
         self,
@@ -130,11 +186,6 @@ class ReplicaReader:
         self.read_into(ref, memoryview(data), replicas=replicas, start=start, exclude=exclude, deadline=deadline)
         return data
 
-    def _note(self, ref: Ref, failed: dict[str, StoreError]) -> None:
-        with self._lock:
-            self.failovers += len(failed)
-        self.report_corrupt(ref, failed)
-
     def report_corrupt(self, ref: Ref, failed: Mapping[str, StoreError]) -> None:
         """Have the nodes verify their copies that, of all in `failed`, sent corrupt bytes."""
         for node_id, error in failed.items():
@@ -146,3 +197,125 @@ class ReplicaReader:
             except StoreError as trouble:
                 # Scrub will find the copy if this node lives on.
                 log.warning("node %s could not be told of its corrupt chunk %s: %s", node_id, ref, trouble.message)
+
+    def _first_to_ask(self, ref: Ref, *, replicas: int, exclude: Collection[str]) -> tuple[str, ...]:
+        """The holders that are known, in the order in which to ask them."""
+        layouts = self._cluster.layouts
+        return self._ranked([node for node in layouts.holders(ref.partition, count=replicas) if node not in exclude])
+
+    def _ranked(self, nodes: Collection[str]) -> tuple[str, ...]:
+        distances, here = self._nearness.of(self._cluster.layouts), self._chunks.colocated()
+        alike = self._cluster.ranked(
+            nodes, by=lambda node: (node not in here, distances.get(node, ZONES), self._paces.load(node))
+        )
+        slow = self._paces.slow(alike)
+        return self._cluster.ranked(alike, by=lambda node: node in slow) if slow else alike
+
+    def _to_ask(
+        self,
+        ref: Ref,
+        first: Collection[str],
+        *,
+        replicas: int,
+        exclude: Collection[str],
+        failed: Mapping[str, StoreError],
+    ) -> Iterator[str]:
+        """Whom to ask, one after another. If in the end nobody has it, the layouts are read anew: they may have changed."""
+        layouts = self._cluster.layouts
+        yield from first
+        if not any(isinstance(error, ChunkNotFound) for error in list(failed.values())):
+            return
+        try:
+            newer = self._cluster.refresh().layouts
+        except StoreError as trouble:
+            log.warning(
+                "chunk %s is on none of its nodes, and whether those have changed is not known: %s", ref, trouble.message
+            )
+            return
+        if newer != layouts:
+            holders = newer.holders(ref.partition, count=replicas)
+            yield from self._ranked([node for node in holders if node not in exclude and node not in first])
+
+    def _run_second(self, race: Race, attempt: Attempt) -> None:
+        self._add(hedges=1)
+        race.second_buffer = bytearray(len(race.buffer))
+        self._run(race, attempt, memoryview(race.second_buffer))
+
+    def _run(self, race: Race, attempt: Attempt, buffer: memoryview) -> None:
+        """Ask nodes until one has given the bytes, there is none left, or the attempt is ended."""
+        try:
+            while (node_id := race.next()) is not None and not self._ask(race, attempt, node_id, buffer):
+                pass
+        except Overtaken:
+            return
+        finally:
+            if race.leave(attempt):
+                self._settle(race)
+
+    def _ask(self, race: Race, attempt: Attempt, node_id: str, buffer: memoryview) -> bool:
+        """Whether a node gave the bytes."""
+        if race.failed and not attempt.remaining_s():
+            attempt.check()
+            race.failed[node_id] = DeadlineExceeded("there was no time left to ask it", node_id=node_id)
+            return False
+        began_s, received = self._clock(), attempt.received
+        race.asked[node_id] = began_s
+        self._paces.begin(node_id)
+        try:
+            self._chunks.fetch_into(node_id, race.ref, buffer, start=race.start, deadline=attempt)
+            won = race.win(attempt)
+        except Overtaken:
+            if attempt is race.first:
+                self._paces.beaten(node_id)
+            race.waste(attempt.received - received)
+            raise
+        except (Unauthenticated, Forbidden):
+            race.end()
+            raise  # The other nodes would say the same, and waiting changes nothing.
+        except StoreError as error:
+            race.failed[node_id] = error
+            race.waste(attempt.received - received)
+            return False
+        finally:
+            self._paces.end(node_id)
+            del race.asked[node_id]
+        if won:
+            self._paces.answered(node_id, self._kind(node_id, len(buffer)), self._clock() - began_s)
+            self._count(node_id, len(buffer), hedged=attempt is not race.first)
+        else:
+            race.waste(len(buffer))
+        return True
+
+    def _settle(self, race: Race) -> None:
+        """Count, after the last run, what was wasted."""
+        if race.second is not None:
+            self._budget.give_back(max(0, len(race.buffer) - race.wasted_bytes))
+        if race.wasted_bytes:
+            self._add(bytes_wasted=race.wasted_bytes)
+
+    def _count(self, node_id: str, num_bytes: int, *, hedged: bool) -> None:
+        self._budget.earn(num_bytes)
+        distance = self._nearness.of(self._cluster.layouts).get(node_id, ZONES)
+        is_local = distance == MACHINE or node_id in self._chunks.colocated()
+        self._add(
+            bytes_local=num_bytes * is_local,
+            bytes_remote=num_bytes * (not is_local),
+            bytes_other_zone=num_bytes * (distance == ZONES and not is_local),
+            bytes_hedged=num_bytes * hedged,
+        )
+
+    def _add(self, **more: int) -> None:
+        with self._lock:
+            for name, number in more.items():
+                setattr(self._totals, name, getattr(self._totals, name) + number)
+
+    def _kind(self, node_id: str, size_bytes: int) -> tuple[bool, int]:
+        return kind_of(size_bytes, on_this_host=node_id in self._chunks.colocated())
+
+
+def _all_failed(ref: Ref, failed: Mapping[str, StoreError]) -> AllReplicasFailed:
+    said = "; ".join(f"{node} said {error.title}: {error.message}" for node, error in failed.items())
+    return AllReplicasFailed(
+        f"chunk {ref} can't be read from any of {len(failed)} replicas: {said or 'the layout names no other replica'}",
+        key=str(ref),
+    )

@@ -6,7 +6,9 @@ Retrying is safe because every write carries an id that the other side remembers
 
 from __future__ import annotations
 
+import math
 import random
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import TypeVar
 
 from client.errors import StoreError
 
-__all__ = ["Backoff", "Deadline", "retrying"]
+__all__ = ["NEVER", "Backoff", "Deadline", "retrying"]
 
 T = TypeVar("T")
 _MAX_DOUBLINGS = 30  # Every backoff has reached its maximum by then, and the power stays a sensible number.
@@ -30,6 +32,21 @@ class Deadline:
     def remaining_s(self) -> float:
         """Seconds left, 0 once it has passed."""
         return max(0.0, self._end_s - self._clock())
+
+    # An attempt (`client.attempt`) can end early, so whoever works until a deadline tells it what it does.
+
+    def check(self) -> None:
+        """Raise if whoever works until this deadline is to stop at once."""
+
+    def took(self, num_bytes: int) -> None:
+        """Note that more bytes have come."""
+
+    def waits_on(self, sock: socket.socket | None) -> None:
+        """Note on which connection this thread waits from now on."""
+
+
+NEVER = Deadline(math.inf)
+"""The deadline of what may take as long as it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ A connection is kept only after an exchange that both sides have completed: the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +21,7 @@ from client.connections import Connections
 from client.errors import BodyTooLarge, DeadlineExceeded, EndpointUnreachable, StoreError, TruncatedBody
 from client.http1 import Answer, Connection
 from client.process import HomeProcess
-from client.retry import Deadline
+from client.retry import NEVER, Deadline
 from client.wire import PROTOCOL, PROTOCOL_HEADER, TIMEOUT_HEADER, check_protocol, error_of
 
 __all__ = ["Into", "Response", "Sending", "Transport"]
@@ -154,7 +155,7 @@ class Transport:
         sent = {PROTOCOL_HEADER: str(PROTOCOL), **(headers or {})}
         if token := self._token():
             sent["authorization"] = f"Bearer {token}"
-        if deadline is not None:
+        if deadline is not None and deadline.remaining_s() < math.inf:
             sent[TIMEOUT_HEADER] = str(int(deadline.remaining_s() * 1000))
         return Sending(
             self,
@@ -164,6 +165,7 @@ class Transport:
             headers=sent,
             size_bytes=size_bytes,
             timeout_s=self._patience_s(timeout_s, deadline),
+            deadline=deadline or NEVER,
             node_id=node_id,
         )
 
@@ -176,11 +178,11 @@ class Transport:
         longest_s = self._config.read_timeout_s if timeout_s is None else timeout_s
         return max(_SHORTEST_TIMEOUT_S, longest_s if deadline is None else min(longest_s, deadline.remaining_s()))
 
-    def open(self, connection: Connection, *, timeout_s: float) -> None:
+    def open(self, connection: Connection, *, timeout_s: float, deadline: Deadline) -> None:
         """Open a connection; raises `ConnectionError`."""
         connect_timeout_s = min(self._config.connect_timeout_s, timeout_s)
         try:
-            connection.connect(timeout_s=connect_timeout_s)
+            connection.connect(timeout_s=connect_timeout_s, waits_on=deadline.waits_on)
         except TimeoutError as exc:
             # Nothing was asked yet, so nobody was silent: there is no such endpoint, or no way to it.
             raise ConnectionError(f"no connection within {connect_timeout_s:.3g} s") from exc
@@ -195,8 +197,8 @@ class Sending:
     """
 
     __slots__ = (
-        "_answer", "_connection", "_head", "_method", "_node_id", "_num_sent", "_parts", "_path", "_reused", "_timeout_s",
-        "_transport", "_url",
+        "_answer", "_connection", "_deadline", "_head", "_method", "_node_id", "_num_sent", "_parts", "_path", "_reused",
+        "_timeout_s", "_transport", "_url",
     )  # fmt: skip
 
     def __init__(
@@ -209,9 +211,11 @@ class Sending:
         headers: Mapping[str, str],
         size_bytes: int | None,
         timeout_s: float,
+        deadline: Deadline,
         node_id: str,
     ) -> None:
         self._transport = transport
+        self._deadline = deadline
         self._method, self._url, self._path = method, url, path
         self._timeout_s = timeout_s
         self._node_id = node_id or url
@@ -236,6 +240,7 @@ class Sending:
         try:
             return _receive(answer, into=into, seen=seen, node_id=self._node_id)
         except OSError as exc:
+            self._deadline.check()
             raise self._named(exc) from exc
         except StoreError as error:
             if error.retry_after_s:
@@ -246,6 +251,7 @@ class Sending:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._deadline.waits_on(None)
         answer = self._answer
         # After less than a complete exchange the rest of a body would be read as the next answer.
         reusable = answer is not None and answer.is_complete and not answer.closes
@@ -256,15 +262,18 @@ class Sending:
         try:
             return step()
         except OSError as exc:
+            self._deadline.check()
             # A kept-alive connection may have been closed by the node while idle. Every request may be repeated
             # (writes carry ids), so that costs one fresh connection and no error. Silence is not such a case.
             if not self._reused or isinstance(exc, TimeoutError):
                 raise self._named(exc) from exc
+        self._deadline.waits_on(None)
         self._connection.close()
         self._connection, self._reused, self._num_sent = self._transport.connections.connect(self._url), False, -1
         try:
             return step()
         except OSError as exc:
+            self._deadline.check()
             raise self._named(exc) from exc
 
     def _flush(self) -> None:
@@ -273,7 +282,9 @@ class Sending:
         connection = self._connection
         if self._num_sent < 0:
             if connection.sock is None:
-                self._transport.open(connection, timeout_s=self._timeout_s)
+                self._transport.open(connection, timeout_s=self._timeout_s, deadline=self._deadline)
+            else:
+                self._deadline.waits_on(connection.sock)
             connection.set_timeout(self._timeout_s)
         try:
             if self._num_sent < 0:

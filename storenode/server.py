@@ -215,7 +215,8 @@ def _running(config: NodeConfig, *, listener: socket.socket, endpoint: str) -> I
         stack.callback(colocated.close)
         chunks = ChunkClient(cluster, transport, colocated)
         catalog = MetaCatalog(meta, marker_ttl_s=config.write_marker_ttl_s)
-        objects = ObjectStore(catalog, cluster, chunks, client_config)
+        # Repair is in no hurry, and must not read twice what trainers wait for.
+        objects = ObjectStore(catalog, cluster, chunks, client_config.model_copy(update={"hedge_waste": 0.0}))
         stack.callback(objects.close)
         pools = Pools.of(config)
         stack.callback(pools.close)

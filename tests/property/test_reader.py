@@ -47,7 +47,7 @@ class Stored:
         self.reader = ContentReader(
             self.content,
             replicas=3,
-            reader=ReplicaReader(self.fake.cluster, self.fake.chunks),
+            reader=ReplicaReader(self.fake.cluster, self.fake.chunks, quick_config(hedge_waste=0)),
             executor=pool,
             max_in_flight=3,
             backoff=Backoff(base_s=0.001, max_s=0.002),

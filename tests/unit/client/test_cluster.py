@@ -207,10 +207,10 @@ def test_ranking_keeps_the_order_of_placement_among_the_trusted_and_among_the_ot
 
 
 def test_near_nodes_come_first_among_the_trusted_and_among_the_others(cluster: Cluster) -> None:
-    assert cluster.ranked(("c", "a", "b"), near={"b"}) == ("b", "c", "a")
+    assert cluster.ranked(("c", "a", "b"), by=lambda node: node != "b") == ("b", "c", "a")
     cluster.failed("b")
     cluster.failed("a")
-    assert cluster.ranked(("a", "b", "c"), near={"b"}) == ("c", "b", "a")
+    assert cluster.ranked(("a", "b", "c"), by=lambda node: node != "b") == ("c", "b", "a")
 
 
 def test_readers_are_spread_because_placement_is(cluster: Cluster) -> None:

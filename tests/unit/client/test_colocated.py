@@ -362,7 +362,7 @@ def test_a_fork_is_told_to_open_its_own(bench: Bench, monkeypatch: pytest.Monkey
 def test_a_replica_on_this_host_is_asked_first(tmp_path: Path) -> None:
     last = FakeCluster().layout.replicas(REF.partition, count=3)[-1]
     with open_door(tmp_path, (REF, PAYLOAD), node_id=last) as door, bench_at({last: door.path}) as bench:
-        reader = ReplicaReader(bench.fake.cluster, bench.chunks)
+        reader = ReplicaReader(bench.fake.cluster, bench.chunks, quick_config(hedge_waste=0))
         assert reader.read(REF, replicas=3) == PAYLOAD
         assert (bench.reads.local, bench.asked_over_http) == (1, [])
         # Trust comes before nearness.
@@ -376,7 +376,7 @@ def test_a_corrupt_copy_on_this_host_is_passed_over_and_reported(tmp_path: Path)
     with open_door(tmp_path, (REF, PAYLOAD), node_id=last) as door, bench_at({last: door.path}) as bench:
         with door.chunk_file(REF).open("r+b") as file:
             file.write(b"damage")
-        reader = ReplicaReader(bench.fake.cluster, bench.chunks)
+        reader = ReplicaReader(bench.fake.cluster, bench.chunks, quick_config(hedge_waste=0))
         assert reader.read(REF, replicas=3) == PAYLOAD
-        assert (bench.reads.local, bench.reads.http, reader.failovers) == (1, 1, 1)
+        assert (bench.reads.local, bench.reads.http, reader.totals().failovers) == (1, 1, 1)
         assert bench.fake.nodes[last].requests == ["POST /v1/chunks:verify"]

@@ -268,7 +268,7 @@ def test_a_corrupt_copy_is_read_around(fake: FakeCluster, store: ObjectStore, ha
     fake.fail("node-0", fault="corrupt")
     fake.fail("node-1", fault="down")
     assert store.get("data", "k", start=1000) == DATA[1000:]
-    assert store.replica_reader.failovers > 0
+    assert store.replica_reader.totals().failovers > 0
     fake.fail("node-2", fault="corrupt")
     with pytest.raises(AllReplicasFailed):
         hasty.get("data", "k")

@@ -49,7 +49,7 @@ def reader_of(fake: FakeCluster, pool: ThreadPool, content: Content, *, deadline
     return ContentReader(
         content,
         replicas=3,
-        reader=ReplicaReader(fake.cluster, fake.chunks),
+        reader=ReplicaReader(fake.cluster, fake.chunks, quick_config(hedge_waste=0)),
         executor=pool,
         max_in_flight=2,
         backoff=Backoff(base_s=0.001, max_s=0.002),

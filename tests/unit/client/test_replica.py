@@ -11,7 +11,7 @@ from client.errors import AllReplicasFailed, Forbidden, StoreError, Unauthentica
 from client.manifest import make_ref
 from client.replica import ReplicaReader
 from client.retry import Deadline
-from tests.support.fake_cluster import Clock, FakeCluster, Fault
+from tests.support.fake_cluster import Clock, FakeCluster, Fault, quick_config
 
 PAYLOAD = random.Random(7).randbytes(100_000)
 REF = make_ref(PAYLOAD, partitions=64)
@@ -27,7 +27,7 @@ def fake() -> FakeCluster:
 
 @pytest.fixture
 def reader(fake: FakeCluster) -> ReplicaReader:
-    return ReplicaReader(fake.cluster, fake.chunks)
+    return ReplicaReader(fake.cluster, fake.chunks, quick_config(hedge_waste=0))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def asked(fake: FakeCluster) -> list[str]:
 def test_the_first_replica_is_asked_and_nobody_else(fake: FakeCluster, reader: ReplicaReader, holders: tuple[str, ...]) -> None:
     assert reader.read(REF, replicas=3) == PAYLOAD
     assert asked(fake) == [holders[0]]
-    assert reader.failovers == 0
+    assert reader.totals().failovers == 0
 
 
 def test_ranges(reader: ReplicaReader) -> None:
@@ -56,7 +56,7 @@ def test_a_replica_that_fails_is_passed_over(
 ) -> None:
     fake.fail(*holders[:2], fault=fault)
     assert reader.read(REF, replicas=3) == PAYLOAD
-    assert reader.failovers == 2
+    assert reader.totals().failovers == 2
     assert asked(fake).count(holders[2]) == 1
 
 
@@ -67,7 +67,7 @@ def test_a_node_that_did_not_answer_is_asked_last_for_a_while(
     reader.read(REF, replicas=3)
     reader.read(REF, replicas=3)
     assert asked(fake).count(holders[0]) == 1
-    assert reader.failovers == 1
+    assert reader.totals().failovers == 1
 
 
 def test_nodes_that_are_no_replicas_are_never_asked(fake: FakeCluster, reader: ReplicaReader, holders: tuple[str, ...]) -> None:

@@ -1,0 +1,207 @@
+"""When a read is late, who is slow, and how much may be read twice: the policy of hedged reads, without threads or I/O.
+
+Theory of operation
+-------------------
+A read is late once it takes twice as long as the slowest twentieth of the reads of its kind that this node answered lately
+(Dean and Barroso, "The Tail at Scale"), and at least `least_s`. A kind is a way (on this host or not) and a power of four of
+the size, so that small reads are compared with small ones. While a node has answered too few, all nodes together are the
+measure. Only reads that ended well are samples: what was given up early is a bound, and would lower the measure.
+
+A node is slow when its score is high: a moving average over its reads of how many times as long they took as the median of
+their kind over all nodes. A read that another node had to finish counts as the worst. Two of these in a row, or some more
+among good ones, are enough. Slow nodes are asked last. Every `again_s` one read goes to where it would go otherwise, and a
+good answer or two make the node an ordinary one again; such a read is hedged early, by the measure of the others.
+
+Among the others, a node with several more reads under way than another one is asked after it.
+
+What is received and thrown away is bounded by a bucket of tokens, one for each byte: each byte that is read adds a fraction
+of one, a hedge takes as many as it has bytes and brings back what was not wasted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+__all__ = ["Kind", "Paces", "WasteBudget", "kind_of"]
+
+Kind: TypeAlias = tuple[bool, int]
+"""Of a read: whether the node is on this host, and a class of sizes."""
+
+_KEPT = 32  # Samples of a node and kind.
+_KEPT_OF_ALL = 128
+_ENOUGH = 8
+_LATE = 2.0  # Times the 95th percentile.
+_UNKNOWN_S = 0.25  # When a read is late of whose kind too few were seen.
+_WORST = 8.0
+_SLOW = 4.0
+_WEIGHT = 0.3  # Of the newest read in a score: after two of the worst, an ordinary node is slow.
+# Of those beyond, the one that was used longest ago is forgotten.
+_MAX_NODES = 1024
+_MAX_MEASURES = 4096
+_LOAD_STEP = 4  # Reads under way. Fewer would take readers of the same chunk to all its replicas, and it into all their memory.
+
+
+@dataclass(slots=True)
+class _Standing:
+    """What is known of one node."""
+
+    score: float = 1.0
+    again_s: float = 0.0
+    num_under_way: int = 0
+
+
+@dataclass(slots=True)
+class _Measure:
+    """Seconds that the last reads of a kind took."""
+
+    samples: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+
+    def quantile(self, share: float) -> float:
+        ordered = sorted(self.samples)
+        return ordered[int(share * (len(ordered) - 1))]
+
+
+class Paces:
+    """How fast nodes have answered lately. Thread-safe.
+
+    Parameters
+    ----------
+    least_s : float
+        No read is late before this, and no node slow whose reads take less.
+    again_s : float
+        How often a slow node is asked again.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(self, *, least_s: float, again_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._least_s = least_s
+        self._again_s = again_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._standings: OrderedDict[str, _Standing] = OrderedDict()
+        self._measures: OrderedDict[tuple[str, Kind], _Measure] = OrderedDict()
+        self._all: dict[Kind, _Measure] = {}
+
+    def load(self, node_id: str) -> int:
+        """How much is under way there, in steps: to be asked after others only if it is clearly more."""
+        standing = self._standings.get(node_id)
+        return 0 if standing is None else standing.num_under_way // _LOAD_STEP
+
+    def slow(self, node_ids: Sequence[str]) -> Collection[str]:
+        """Those of `node_ids`, given as they would be asked if all were alike, that are to be asked last.
+
+        The first one is left out now and then although it is slow: it is to be tried again.
+        """
+        now_s = self._clock()
+        with self._lock:
+            slow = [node_id for node_id in node_ids if self._is_slow(node_id)]
+            if slow and slow[0] == node_ids[0] and self._standings[slow[0]].again_s <= now_s:
+                self._standings[slow[0]].again_s = now_s + self._again_s
+                del slow[0]
+        return slow
+
+    def patience_s(self, node_id: str, kind: Kind) -> float:
+        """After how long a read of a node is late."""
+        with self._lock:
+            measure = self._measures.get((node_id, kind))
+            if measure is None or len(measure.samples) < _ENOUGH or self._is_slow(node_id):
+                measure = self._all.get(kind)
+            if measure is None or len(measure.samples) < _ENOUGH:
+                return max(self._least_s, _UNKNOWN_S)
+            return max(self._least_s, _LATE * measure.quantile(0.95))
+
+    def begin(self, node_id: str) -> None:
+        """Note that a read begins."""
+        with self._lock:
+            self._standing(node_id).num_under_way += 1
+
+    def end(self, node_id: str) -> None:
+        """Note that a read is over, whatever became of it."""
+        with self._lock:
+            self._standing(node_id).num_under_way -= 1
+
+    def answered(self, node_id: str, kind: Kind, took_s: float) -> None:
+        """Note that a read of a node ended well, and how long it took."""
+        with self._lock:
+            every = self._all.setdefault(kind, _Measure(samples=deque(maxlen=_KEPT_OF_ALL)))
+            median_s = every.quantile(0.5) if len(every.samples) >= _ENOUGH else _UNKNOWN_S / _SLOW
+            usual_s = max(self._least_s / _SLOW, median_s)
+            self._score(node_id, min(_WORST, took_s / usual_s))
+            every.samples.append(took_s)
+            measure = self._measures.setdefault((node_id, kind), _Measure())
+            self._measures.move_to_end((node_id, kind))
+            measure.samples.append(took_s)
+            while len(self._measures) > _MAX_MEASURES:
+                self._measures.popitem(last=False)
+
+    def beaten(self, node_id: str) -> None:
+        """Note that another node had to finish what was asked of this one."""
+        with self._lock:
+            self._score(node_id, _WORST)
+
+    def _score(self, node_id: str, ratio: float) -> None:
+        standing = self._standing(node_id)
+        was_slow = standing.score >= _SLOW
+        standing.score += _WEIGHT * (ratio - standing.score)
+        if standing.score >= _SLOW and not was_slow:
+            standing.again_s = self._clock() + self._again_s
+
+    def _is_slow(self, node_id: str) -> bool:
+        standing = self._standings.get(node_id)
+        return standing is not None and standing.score >= _SLOW
+
+    def _standing(self, node_id: str) -> _Standing:
+        standing = self._standings.get(node_id)
+        if standing is None:
+            standing = self._standings[node_id] = _Standing()
+        self._standings.move_to_end(node_id)
+        if len(self._standings) > _MAX_NODES:
+            self._standings.popitem(last=False)
+        return standing
+
+
+def kind_of(size_bytes: int, *, on_this_host: bool) -> Kind:
+    """The kind of a read."""
+    return on_this_host, size_bytes.bit_length() // 2
+
+
+class WasteBudget:
+    """Bytes that may be received in vain: a share of all that are read, and a few at once. Thread-safe.
+
+    Parameters
+    ----------
+    share : float
+        Of what is read; 0 allows none.
+    burst_bytes : int
+        As many may be wasted before anything was read, or after a while in which nothing was.
+    """
+
+    def __init__(self, *, share: float, burst_bytes: int) -> None:
+        self._share = share
+        self._burst_bytes = float(burst_bytes if share else 0)
+        self._left = self._burst_bytes
+        self._lock = threading.Lock()
+
+    def earn(self, num_bytes: int) -> None:
+        """Note that bytes were read."""
+        with self._lock:
+            self._left = min(self._burst_bytes, self._left + self._share * num_bytes)
+
+    def take(self, num_bytes: int) -> bool:
+        """Whether so many bytes may be read twice now; more than the burst may if nothing was wasted lately."""
+        with self._lock:
+            if self._left <= 0 or self._left < min(num_bytes, self._burst_bytes):
+                return False
+            self._left -= num_bytes
+            return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """Of what was taken, so much was not wasted."""
+        with self._lock:
+            self._left = min(self._burst_bytes, self._left + num_bytes)
