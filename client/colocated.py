@@ -90,7 +90,7 @@ class Colocated:
             if node_id not in self._paths:  # Another node has answered at its path.
                 continue
             try:
-                with self._opened(node_id, _WHO_ARE_YOU, timeout_s=self._config.connect_timeout_s):
+                with self._opened(node_id, _WHO_ARE_YOU, deadline=Deadline(self._config.connect_timeout_s)):
                     found.add(node_id)
             except ChunkNotFound:
                 found.add(node_id)

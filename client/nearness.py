@@ -19,8 +19,8 @@ class Nearness:
     Parameters
     ----------
     zone, machine : str
-        Of this process, as the layout names those of nodes. Without a zone all other machines are alike; without a machine it
-        is the host name.
+        Of this process, as the layout names those of nodes. By default the host name, and the zone of the nodes on that host;
+        if there are none, all other machines are alike.
     """
 
     def __init__(self, *, zone: str, machine: str) -> None:
@@ -33,10 +33,8 @@ class Nearness:
         known = self._known
         if known is None or known[0] is not layouts:
             nodes = [node for layout in (*layouts.older, layouts.current) for node in layout.nodes]
-            self._known = known = layouts, {node.id: self._distance(node.zone, node.host) for node in nodes}
+            zone = self._zone or next((node.zone for node in nodes if node.host == self._machine), "")
+            distances = {node.id: ZONES if zone and node.zone != zone else NETWORK for node in nodes}
+            distances |= {node.id: MACHINE for node in nodes if node.host == self._machine}
+            self._known = known = layouts, distances
         return known[1]
-
-    def _distance(self, zone: str, machine: str) -> int:
-        if machine == self._machine:
-            return MACHINE
-        return ZONES if self._zone and zone != self._zone else NETWORK

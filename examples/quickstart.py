@@ -100,16 +100,22 @@ def accuracy(weights: Path) -> float:
     return right / total
 
 
+def stored_bytes(receipt: dict[str, Any]) -> int:
+    """Bytes from the store, from nodes here and elsewhere."""
+    return int(receipt["bytes_local"] + receipt["bytes_remote"])
+
+
 def report(name: str, ranks: list[dict[str, Any]], undisturbed: list[list[str]]) -> bool:
     """Print what training `name` was like; whether its stream was the undisturbed one in every epoch."""
     epochs = list(zip(*(rank["epochs"] for rank in ranks), strict=True))
     receipts = [rank["receipt"] for epoch in epochs for rank in epoch]
-    total = {field: sum(receipt[field] for receipt in receipts) for field in receipts[0] if field != "joules"}
+    total = {field: sum(receipt[field] for receipt in receipts) for field in ("samples", "bytes_cache", "stall_s", "failovers")}
+    stored = sum(map(stored_bytes, receipts))
     seconds = sum(max(rank["seconds"] for rank in epoch) for epoch in epochs)
     table = Table(title=name, show_header=False, title_justify="left")
     table.add_row("samples/s, 2 ranks, training included", f"{total['samples'] / seconds:,.0f}")
     table.add_row("loss by epoch", " ".join(f"{epoch[0]['loss']:.3f}" for epoch in epochs))
-    table.add_row("bytes from the store / from the cache", f"{total['bytes_remote']:,} / {total['bytes_cache']:,}")
+    table.add_row("bytes from the store / from the cache", f"{stored:,} / {total['bytes_cache']:,}")
     table.add_row("seconds waited for data", f"{total['stall_s']:.2f} of {seconds * WORLD_SIZE:.2f}")
     table.add_row("reads that moved to another replica", f"{total['failovers']:,}")
     digests = [[epoch["digest"] for epoch in rank["epochs"]] for rank in ranks]
@@ -148,7 +154,7 @@ def main() -> int:
             checks["text: the node is dead"] = not cluster.running(victim)
             # A client that has heard of the death asks the other replicas at once, so moves need not be many.
             checks["text: a whole epoch was read from the other two"] = all(
-                rank["epochs"][-1]["receipt"]["bytes_remote"] > 0 for rank in ranks
+                stored_bytes(rank["epochs"][-1]["receipt"]) > 0 for rank in ranks
             )
             checks["text: loss fell below that of guessing"] = ranks[0]["epochs"][-1]["loss"] < np.log(256)
     for check, held in checks.items():

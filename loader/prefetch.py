@@ -297,8 +297,8 @@ class Stager(Generic[T]):
             block = int(order.visits[visit.number])
             sizes = self._reader.table(visit.lane).raw_size[block].tolist()
             rooms = self._arena.rooms(visit, order, [sizes[column] for column in columns])
-            fetched = self._reader.read_block_into(visit.lane, block, columns, rooms)
-            self._receipt.add(bytes_cache=fetched.bytes_cache, bytes_remote=fetched.bytes_remote, blocks=1)
+            cached = self._reader.read_block_into(visit.lane, block, columns, rooms)
+            self._receipt.add(bytes_cache=cached, blocks=1)
         except BaseException as error:
             self._ready.fail(error)
             raise

@@ -7,18 +7,19 @@ the PyTorch dataset are built on it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import ObjectNotFound
+from client.errors import ObjectNotFound, StoreError
 from client.names import format_url
 from client.objects import ObjectStore
 from client.record import ObjectInfo
+from client.replica import ReadTotals
 from loader.block import MAX_BLOCK_ROWS, BlockTable, decode_column_into, decode_value, variable_view
 from loader.block_codec import OFFSET_BYTES
 from loader.columns import Schema
@@ -26,7 +27,7 @@ from loader.errors import DatasetNotFound, IndexCorrupt, InvalidOption, LoaderEr
 from loader.index import DatasetIndex, Footer
 from loader.order import locate_row
 
-__all__ = ["ColumnCache", "DatasetReader", "Fetched"]
+__all__ = ["ColumnCache", "DatasetReader"]
 
 _TAIL_BYTES = 64 * 1024  # Read at once from the end: footer, and for most datasets the whole index.
 _MERGE_GAP_BYTES = 64 * 1024  # Columns this close are read in one request: checksum segments are as long.
@@ -39,14 +40,6 @@ class ColumnCache(Protocol):
     def read_into(self, place: tuple[int, int, int], out: memoryview, *, check: int) -> bool: ...
 
     def write(self, place: tuple[int, int, int], data: memoryview) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """Where the bytes of a block came from: decoded bytes from the cache, stored bytes from the store."""
-
-    bytes_cache: int
-    bytes_remote: int
 
 
 class DatasetReader:
@@ -116,10 +109,9 @@ class DatasetReader:
         stored_bytes = sum(lane.blocks_bytes for lane in self.index.lanes)
         return max(self.index.block_size_bytes, stored_bytes // max(1, self.num_blocks))
 
-    @property
-    def failovers(self) -> int:
-        """How many reads had to move on to another replica so far."""
-        return self._store.replica_reader.failovers
+    def totals(self) -> ReadTotals:
+        """What was read from the store so far."""
+        return self._store.replica_reader.totals()
 
     def table(self, lane: int) -> BlockTable:
         """The block table of `lane`, read at first use and kept: 30 bytes for each column of each block."""
@@ -144,7 +136,7 @@ class DatasetReader:
         """Whether the block table of `lane` was read already."""
         return lane in self._tables
 
-    def read_block_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[memoryview]) -> Fetched:
+    def read_block_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[memoryview]) -> int:
         """Decode columns of one block into buffers, verified.
 
         Parameters
@@ -154,10 +146,17 @@ class DatasetReader:
         outs : sequence of memoryview
             For each its buffer, of exactly the decoded size that the table says.
 
+        Returns
+        -------
+        int
+            How many of the decoded bytes came from the cache.
+
         Raises
         ------
         BlockCorrupt
-            If the bytes are not those that were written. The store's own errors pass through.
+            If the bytes are not those that were written.
+        StoreError
+            If they can't be had; the message says which block that was and how long it took.
         """
         table, cached = self.table(lane), 0
         missing: list[tuple[int, memoryview]] = []
@@ -167,18 +166,16 @@ class DatasetReader:
                 cached += len(out)
             else:
                 missing.append((column, out))
-        fetched = 0
         for run in _adjacent(missing, table, block):
             start = int(table.offsets[block, run[0][0]])
             end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
             stored = self._stored(end - start)
-            self._content.read_into(stored, start=self.index.lanes[lane].offset + start)
-            fetched += len(stored)
+            self._fetch(stored, start=self.index.lanes[lane].offset + start, what=f"lane {lane}, block {block}")
             for column, out in run:
                 first = int(table.offsets[block, column]) - start
                 part = stored[first : first + int(table.stored_size[block, column])]
                 self._decode(part, table, lane, block, column, out)
-        return Fetched(bytes_cache=cached, bytes_remote=fetched)
+        return cached
 
     def row(self, number: int, *, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Row `number` of the written order: numpy arrays or scalars, bytes, str or JSON values by column name.
@@ -221,6 +218,18 @@ class DatasetReader:
         data = bytearray(footer.index_bytes)
         self._content.read_into(data, start=footer.index_offset)
         return DatasetIndex.decode(data, footer=footer)
+
+    def _fetch(self, buffer: memoryview, *, start: int, what: str) -> None:
+        began_s = time.monotonic()
+        try:
+            self._content.read_into(buffer, start=start)
+        except StoreError as exc:
+            raise type(exc)(
+                f"{self.url}, {what}: not read within {time.monotonic() - began_s:.3g} s: {exc.message}",
+                key=exc.key,
+                node_id=exc.node_id,
+                retry_after_s=exc.retry_after_s,
+            ) from exc
 
     def _stored(self, size: int) -> memoryview:
         """A buffer of this thread's own for stored bytes, reused by its next read."""

@@ -1,16 +1,37 @@
-"""What one epoch cost on one rank: samples, stalls, bytes by source, failovers, processor time and, where told, energy."""
+"""What one epoch cost on one rank: samples, stalls, bytes by source, failovers, processor time and, where told, energy.
+
+Fields of a receipt:
+
+    rank, epoch, samples          who read what; samples are those that were handed out
+    stall_s                       seconds that the training loop waited for data
+    stalls                        of waits that lasted: how long so far, for which blocks, which nodes and since when
+    bytes_cache                   decoded bytes from the cache
+    bytes_local, bytes_remote     stored bytes from nodes on this machine, and on others
+    bytes_other_zone              of the latter, those from outside of this machine's zone
+    bytes_hedged                  of all stored bytes, those that a second node gave because the first was late
+    bytes_wasted                  beside all these: received and thrown away
+    hedges, failovers             reads that were asked of a second node; nodes that failed and were passed over
+    blocks, read_amplification    blocks decoded, and how many times as many that is as if no block were read by two ranks
+    wall_s, cpu_s                 seconds from begin to end, and of the CPU in this process
+    joules                        of the machine's CPUs; None where it is not told
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Meters", "Receipt", "joules_now"]
+from client.replica import ReadTotals
 
+__all__ = ["Meters", "Receipt", "joules_now", "receipt_table"]
+
+_MAX_STALLS = 16
 _RAPL = Path("/sys/class/powercap")
 
 
@@ -31,22 +52,30 @@ class Meters:
 
     Attributes
     ----------
-    failovers : callable
-        Reads that had to move on to another replica.
+    store : callable
+        What was read from the store.
     wall_s, cpu_s : callable
         Seconds, the latter of this process.
     joules : callable
         Energy of the machine's processors; None where it is not told.
     """
 
-    failovers: Callable[[], int]
+    store: Callable[[], ReadTotals]
     wall_s: Callable[[], float] = time.perf_counter
     cpu_s: Callable[[], float] = time.process_time
     joules: Callable[[], float | None] = joules_now
 
-    def read(self) -> tuple[int, float, float, float | None]:
+    def read(self) -> _Readings:
         """All of them."""
-        return self.failovers(), self.wall_s(), self.cpu_s(), self.joules()
+        return _Readings(store=asdict(self.store()), wall_s=self.wall_s(), cpu_s=self.cpu_s(), joules=self.joules())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Readings:
+    store: Mapping[str, int]
+    wall_s: float
+    cpu_s: float
+    joules: float | None
 
 
 class Receipt:
@@ -76,13 +105,14 @@ class Receipt:
         self._blocks_per_sample = blocks_per_sample
         self._meters = meters
         self._began = meters.read()
-        self._ended: tuple[int, float, float, float | None] | None = None
+        self._ended: _Readings | None = None
+        self._stalls: deque[str] = deque(maxlen=_MAX_STALLS)
         # Fetching threads add to these.
         self._lock = threading.Lock()
-        self._counts = {"bytes_cache": 0, "bytes_remote": 0, "blocks": 0}
+        self._counts = {"bytes_cache": 0, "blocks": 0}
 
     def add(self, **counts: int) -> None:
-        """Add to counters: decoded bytes from the cache, stored bytes from the store, blocks decoded."""
+        """Add to counters: decoded bytes from the cache, blocks decoded."""
         with self._lock:
             for name, value in counts.items():
                 self._counts[name] += value
@@ -96,24 +126,49 @@ class Receipt:
         finally:
             self.stall_s += self._meters.wall_s() - began_s
 
+    def note_stall(self, words: str) -> None:
+        """Keep what a wait that lasts is for; of many the last ones."""
+        self._stalls.append(words)
+
     def end(self) -> None:
         """Stop the meters."""
         self._ended = self._meters.read()
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        """The counters so far, with seconds of wall clock and CPU of this process, and joules of the machine's CPUs."""
-        failovers, wall_s, cpu_s, joules = self._ended or self._meters.read()
-        began_failovers, began_wall_s, began_cpu_s, began_joules = self._began
+    def to_dict(self) -> dict[str, Any]:
+        """The counters so far."""
+        began, now = self._began, self._ended or self._meters.read()
         with self._lock:
             counts = dict(self._counts)
         return {
             "epoch": self._epoch,
             "samples": self.samples,
             "stall_s": self.stall_s,
+            "stalls": list(self._stalls),
             **counts,
+            **{name: number - began.store[name] for name, number in now.store.items()},
             "read_amplification": counts["blocks"] / (self.samples * self._blocks_per_sample) if self.samples else None,
-            "failovers": failovers - began_failovers,
-            "wall_s": wall_s - began_wall_s,
-            "cpu_s": cpu_s - began_cpu_s,
-            "joules": None if joules is None or began_joules is None else joules - began_joules,
+            "wall_s": now.wall_s - began.wall_s,
+            "cpu_s": now.cpu_s - began.cpu_s,
+            "joules": None if now.joules is None or began.joules is None else now.joules - began.joules,
         }
+
+
+def receipt_table(receipt: Mapping[str, Any]) -> str:
+    """A receipt as lines to read, one a field or two."""
+    told = dict(receipt)
+    amplification, joules = told["read_amplification"], told["joules"]
+    lines = {
+        "waited for data": f"{told['stall_s']:.2f} s of {told['wall_s']:.2f} s",
+        "from the cache": f"{told['bytes_cache']:,} bytes",
+        "from this machine": f"{told['bytes_local']:,} bytes",
+        "from other machines": f"{told['bytes_remote']:,} bytes, {told['bytes_other_zone']:,} of them from other zones",
+        "by second reads": f"{told['bytes_hedged']:,} bytes of these; {told['hedges']:,} second reads",
+        "thrown away": f"{told['bytes_wasted']:,} bytes",
+        "nodes passed over": f"{told['failovers']:,}",
+        "blocks decoded": f"{told['blocks']:,}" + ("" if amplification is None else f", {amplification:.2f} times the least"),
+        "CPU of this process": f"{told['cpu_s']:.2f} s",
+        "energy of the CPUs": "not told by this machine" if joules is None else f"{joules:.0f} J",
+    }
+    table = [f"epoch {told['epoch']}, rank {told['rank']}: {told['samples']:,} samples in {told['wall_s']:.2f} s"]
+    table += [f"  {name:20} {value}" for name, value in lines.items()]
+    return "\n".join(table + [f"  stalled: {words}" for words in told["stalls"]])

@@ -284,7 +284,7 @@ class StreamDataset(IterableDataset[Any]):
             prefetch_bytes=self._prefetch_bytes // step,
             num_threads=self._num_threads,
         )
-        per_sample, meters = reader.num_blocks / max(1, reader.index.num_rows), Meters(failovers=lambda: reader.failovers)
+        per_sample, meters = reader.num_blocks / max(1, reader.index.num_rows), Meters(store=reader.totals)
         self._receipt = receipt = Receipt(epoch=epoch, blocks_per_sample=per_sample, meters=meters)
         try:
             yield from iteration.items(reader, spec, maker, arena=opened.arena, receipt=receipt)

@@ -54,7 +54,7 @@ def test_a_bad_copy_is_found_read_past_and_repaired(near: LiveCluster) -> None:
         buffer = bytearray(len(PAYLOAD))
         client.reader(info).read_into(buffer)
         assert buffer == PAYLOAD
-        assert client.replica_reader.failovers == NUM_CHUNKS
+        assert client.replica_reader.totals().failovers == NUM_CHUNKS
         assert (client.chunks.reads.local, client.chunks.reads.http) == (2 * NUM_CHUNKS, 0)
         eventually(lambda: near.is_whole(client, info), what="the bad copies were replaced")
 

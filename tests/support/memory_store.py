@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from typing_extensions import Buffer
@@ -15,6 +16,7 @@ from typing_extensions import Buffer
 from client.errors import ObjectNotFound
 from client.objects import ObjectStore
 from client.record import Content, ObjectInfo, ObjectRecord
+from client.replica import ReadTotals, UnderWay
 from loader.block import BlockBuilder, BlockTableBuilder, new_compressor
 from loader.columns import Schema
 from loader.dataset import ShardedDataset
@@ -76,6 +78,7 @@ class MemoryContent:
         view = memoryview(buffer).cast("B")
         with self._store.lock:
             self._store.reads.append((start, start + len(view)))
+            self._store.counted.bytes_remote += len(view)
         self._store.before_read(start, start + len(view))
         assert start + len(view) <= len(self._data)
         view[:] = self._data[start : start + len(view)]
@@ -96,7 +99,7 @@ class MemoryStore(ObjectStore):
         Ranges that were read.
     before_read : callable
         Is told the range, and may wait or raise as a store would.
-    failovers : int
+    counted : ReadTotals
         What the store's reader says of itself.
     num_closed : int
         How often it was closed.
@@ -107,7 +110,7 @@ class MemoryStore(ObjectStore):
         self.lock = threading.Lock()
         self.reads: list[tuple[int, int]] = []
         self.before_read: Callable[[int, int], None] = lambda start, end: None
-        self.failovers = 0
+        self.counted = ReadTotals()
         self.num_closed = 0
         self.replica_reader = self  # type: ignore[assignment]
 
@@ -125,6 +128,12 @@ class MemoryStore(ObjectStore):
             raise ObjectNotFound(f"no object {bucket}/{key}", key=f"{bucket}/{key}")
         content = Content(size=len(self.versions[number]), digest="")
         return ObjectInfo(bucket=bucket, key=key, version=number, record=ObjectRecord(write_id="w", content=content))
+
+    def totals(self) -> ReadTotals:
+        return replace(self.counted)
+
+    def under_way(self) -> list[UnderWay]:
+        return []
 
     def reader(self, info: ObjectInfo) -> Any:
         return MemoryContent(self, self.versions[info.version])

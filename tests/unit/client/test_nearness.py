@@ -27,7 +27,8 @@ LAYOUTS = Layouts(current=Layout(version=2, partitions=64, nodes=NODES))
     ("zone", "machine", "expected"),
     [
         ("z1", "m1", [MACHINE, NETWORK, ZONES]),
-        ("", "m1", [MACHINE, NETWORK, NETWORK]),
+        ("", "m1", [MACHINE, NETWORK, ZONES]),
+        ("", "m9", [NETWORK, NETWORK, NETWORK]),
         ("z2", "m9", [ZONES, ZONES, NETWORK]),
     ],
 )

@@ -96,10 +96,11 @@ def test_only_asked_columns_are_there_and_fetched() -> None:
     assert [list(batch) for batch in source] == [["row", "text"]] * 13
     num_blocks = source.receipt()["blocks"]
     # The column between them lies so close that leaving it out would cost a second request for each block.
-    assert source.receipt()["bytes_remote"] == ROWS * (8 + 100 + 10) + 8 * (ROWS + num_blocks)
+    tables_bytes = sum(lane.table_bytes for lane in source.reader.index.lanes)
+    assert source.receipt()["bytes_remote"] == ROWS * (8 + 100 + 10) + 8 * (ROWS + num_blocks) + tables_bytes
     source = dataset(content, columns=["row"])
     list(source)
-    assert source.receipt()["bytes_remote"] == ROWS * 8
+    assert source.receipt()["bytes_remote"] == ROWS * 8 + tables_bytes
     with pytest.raises(ColumnError, match="'nothing'"):
         len(dataset(columns=["nothing"]))
 
@@ -257,10 +258,10 @@ def test_receipt_counts_failovers_and_the_samples_that_were_handed_out() -> None
     source = dataset()
     len(source)
     assert source.store is not None
-    source.store.failovers = 5
+    source.store.counted.failovers = 5
     stream = iter(source)
     take(stream, 3)
-    source.store.failovers = 7
+    source.store.counted.failovers = 7
     assert (source.receipt()["samples"], source.receipt()["failovers"]) == (12, 2)
     del stream
 

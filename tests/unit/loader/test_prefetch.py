@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from client.errors import AllReplicasFailed
+from client.replica import ReadTotals
 from loader import prefetch
 from loader.arena import Arena
 from loader.assignment import Assignment
@@ -63,7 +64,7 @@ class Whole:
 
 def stager(reader: DatasetReader, wanted: StreamSpec, arena: Arena | None = None) -> Stager[Stage]:
     kinds = [reader.schema.types[number] for number in wanted.columns]
-    receipt = Receipt(epoch=wanted.epoch, blocks_per_sample=1.0, meters=Meters(failovers=lambda: 0))
+    receipt = Receipt(epoch=wanted.epoch, blocks_per_sample=1.0, meters=Meters(store=ReadTotals))
     arena = arena or Arena(kinds, max_block_rows=reader.max_block_rows)
     return Stager(reader, wanted, receipt, arena=arena, maker=Whole())
 
