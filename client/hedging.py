@@ -8,9 +8,10 @@ the size, so that small reads are compared with small ones. While a node has ans
 measure. Only reads that ended well are samples: what was given up early is a bound, and would lower the measure.
 
 A node is slow when its score is high: a moving average over its reads of how many times as long they took as the median of
-their kind over all nodes. A read that another node had to finish counts as the worst. Two of these in a row, or some more
-among good ones, are enough. Slow nodes are asked last. Every `again_s` one read goes to where it would go otherwise, and a
-good answer or two make the node an ordinary one again; such a read is hedged early, by the measure of the others.
+their kind over all nodes. A read that another node had to finish counts as the worst. Four of these in a row, or some more
+among good ones, are enough. Slow nodes are asked last. Now and then one read goes to where it would go otherwise, and a good
+answer or two make the node an ordinary one again; such a read is hedged early, by the measure of the others. The pause between
+two such reads doubles up to `again_s`, because whoever was short of CPU time for a moment takes good nodes for slow ones.
 
 Among the others, a node with several more reads under way than another one is asked after it.
 
@@ -39,7 +40,8 @@ _LATE = 2.0  # Times the 95th percentile.
 _UNKNOWN_S = 0.25  # When a read is late of whose kind too few were seen.
 _WORST = 8.0
 _SLOW = 4.0
-_WEIGHT = 0.3  # Of the newest read in a score: after two of the worst, an ordinary node is slow.
+_WEIGHT = 0.15  # Of the newest read in a score: after four of the worst, an ordinary node is slow.
+_FIRST_PAUSE = 1 / 16  # Of `again_s`.
 # Of those beyond, the one that was used longest ago is forgotten.
 _MAX_NODES = 1024
 _MAX_MEASURES = 4096
@@ -52,6 +54,7 @@ class _Standing:
 
     score: float = 1.0
     again_s: float = 0.0
+    pause_s: float = 0.0
     num_under_way: int = 0
 
 
@@ -74,7 +77,7 @@ class Paces:
     least_s : float
         No read is late before this, and no node slow whose reads take less.
     again_s : float
-        How often a slow node is asked again.
+        The longest pause before a slow node is asked again.
     clock : callable
         Monotonic seconds.
     """
@@ -98,11 +101,10 @@ class Paces:
 
         The first one is left out now and then although it is slow: it is to be tried again.
         """
-        now_s = self._clock()
         with self._lock:
             slow = [node_id for node_id in node_ids if self._is_slow(node_id)]
-            if slow and slow[0] == node_ids[0] and self._standings[slow[0]].again_s <= now_s:
-                self._standings[slow[0]].again_s = now_s + self._again_s
+            if slow and slow[0] == node_ids[0] and self._standings[slow[0]].again_s <= self._clock():
+                self._pause(self._standings[slow[0]])
                 del slow[0]
         return slow
 
@@ -150,7 +152,12 @@ class Paces:
         was_slow = standing.score >= _SLOW
         standing.score += _WEIGHT * (ratio - standing.score)
         if standing.score >= _SLOW and not was_slow:
-            standing.again_s = self._clock() + self._again_s
+            standing.pause_s = _FIRST_PAUSE * self._again_s
+            self._pause(standing)
+
+    def _pause(self, standing: _Standing) -> None:
+        standing.again_s = self._clock() + standing.pause_s
+        standing.pause_s = min(self._again_s, 2 * standing.pause_s)
 
     def _is_slow(self, node_id: str) -> bool:
         standing = self._standings.get(node_id)

@@ -8,7 +8,8 @@ connection. The caller's thread is woken up by that, and only then copies the by
 nothing ever writes into a buffer that somebody else reads. The loser's bytes count as wasted.
 
 `Lookout` is the one thread that knows when reads are late. A read that is not costs it nothing: it is put on a list and taken
-off again.
+off again. If that thread itself comes late, the process was short of CPU time, and so were the reads: they are looked at once
+more before anybody else is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from client.attempt import Attempt
 from client.errors import StoreError
@@ -146,6 +148,15 @@ class Race:
                 attempt.end()
 
 
+@dataclass(slots=True, kw_only=True)
+class _Due:
+    """When to look at a read next, how patient to be, and whether it was let off once."""
+
+    at_s: float
+    patience_s: float
+    excused: bool = False
+
+
 class Lookout:
     """Notices which reads are late. Thread-safe.
 
@@ -175,8 +186,7 @@ class Lookout:
         self._clock = clock
         self._pool = ThreadPool(max_running, name="forebay-hedge")
         self._changed = threading.Condition()
-        # For each read when to look at it next, and how patient to be.
-        self._due: dict[Race, tuple[float, float]] = {}
+        self._due: dict[Race, _Due] = {}
         self._wakes_s = math.inf
         self._num_running = 0
         self._thread: threading.Thread | None = None
@@ -187,7 +197,7 @@ class Lookout:
         """Look after a read; it is late after `patience_s`, which may be infinite."""
         due_s = self._clock() + patience_s
         with self._changed:
-            self._due[race] = due_s, patience_s
+            self._due[race] = _Due(at_s=due_s, patience_s=patience_s)
             if due_s < self._wakes_s and not self._closed:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._watch, name="forebay-lookout", daemon=True)
@@ -218,19 +228,22 @@ class Lookout:
         with self._changed:
             while not self._closed:
                 now_s = self._clock()
-                for race, (due_s, patience_s) in self._due.items():
-                    if due_s <= now_s:
-                        self._due[race] = self._look_at(race, now_s, patience_s), patience_s
-                self._wakes_s = min((due_s for due_s, _ in self._due.values()), default=math.inf)
+                late_s = now_s - self._wakes_s
+                for race, due in self._due.items():
+                    if due.at_s <= now_s:
+                        due.at_s = now_s + due.patience_s
+                        if due.excused or late_s < due.patience_s / 2:
+                            self._begin_second(race, due)
+                        due.excused = True
+                self._wakes_s = min((due.at_s for due in self._due.values()), default=math.inf)
                 self._changed.wait(None if self._wakes_s == math.inf else max(0.0, self._wakes_s - self._clock()))
 
-    def _look_at(self, race: Race, now_s: float, patience_s: float) -> float:
-        """Begin the second run of a read that is late, if that can be; when to look again."""
-        if self._num_running >= self._max_running or not self._may_run(race):
-            return now_s + patience_s
-        self._num_running += 1
-        self._pool.submit(self._run, race, race.begin_second())
-        return math.inf
+    def _begin_second(self, race: Race, due: _Due) -> None:
+        """Begin the second run of a read, if that can be; else it is looked at again."""
+        if self._num_running < self._max_running and self._may_run(race):
+            self._num_running += 1
+            self._pool.submit(self._run, race, race.begin_second())
+            due.at_s = math.inf
 
     def _run(self, race: Race, attempt: Attempt) -> None:
         try:

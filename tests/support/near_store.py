@@ -50,4 +50,5 @@ class NearStore(ObjectStore):
     def __init__(self, shared: FakeStore, *, host: str) -> None:
         near = {node.id for node in shared.cluster.layout.nodes if node.host == host}
         chunks = NearChunks(shared.fake_chunks, near=near)
-        super().__init__(shared.fake_catalog, shared.cluster, chunks, quick_config(machine=host))
+        # How long reads take must not decide where they go.
+        super().__init__(shared.fake_catalog, shared.cluster, chunks, quick_config(machine=host, hedge_waste=0))

@@ -72,16 +72,16 @@ def test_ordinary_nodes_are_not_slow_whatever_an_answer_costs_now_and_then(paces
         assert paces.slow(["a", "b"]) == []
 
 
-def test_two_reads_that_others_had_to_finish_make_a_node_slow(paces: Paces) -> None:
-    paces.beaten("a")
-    assert paces.slow(["b", "a"]) == []
-    paces.beaten("a")
+def test_four_reads_that_others_had_to_finish_make_a_node_slow(paces: Paces) -> None:
+    for _ in range(4):
+        assert paces.slow(["b", "a"]) == []
+        paces.beaten("a")
     assert paces.slow(["b", "a"]) == ["a"]
 
 
 def test_answers_that_take_much_longer_than_those_of_others_make_a_node_slow(paces: Paces) -> None:
     answer(paces, "b", *[0.02] * 20)
-    answer(paces, "a", 0.5, 0.5)
+    answer(paces, "a", *[0.5] * 4)
     assert paces.slow(["b", "a"]) == ["a"]
 
 
@@ -102,21 +102,32 @@ def test_nobody_is_slow_whose_reads_take_less_than_the_least_time(paces: Paces) 
 
 def test_one_read_goes_to_a_slow_node_now_and_then_and_a_good_answer_ends_it(paces: Paces, clock: Clock) -> None:
     answer(paces, "b", *[0.02] * 20)
-    paces.beaten("a")
-    paces.beaten("a")
-    assert paces.slow(["a", "b"]) == ["a"]
+    for _ in range(5):
+        paces.beaten("a")
     clock.sleep(AGAIN_S)
     assert paces.slow(["b", "a"]) == ["a"]  # It would not be asked first anyway, so that nothing would be learned.
     assert paces.slow(["a", "b"]) == []
     assert paces.slow(["a", "b"]) == ["a"]
     # Such a read is late by the measure of the others.
     assert paces.patience_s("a", KIND) == 2 * 0.02
-    paces.beaten("a")
-    assert paces.slow(["a", "b"]) == ["a"]
     clock.sleep(AGAIN_S)
     assert paces.slow(["a", "b"]) == []
     answer(paces, "a", 0.02, 0.02)
     assert paces.slow(["a", "b"]) == []
+    assert paces.slow(["a", "b"]) == []
+
+
+def test_the_pauses_between_such_reads_grow_to_the_longest(paces: Paces, clock: Clock) -> None:
+    for _ in range(5):
+        paces.beaten("a")
+    pauses = []
+    for _ in range(7):
+        began_s = clock()
+        while paces.slow(["a", "b"]):
+            clock.sleep(AGAIN_S / 64)
+        pauses.append((clock() - began_s) / AGAIN_S)
+        paces.beaten("a")
+    assert pauses == pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 1, 1], abs=1 / 32)
 
 
 def test_load_counts_in_steps_what_is_under_way(paces: Paces) -> None:
