@@ -90,12 +90,13 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset is: columns, rows, lanes, sizes, digest, and how the nodes share it."""
+    from loader.lanes import sharing_warning
     from loader.summary import summarize
 
     out = Output(as_json=as_json)
     with connect(ctx) as store:
         summary = summarize(_open(store, dataset, version=version), store)
-    warning = None if world_size is None else summary.warning(world_size=world_size)
+    warning = None if world_size is None else sharing_warning(summary.index.num_lanes, world_size=world_size)
     if as_json:
         out.document({**summary.to_json(), "warning": warning}, "")
     else:

@@ -24,6 +24,7 @@ from loader.collate import Collate
 from loader.epoch import Position
 from loader.errors import DatasetNotFound, InvalidOption
 from loader.images import Decode
+from loader.lanes import sharing_warning
 from loader.opened import CacheSpec, OpenDataset
 from loader.order import ORDER_ALGORITHM
 from loader.ranks import resolve_run_id, worker_of
@@ -224,18 +225,22 @@ class ShardedDataset(StreamDataset):
             self._agreement.resume(saved)
 
     def _lane_order(self, epoch: int) -> tuple[int, ...]:
-        if self._agreement is None:
-            return ()
-        if not self._is_divisible():
-            log.warning(
-                "%s: ranks take its lanes in order, because %d lanes do not divide a global batch of %d rows",
-                self.url,
-                self.reader.index.num_lanes,
-                self._world_size * self._batch_size,
-            )
+        for warning in self._warnings():
+            log.warning("%s: %s", self.url, warning)
+        if self._agreement is None or not self._is_divisible():
             return ()
         opened = self._open()
         return self._agreement.order(opened.store, opened.reader, epoch=epoch)
+
+    def _warnings(self) -> list[str]:
+        num_lanes, size = self.reader.index.num_lanes, self._world_size * self._batch_size
+        shared = sharing_warning(num_lanes, world_size=self._world_size)
+        warnings = [] if shared is None else [shared]
+        if self._agreement is not None and not self._is_divisible():
+            warnings.append(
+                f"ranks take its lanes in order, because {num_lanes} lanes do not divide a global batch of {size} rows"
+            )
+        return warnings
 
     def _is_divisible(self) -> bool:
         """Whether each whole batch has equally many rows of each lane, so that each rank's lanes stay the same."""

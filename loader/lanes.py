@@ -36,6 +36,7 @@ __all__ = [
     "check_num_lanes",
     "choose_num_lanes",
     "encoded_bytes",
+    "sharing_warning",
 ]
 
 Batch = tuple[EncodedColumn, ...]
@@ -61,6 +62,16 @@ def check_num_lanes(num_lanes: int) -> int:
     if not 1 <= num_lanes <= MAX_WRITER_LANES:
         raise InvalidOption(f"num_lanes={num_lanes}: expected 1 to {MAX_WRITER_LANES}, or None to let the writer choose")
     return num_lanes
+
+
+def sharing_warning(num_lanes: int, *, world_size: int) -> str | None:
+    """What a user should know whose ranks are more than there are lanes; None for others."""
+    if world_size <= num_lanes:
+        return None
+    return (
+        f"{world_size} ranks share {num_lanes} lanes: each block is fetched by about {world_size / num_lanes:.1f} ranks. "
+        f"Ranks of one host should share a cache_dir, or build it with more lanes (--num-lanes, up to {MAX_WRITER_LANES})"
+    )
 
 
 def encoded_bytes(batch: Batch) -> int:

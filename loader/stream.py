@@ -237,7 +237,9 @@ class StreamDataset(IterableDataset[Any]):
 
     def receipt(self) -> dict[str, Any]:
         """What the last, or current, iteration cost this process; see `loader.receipt`. Empty before the first."""
-        return {} if self._receipt is None else {"rank": self._rank, **self._receipt.to_dict()}
+        if self._receipt is None:
+            return {}
+        return {"rank": self._rank, **self._receipt.to_dict(), "warnings": self._warnings()}
 
     def close(self) -> None:
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""
@@ -329,6 +331,10 @@ class StreamDataset(IterableDataset[Any]):
         """Divide batches among ranks as they were divided when a state was taken, as far as that is possible."""
         if saved.lane_map in ("rotate", "fixed"):
             self._lane_map = saved.lane_map
+
+    def _warnings(self) -> list[str]:
+        """Why reading costs more than it would have to."""
+        return []
 
     def _lane_order(self, epoch: int) -> tuple[int, ...]:
         """The order by which batches are cut into runs, if it is not the usual one."""

@@ -17,7 +17,6 @@ from client.parallel import bounded_map
 from client.placement import partition_of
 from client.record import ObjectInfo
 from loader.index import DatasetIndex
-from loader.lanes import MAX_WRITER_LANES
 from loader.reader import DatasetReader
 
 __all__ = ["MAX_TABLES_BYTES", "ColumnSize", "DatasetSummary", "NodeShare", "summarize"]
@@ -87,16 +86,6 @@ class DatasetSummary:
     def ratio(self) -> float | None:
         """Decoded bytes per stored byte."""
         return None if not self.decoded_bytes else round(self.decoded_bytes / self.info.size, 2)
-
-    def warning(self, *, world_size: int) -> str | None:
-        """What a user with so many ranks should know."""
-        num_lanes = self.index.num_lanes
-        if world_size <= num_lanes:
-            return None
-        return (
-            f"{world_size} ranks share {num_lanes} lanes: each block is fetched by about {world_size / num_lanes:.1f} ranks. "
-            f"Ranks of one host should share a cache_dir, or build it with more lanes (--num-lanes, up to {MAX_WRITER_LANES})"
-        )
 
     def to_json(self) -> dict[str, Any]:
         """The summary as a JSON object."""

@@ -89,6 +89,11 @@ class Job:
         return local / (local + sum(counted.http_bytes for counted in reads))
 
 
+def said(dataset: ShardedDataset) -> str:
+    (warning,) = dataset.receipt()["warnings"]
+    return str(warning)
+
+
 def merged(ranks: list[Rows]) -> list[set[int]]:
     """The rows of each global batch."""
     batches = [set[int]() for _ in range(max(map(len, ranks)))]
@@ -164,7 +169,8 @@ def test_lanes_that_do_not_divide_the_batch_stay_in_order(shared: FakeStore, cap
     with Job(shared, 4, batch_size=50, locality=True) as job:
         assert merged(job.read(batches=5)) == merged(usual)
         assert {state["lane_map"] for state in job.states()} == {"fixed"}
-    assert "64 lanes do not divide a global batch of 200 rows" in caplog.text
+        assert all("64 lanes do not divide a global batch of 200 rows" in said(dataset) for dataset in job.datasets)
+    assert "forebay://data/set: ranks take its lanes in order" in caplog.text
 
 
 def test_a_single_rank_needs_no_run(shared: FakeStore, expected: list[set[int]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +180,12 @@ def test_a_single_rank_needs_no_run(shared: FakeStore, expected: list[set[int]],
         assert merged(job.read(batches=3)) == expected[:3]
     with pytest.raises(InvalidOption, match="give run_id="):
         NearDataset(shared, rank=0, world_size=2, batch_size=1, locality=True, run_id=None)
+
+
+def test_more_ranks_than_lanes_are_warned_of(shared: FakeStore) -> None:
+    with NearDataset(shared, rank=3, world_size=128, batch_size=1) as dataset:
+        next(iter(dataset))
+        assert said(dataset).startswith("128 ranks share 64 lanes: each block is fetched by about 2.0 ranks")
+    with NearDataset(shared, rank=3, world_size=64, batch_size=1) as dataset:
+        next(iter(dataset))
+        assert dataset.receipt()["warnings"] == []
