@@ -72,8 +72,9 @@ class MetaCatalog:
     ) -> None:
         self._meta = meta
         self._buckets = Buckets(meta)
-        self._snapshots = BucketSnapshots(meta, clock=clock)
-        self._commits = Commits(meta, Markers(meta, ttl_s=marker_ttl_s, clock=monotonic), backoff=backoff)
+        markers = Markers(meta, ttl_s=marker_ttl_s, clock=monotonic)
+        self._snapshots = BucketSnapshots(meta, markers, clock=clock)
+        self._commits = Commits(meta, markers, backoff=backoff)
         self._clock = clock
 
     def create_bucket(self, bucket: str, policy: BucketPolicy) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from client.catalog import Commit
@@ -62,7 +62,11 @@ class Markers:
             value["base"] = base
         if refusal is not None:
             value["refusal"] = to_problem(refusal)
-        return Put(key=write_key(write.record.write_id), value=encode_json(value), lease=self._current_lease())
+        return self.mark(write_key(write.record.write_id), value)
+
+    def mark(self, key: str, value: Mapping[str, Any]) -> Put:
+        """The change that keeps `value` at `key` for as long as markers live."""
+        return Put(key=key, value=encode_json(value), lease=self._current_lease())
 
     def answer(self, marker: KeyValue, write: Commit) -> ObjectInfo | StoreError:
         """What the first request of `write` made, read from its marker, or the error that it was refused with.

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from client.errors import SnapshotExists, SnapshotNotFound, TooManySnapshots
+from client.errors import Conflict, SnapshotExists, SnapshotNotFound, TooManySnapshots
 from client.record import ObjectInfo
 from client.snapshots import MAX_SNAPSHOTS, Snapshot
 from storenode.buckets import MAX_TURNS, Bucket, Buckets, change_unfrozen, lost_races
-from storenode.history import Head, decode_older, num_to_look_at, prune_step
+from storenode.history import Head, decode_json_object, decode_older, num_to_look_at, prune_step, version_at
 from storenode.keyspace import after as just_after
-from storenode.keyspace import object_key, objects_of, version_key, version_of, versions_of
+from storenode.keyspace import object_key, objects_of, version_key, version_of, versions_of, write_key
 from storenode.lineage import read_lineage
+from storenode.markers import Markers
 from storenode.metastore import Change, Compare, Delete, KeyValue, MetaStore, Put, prefix_end
 
 __all__ = ["MAX_LOOKED_AT", "BucketSnapshots", "named", "version_shown"]
@@ -29,36 +30,35 @@ _PAGE = 256
 class BucketSnapshots:
     """The snapshots of buckets on a metadata engine. Thread-safe."""
 
-    def __init__(self, meta: MetaStore, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, meta: MetaStore, markers: Markers, *, clock: Callable[[], float] = time.time) -> None:
         self._meta = meta
+        self._markers = markers
         self._buckets = Buckets(meta)
         self._clock = clock
 
     def create(self, bucket: str, name: str, *, snapshot_id: str) -> Snapshot:
         """See `client.catalog.Catalog.create_snapshot`."""
+        # A request that was held up may arrive after its repeat was answered, and after the snapshot was given up again.
+        key = write_key(f"{snapshot_id}/{bucket}/{name}")
         for _ in range(MAX_TURNS):
+            marker = self._meta.get(key)
+            if marker is not None:
+                return _marked(marker)
             lineage = read_lineage(self._meta)
             lineage.require_writable()
             found = self._buckets.get(bucket)
             existing = found.snapshots.get(name)
-            if existing is not None:
-                if existing.id == snapshot_id:
-                    return existing
-                raise SnapshotExists(
-                    f"bucket {bucket} has a snapshot {name!r} already; "
-                    f"take another name, or `forebay snapshot rm {bucket} {name}`",
-                    key=f"{bucket}@{name}",
-                )
-            if len(found.snapshots) >= MAX_SNAPSHOTS:
-                oldest = min(found.snapshots.values(), key=lambda snapshot: snapshot.version).name
-                raise TooManySnapshots(
-                    f"bucket {bucket} has {len(found.snapshots)} snapshots, and no more are kept; "
-                    f"`forebay snapshot rm {bucket} {oldest}` gives up the oldest",
-                    key=bucket,
-                )
+            if existing is not None and existing.id == snapshot_id:
+                return existing
+            _require_room(found, name)
             made = Snapshot(name=name, version=0, created_s=self._clock(), id=snapshot_id)
             put = replace(found, snapshots={**found.snapshots, name: made}).put(base=lineage.base)
-            result = self._meta.txn([lineage.unchanged, found.unchanged], [put])
+            mark = self._markers.mark(key, {"snapshot": made.to_json(), "base": lineage.base})
+            try:
+                result = self._meta.txn([lineage.unchanged, found.unchanged, Compare(key=key, mod_revision=0)], [put, mark])
+            except Conflict:  # The markers' lease is gone; see `storenode.commits`.
+                self._markers.renew()
+                continue
             if result.ok:
                 return replace(made, version=lineage.base + result.revision)
         raise lost_races(bucket)
@@ -133,6 +133,29 @@ def version_shown(meta: MetaStore, bucket: str, key: str, *, at: int, revision: 
         if page.items:
             newest, start = page.items[-1], just_after(page.items[-1].key)
     return None if newest is None else decode_older(newest, bucket=bucket, key=key)
+
+
+def _marked(marker: KeyValue) -> Snapshot:
+    """What the first request made, whether it is there still or not."""
+    value = decode_json_object(marker)
+    return replace(Snapshot.from_json(value["snapshot"]), version=version_at(value, marker.mod_revision))
+
+
+def _require_room(bucket: Bucket, name: str) -> None:
+    """Raise unless the bucket can have a snapshot of this name."""
+    if name in bucket.snapshots:
+        raise SnapshotExists(
+            f"bucket {bucket.name} has a snapshot {name!r} already; "
+            f"take another name, or `forebay snapshot rm {bucket.name} {name}`",
+            key=f"{bucket.name}@{name}",
+        )
+    if len(bucket.snapshots) >= MAX_SNAPSHOTS:
+        oldest = min(bucket.snapshots.values(), key=lambda snapshot: snapshot.version).name
+        raise TooManySnapshots(
+            f"bucket {bucket.name} has {len(bucket.snapshots)} snapshots, and no more are kept; "
+            f"`forebay snapshot rm {bucket.name} {oldest}` gives up the oldest",
+            key=bucket.name,
+        )
 
 
 def named(bucket: Bucket, name: str) -> Snapshot:

@@ -20,6 +20,7 @@ from client.errors import (
 from client.record import BucketPolicy
 from client.snapshots import MAX_SNAPSHOTS
 from storenode.catalog import MetaCatalog
+from storenode.keyspace import write_key
 from storenode.lineage import create_cluster, freeze
 from storenode.migration import export_metadata, import_metadata
 from storenode.snapshots import MAX_LOOKED_AT
@@ -86,6 +87,22 @@ def test_a_repeat_gets_the_first_snapshot_and_another_request_is_refused(catalog
     assert catalog.create_snapshot("data", "s", snapshot_id="1") == made
     with pytest.raises(SnapshotExists, match="snapshot rm data s"):
         catalog.create_snapshot("data", "s", snapshot_id="2")
+
+
+def test_a_request_that_arrives_after_its_snapshot_was_given_up_does_not_make_it_again(catalog: MetaCatalog) -> None:
+    made = catalog.create_snapshot("data", "s", snapshot_id="1")
+    catalog.delete_snapshot("data", "s")
+    assert catalog.create_snapshot("data", "s", snapshot_id="1") == made
+    assert catalog.snapshots("data") == ()
+    assert catalog.create_snapshot("data", "s", snapshot_id="2").version > made.version
+
+
+def test_a_lost_lease_of_markers_does_not_stop_a_snapshot(catalog: MetaCatalog, meta: HookedMeta) -> None:
+    first = catalog.create_snapshot("data", "one", snapshot_id="1")
+    lease = meta.meta.get(write_key("1/data/one"))
+    assert lease is not None and lease.lease is not None
+    meta.revoke(lease.lease)
+    assert catalog.create_snapshot("data", "two", snapshot_id="2").version > first.version
 
 
 def test_what_is_not_there_or_not_allowed_is_named(catalog: MetaCatalog, meta: HookedMeta) -> None:
