@@ -24,12 +24,14 @@ class Bed:
     network: Network
     port: int
     asked: list[str]
+    pids: dict[str, int]
 
 
 @pytest.fixture
 def bed() -> Iterator[Bed]:
     """A link for a process called here to a server called there."""
     asked: list[str] = []
+    pids = {"here": os.getpid()}
 
     def serve(connection: Connection) -> None:
         while request := connection.request():
@@ -38,9 +40,9 @@ def bed() -> Iterator[Bed]:
 
     with ExitStack() as stack:
         server: SocketServer = stack.enter_context(serving(serve))
-        network = stack.enter_context(Network(lambda: {"here": os.getpid()}, outside="outside"))
+        network = stack.enter_context(Network(lambda: pids, outside="outside"))
         port = network.link("there", int(server.url.rpartition(":")[2]))
-        yield Bed(network=network, port=port, asked=asked)
+        yield Bed(network=network, port=port, asked=asked, pids=pids)
 
 
 def ask(connection: socket.socket, *, wait_s: float = WAIT_S) -> str:
@@ -91,6 +93,19 @@ def test_a_rule_for_somebody_else_does_not_matter(bed: Bed) -> None:
     bed.network.cut("there", "here", "silence")
     with connect(bed) as connection:
         assert ask(connection) == "answer"
+
+
+def test_who_was_not_known_is_looked_up_again_once_all_connections_have_ended(bed: Bed) -> None:
+    bed.pids.clear()
+    with connect(bed) as early:
+        assert ask(early) == "answer"
+        bed.pids["here"] = os.getpid()
+        bed.network.cut("here", "there", "refuse")
+        assert ask(early) == "answer"
+        bed.network.abort_all()
+        assert ask(early) == "end"
+    with connect(bed) as late:
+        assert ask(late) == "end"
 
 
 def test_every_third_answer_is_lost_after_the_request_was_carried_out(bed: Bed) -> None:

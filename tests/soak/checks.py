@@ -18,7 +18,7 @@ from tests.soak.ledger import PREFIX, Entry, Ledger
 from tests.soak.operator import Operator
 from tests.support.linearizability import SearchTooLarge, check
 
-__all__ = ["check_contended", "check_garbage", "check_ledger", "wait_for_copies"]
+__all__ = ["check_chunks_left", "check_contended", "check_garbage", "check_ledger", "wait_for_copies"]
 
 POLL_S = 1.0
 READ_S = 120.0
@@ -80,6 +80,21 @@ def _lack(health: Health | None) -> str:
         f"{health.copies_missing} missing, {health.copies_corrupt} corrupt, {health.copies_unreachable} unreachable; "
         f"{worst[:5]}; silent: {health.silent_nodes}"
     )
+
+
+def check_chunks_left(cluster: SoakCluster, operator: Operator, history: History) -> None:
+    """Of every chunk of an acknowledged object some disk has a copy, whoever lost his."""
+    referred = operator.referred() or {}
+    # Twice, for a copy may come to a disk that was looked at while it leaves one that was not.
+    lost = referred.keys() - _on_disks(cluster) and referred.keys() - _on_disks(cluster)
+    for info in {referred[chunk].key: referred[chunk] for chunk in lost}.values():
+        if operator.is_current(info):
+            history.violation(f"{info.key} version {info.version} was acknowledged, and a chunk of it is on no disk any more")
+    history.count("chunks looked for on all disks", len(referred))
+
+
+def _on_disks(cluster: SoakCluster) -> set[tuple[int, bytes]]:
+    return {name for node in cluster.nodes for path in node.disk.chunks() if (name := parse_name(path.name)) is not None}
 
 
 def check_garbage(cluster: SoakCluster, operator: Operator, history: History) -> None:

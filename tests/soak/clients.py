@@ -16,10 +16,13 @@ from client.record import Condition, ObjectInfo
 from tests.soak.history import History, Seen, now
 from tests.soak.values import SHARED, WrongBytes, read, shared, size_of, value
 
-__all__ = ["BUCKET", "HOT_KEYS", "TAG", "Contender", "choose_condition"]
+__all__ = ["BUCKET", "HOT", "TAG", "Contender", "choose_condition", "hot_key", "hot_keys"]
 
 BUCKET = "soak"
-HOT_KEYS = tuple(f"hot/{number}" for number in range(5))
+HOT = "hot/"
+NUM_HOT = 5
+# Each key is contended for so long: what can have happened is looked for in histories that end.
+GENERATION_S = 240
 TAG = "tag"
 
 
@@ -28,27 +31,32 @@ class Contender:
 
     Parameters
     ----------
-    client : Client
-        Nobody else's.
+    clients : callable
+        The client to use now, nobody else's; another one remembers nothing of the last.
     name : str
         Of this client, in the history.
     rng : random.Random
         Makes all its choices.
     """
 
-    def __init__(self, client: Client, history: History, *, name: str, rng: random.Random) -> None:
-        self._client = client
+    def __init__(self, clients: Callable[[], Client], history: History, *, name: str, rng: random.Random) -> None:
+        self._clients = clients
+        self._client = clients()
         self._history = history
         self._name = name
         self._rng = rng
         self._num_writes = 0
         self._seen: dict[str, Seen] = {}
         self._gone: set[str] = set()
-        self._chunk_bytes = client.config.chunk_size_bytes
+        self._chunk_bytes = self._client.config.chunk_size_bytes
 
     def step(self) -> None:
         """One call."""
-        key = self._rng.choice(HOT_KEYS)
+        if (client := self._clients()) is not self._client:
+            self._client = client
+            self._seen.clear()
+            self._gone.clear()
+        key = hot_key(self._rng)
         steps: list[Callable[[str], None]] = [self._put, self._delete, self._stat, self._get, self._read, self._stat_weakly]
         (chosen,) = self._rng.choices(steps, weights=[5, 1, 2, 3, 2, 2])
         chosen(key)
@@ -158,6 +166,16 @@ class Contender:
         self._seen[info.key] = seen
         self._gone.discard(info.key)
         return seen
+
+
+def hot_keys(called: int) -> list[str]:
+    """The keys that clients contend for at a moment of the histories' clock."""
+    return [f"{HOT}{called // (GENERATION_S * 10**9)}/{number}" for number in range(NUM_HOT)]
+
+
+def hot_key(rng: random.Random) -> str:
+    """One of those that they contend for now."""
+    return rng.choice(hot_keys(now()))
 
 
 def choose_condition(rng: random.Random, seen: Seen | None, *, new: bool) -> tuple[Condition, Condition]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 __all__ = ["WallClock", "compiled"]
@@ -43,12 +44,19 @@ class WallClock:
         self._library = library
         self._path = path
         self._path.write_bytes(bytes(BYTES))
+        self._settings = [(0, 0)]  # when on the monotonic clock, and to what
 
     def set(self, offset_s: int) -> None:
         """From now on it is wrong by so much."""
         # In place: processes have the file mapped.
         with self._path.open("r+b") as file:
             file.write(offset_s.to_bytes(BYTES, sys.byteorder, signed=True))
+        self._settings.append((time.monotonic_ns(), offset_s))
+
+    def was_behind(self, *, since_ns: int) -> bool:
+        """Whether it was behind at any moment since then, by the monotonic clock."""
+        last = max(place for place, (set_ns, _) in enumerate(self._settings) if set_ns <= since_ns)
+        return any(offset_s < 0 for _, offset_s in self._settings[last:])
 
     @property
     def environment(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The cluster of a soak: three members of etcd, four nodes as processes, and links between all of them and the clients.
+"""The cluster of a soak: three members of etcd, four nodes with a secret, all of them processes, and links between everybody.
 
     clients ── link ── node ── link ── node
                         └── link ── member of etcd ── link ── member of etcd
@@ -26,6 +26,8 @@ from storenode.layouts import create_layout
 from storenode.lineage import create_cluster
 from storenode.listener import reserve
 from storenode.process import NodeProcess
+from storenode.secret import Secret, create_secret, read_secret
+from tests.soak.access import LEEWAY_S
 from tests.soak.clocks import WallClock, compiled
 from tests.soak.disks import Disk, mounted
 from tests.soak.links import Network
@@ -38,7 +40,7 @@ NUM_NODES, NUM_MEMBERS = 4, 3
 CLIENTS = "clients"
 HOST = "127.0.0.1"
 PARTITIONS = 4096
-START_S = 60.0
+START_S = 120.0
 STOP_S = 20.0
 # Longer than tests of single faults have them: the machine is busy with everything at once.
 ENVIRONMENT = {
@@ -54,6 +56,7 @@ ENVIRONMENT = {
     "FOREBAY_READ_TIMEOUT_S": "5",
     "FOREBAY_DEADLINE_S": "15",
     "FOREBAY_COLOCATED": "false",
+    "FOREBAY_TOKEN_LEEWAY_S": str(LEEWAY_S),
 }
 # Nodes read changes from etcd; one that was away for longer than this reads all records again.
 ETCD_OPTIONS = ("--auto-compaction-mode=revision", "--auto-compaction-retention=20000")
@@ -81,10 +84,12 @@ class SoakNode:
 class SoakCluster:
     """What the nemesis breaks and the clients use; made by `running`."""
 
-    def __init__(self, etcd: Etcd, network: Network, *, on_death: Callable[[str], None]) -> None:
+    def __init__(self, etcd: Etcd, network: Network, *, secret_path: Path, on_death: Callable[[str], None]) -> None:
         self.etcd = etcd
+        self.secret_path = secret_path
         self.network = network
         self.nodes: list[SoakNode] = []
+        self.pinned: str | None = None  # The address of the node that clients over plain HTTP read from, if only from one.
         self._on_death = on_death
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="soak-spawner")
 
@@ -92,6 +97,15 @@ class SoakCluster:
     def endpoints(self) -> list[str]:
         """Of all nodes, through their links."""
         return [node.url for node in self.nodes]
+
+    @property
+    def secret(self) -> Secret:
+        return read_secret(self.secret_path)
+
+    @property
+    def clocks(self) -> list[WallClock]:
+        """Those that can be set."""
+        return [node.clock for node in self.nodes if node.clock is not None]
 
     @property
     def names(self) -> list[str]:
@@ -165,8 +179,12 @@ def running(directory: Path, *, on_death: Callable[[str], None]) -> Iterator[Soa
         network = stack.enter_context(Network(lambda: cluster.pids() if cluster else {}, outside=CLIENTS))
         members = running_etcd(directory / "etcd", num_members=NUM_MEMBERS, options=ETCD_OPTIONS, peer_link=network.link)
         etcd = stack.enter_context(members)
-        cluster = SoakCluster(etcd, network, on_death=on_death)
+        create_secret(directory / "secret")
+        cluster = SoakCluster(etcd, network, secret_path=directory / "secret", on_death=on_death)
         stack.callback(cluster.close)
+        # Those that members made before their processes were known: no rule would hold for them.
+        network.abort_all()
+        etcd.await_health()
         address = etcd.address()
         library = compiled(directory)
         disks = [stack.enter_context(mounted(directory / f"n{number}")) for number in range(NUM_NODES)]
@@ -196,7 +214,10 @@ def _node(
     bound, network = reserve(HOST, 0), cluster.network
     port = int(bound.getsockname()[1])
     members = [network.link(f"m{n}", member.endpoint.port, source=name) for n, member in enumerate(cluster.etcd.members)]
-    meta = EtcdAddress(endpoints=tuple(Endpoint(host=HOST, port=member) for member in members), prefix=address.prefix)
+    # Each begins at another member, so that what one member has not heard of yet is known at the next node.
+    first = len(cluster.nodes) % len(members)
+    endpoints = tuple(Endpoint(host=HOST, port=member) for member in members[first:] + members[:first])
+    meta = EtcdAddress(endpoints=endpoints, prefix=address.prefix)
     url = f"http://{HOST}:{network.link(name, port)}"
     settings: Mapping[str, str] = {
         "FOREBAY_DATA_DIR": str(disk.root),
@@ -205,6 +226,7 @@ def _node(
         "FOREBAY_PORT": str(port),
         "FOREBAY_ADVERTISE": url,
         "FOREBAY_MACHINE": name,
+        "FOREBAY_SECRET_FILE": str(cluster.secret_path),
     }
     return SoakNode(
         name=name,

@@ -98,9 +98,14 @@ class History:
         if isinstance(error, DEFECTS) or not isinstance(error, StoreError | OSError):
             self.violation(f"{what}: {type(error).__name__}: {error}")
 
-    def read(self, client: str, key: str, called: int, seen: Seen | None, *, what: str = "get") -> None:
-        """A read of a contended key, which found this."""
-        self._add(Operation(client=client, kind="get", key=key, called=called, returned=now(), tag=seen.tag if seen else None))
+    def read(
+        self, client: str, key: str, called: int, seen: Seen | None, *, what: str = "get", returned: int | None = None
+    ) -> None:
+        """A read of a contended key, which found this, and returned now or at another moment."""
+        returned = now() if returned is None else returned
+        self._add(
+            Operation(client=client, kind="get", key=key, called=called, returned=returned, tag=seen.tag if seen else None)
+        )
         self.count(f"{what} ok")
         if seen is not None:
             self._learn(key, seen)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -25,6 +25,7 @@ __all__ = ["PREFIX", "Entry", "Ledger", "LedgerReader", "LedgerWriter", "Lister"
 PREFIX = "ledger/"
 State = Literal["asked", "held", "leaving", "gone"]
 MAX_BATCH = 12
+MAX_HELD = 2000  # What there is to read again and again does not grow with the length of a soak.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,6 +95,11 @@ class Ledger:
         with self._lock:
             return [entry for entry in self.entries.values() if entry.state == "held"]
 
+    def all_gone(self) -> frozenset[str]:
+        """The keys of which an acknowledged delete says that they are there no more."""
+        with self._lock:
+            return frozenset(entry.key for entry in self.entries.values() if entry.state == "gone")
+
     def num_held(self) -> int:
         return len(self.held())
 
@@ -118,8 +124,9 @@ class Ledger:
 class LedgerWriter:
     """Writes entries, one by one and in batches, and deletes some."""
 
-    def __init__(self, client: Client, ledger: Ledger, *, name: str, rng: random.Random) -> None:
-        self._client = client
+    def __init__(self, clients: Callable[[], Client], ledger: Ledger, *, name: str, rng: random.Random) -> None:
+        self._clients = clients
+        self._client = clients()
         self._ledger = ledger
         self._history = ledger.history
         self._name = name
@@ -128,13 +135,14 @@ class LedgerWriter:
 
     def step(self) -> None:
         """One call."""
+        self._client = self._clients()
         kind = self._rng.random()
-        if kind < 0.6:
-            self._put()
-        elif kind < 0.85:
-            self._put_many()
-        else:
+        if kind >= 0.85 or self._ledger.num_held() > MAX_HELD:
             self._delete()
+        elif kind < 0.6:
+            self._put()
+        else:
+            self._put_many()
 
     def _entry(self) -> Entry:
         self._num += 1
@@ -188,8 +196,9 @@ class LedgerWriter:
 class LedgerReader:
     """Reads entries, whole or in part, one by one and in batches."""
 
-    def __init__(self, client: Client, ledger: Ledger, *, name: str, rng: random.Random) -> None:
-        self._client = client
+    def __init__(self, clients: Callable[[], Client], ledger: Ledger, *, name: str, rng: random.Random) -> None:
+        self._clients = clients
+        self._client = clients()
         self._ledger = ledger
         self._history = ledger.history
         self._name = name
@@ -197,6 +206,7 @@ class LedgerReader:
 
     def step(self) -> None:
         """One call."""
+        self._client = self._clients()
         entries = self._ledger.some(self._rng, self._rng.choice((1, 1, 1, MAX_BATCH)))
         before = [(entry, entry.state) for entry in entries]
         if len(entries) == 1:
@@ -238,8 +248,9 @@ class LedgerReader:
 class Lister:
     """Lists, page after page, and checks that nothing is missing, twice or out of order."""
 
-    def __init__(self, client: Client, ledger: Ledger, *, name: str, rng: random.Random) -> None:
-        self._client = client
+    def __init__(self, clients: Callable[[], Client], ledger: Ledger, *, name: str, rng: random.Random) -> None:
+        self._clients = clients
+        self._client = clients()
         self._ledger = ledger
         self._history = ledger.history
         self._name = name
@@ -247,6 +258,7 @@ class Lister:
 
     def step(self) -> None:
         """One listing."""
+        self._client = self._clients()
         limit = self._rng.choice((3, 50, 1000)) if self._ledger.num_held() < 500 else self._rng.choice((200, 1000))
         try:
             infos, revision = self._pages(limit)

@@ -99,6 +99,15 @@ class Network:
         """Nothing stands between anybody."""
         self._set(dict.fromkeys(list(self._rules)))
 
+    def abort_all(self) -> None:
+        """End all connections; who makes new ones is looked up anew."""
+
+        async def abort() -> None:
+            for connection in list(self._connections):
+                connection.abort()
+
+        asyncio.run_coroutine_threadsafe(abort(), self._loop).result(STOP_S)
+
     def _set(self, rules: Mapping[tuple[str, str], Rule | None]) -> None:
         async def apply() -> None:
             for pair, rule in rules.items():

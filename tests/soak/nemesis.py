@@ -9,9 +9,10 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from storenode.chunkfile import parse_name
+from tests.soak.checks import check_chunks_left
 from tests.soak.cluster import CLIENTS, NUM_MEMBERS, NUM_NODES, SoakCluster, SoakNode
 from tests.soak.history import History
 from tests.soak.links import Rule
@@ -21,7 +22,7 @@ from tests.support.etcd import Member
 
 __all__ = ["Nemesis"]
 
-HEAL_S = 120.0
+HEAL_S = 300.0
 # No upload that was under way when a file was damaged commits after this.
 UPLOADS_END_S = 30.0
 POLL_S = 1.0
@@ -46,6 +47,7 @@ class Nemesis:
         self._operator = operator
         self._rng = random.Random(f"nemesis {seed}")
         self._damaged_s = 0.0
+        self._is_disk_lost = False
         self.kinds = [kind for kind in self._possible() if kind in only or not only]
         self._rounds = rounds(seed, kinds=self.kinds, num_nodes=NUM_NODES, num_members=NUM_MEMBERS)
         self._strikes: dict[FaultKind, Callable[[Fault], Callable[[], None]]] = {
@@ -58,13 +60,16 @@ class Nemesis:
             "kill-etcd-leader": self._kill_leader,
             "pause-etcd": self._pause_member,
             "isolate-member": self._isolate_member,
+            "stale-member": self._outdate_member,
             "fill": self._fill,
             "flip": self._damage,
             "cut": self._damage,
             "wipe": self._wipe,
+            "lone-copy": self._lose_lone_copies,
             "clock": self._set_clock,
             "scrub": self._scrub,
             "drain": self._drain,
+            "remove": self._remove,
             "weight": self._weigh,
             "zone": self._move,
             "gc": self._collect,
@@ -143,6 +148,10 @@ class Nemesis:
         self._end_those_due(ends, begun_s, until_s=float("inf"), stop=stop)
         self.heal()
         self._history.event("healed")
+        if self._is_disk_lost:
+            self._is_disk_lost = False
+            check_chunks_left(self._cluster, self._operator, self._history)
+        self._operator.proceed()
         stop.wait(planned.calm_s)
 
     def _end_those_due(
@@ -175,31 +184,18 @@ class Nemesis:
 
     def _part(self, fault: Fault) -> Callable[[], None]:
         names = self._cluster.names
-        return self._cut([(names[fault.node], names[fault.other])], fault)
+        return self._cut_by(fault, [(names[fault.node], names[fault.other])])
 
     def _isolate(self, fault: Fault) -> Callable[[], None]:
         name = self._node(fault).name
-        return self._cut([(name, other) for other in self._cluster.names if other != name], fault)
+        return self._cut_by(fault, [(name, other) for other in self._cluster.names if other != name])
 
     def _part_clients(self, fault: Fault) -> Callable[[], None]:
-        return self._cut([(CLIENTS, self._node(fault).name)], fault, both_ways=False)
+        return self._cut_by(fault, [(CLIENTS, self._node(fault).name)], both_ways=False)
 
     def _part_etcd(self, fault: Fault) -> Callable[[], None]:
         members = range(NUM_MEMBERS) if fault.both_ways else [fault.other]
-        return self._cut([(self._node(fault).name, f"m{n}") for n in members], fault, both_ways=False)
-
-    def _cut(self, pairs: Iterable[tuple[str, str]], fault: Fault, *, both_ways: bool | None = None) -> Callable[[], None]:
-        both = fault.both_ways if both_ways is None else both_ways
-        cut = [pair for source, target in pairs for pair in [(source, target), *([(target, source)] if both else [])]]
-        rule: Rule = fault.rule  # type: ignore[assignment]
-        for pair in cut:
-            self._cluster.network.cut(*pair, rule)
-
-        def heal() -> None:
-            for pair in cut:
-                self._cluster.network.heal(*pair)
-
-        return heal
+        return self._cut_by(fault, [(self._node(fault).name, f"m{n}") for n in members], both_ways=False)
 
     def _kill_leader(self, _: Fault) -> Callable[[], None]:
         try:
@@ -217,7 +213,25 @@ class Nemesis:
 
     def _isolate_member(self, fault: Fault) -> Callable[[], None]:
         others = [f"m{n}" for n in range(NUM_MEMBERS) if n != fault.other]
-        return self._cut([(f"m{fault.other}", other) for other in others], fault)
+        return self._cut_by(fault, [(f"m{fault.other}", other) for other in others])
+
+    def _outdate_member(self, fault: Fault) -> Callable[[], None]:
+        """What is read through this node must not be what that member knew last."""
+        member, node = f"m{fault.other}", self._node(fault)
+        others = [f"m{n}" for n in range(NUM_MEMBERS) if n != fault.other]
+        ends = [
+            self._cut("refuse", [(node.name, other) for other in others]),
+            self._cut("silence", [pair for other in others for pair in [(member, other), (other, member)]]),
+        ]
+        # A member without a leader soon knows it, so somebody has to ask at once.
+        self._cluster.pinned = node.url
+
+        def end() -> None:
+            self._cluster.pinned = None
+            for heal in ends:
+                heal()
+
+        return end
 
     def _fill(self, fault: Fault) -> Callable[[], None]:
         disk = self._node(fault).disk
@@ -241,12 +255,27 @@ class Nemesis:
         if not self._may_damage(node):
             return _nothing
         restart = self._kill(fault)
-        self._history.count("files lost by wipe", node.disk.wipe())
+        self._history.count(f"files lost by {fault.kind}", node.disk.wipe())
+        self._is_disk_lost = True
         self._damaged_s = time.monotonic()
 
         def end() -> None:
             restart()
             self._operator.scrub(node.node_id)
+
+        return end
+
+    def _lose_lone_copies(self, fault: Fault) -> Callable[[], None]:
+        """Clients reach the node, which reaches no other: what it took without another's help is lost with its disk."""
+        node = self._node(fault)
+        others = [other for other in self._cluster.names if other != node.name]
+        heal = self._cut("refuse", [pair for other in others for pair in [(node.name, other), (other, node.name)]])
+
+        def end() -> None:
+            # First the disk: nobody is to fetch from it what nobody else has.
+            restart = self._wipe(fault)
+            heal()
+            restart()
 
         return end
 
@@ -270,12 +299,21 @@ class Nemesis:
     def _drain(self, fault: Fault) -> Callable[[], None]:
         """Begun, and taken back before it is done, as a rule."""
         node_id = self._node(fault).node_id
+        if self._operator.leaving is not None:
+            self._history.event("not now: a node is being removed")
+            return _nothing
         self._operator.change("drain", node_id)
 
         def end() -> None:
             self._operator.change("add", node_id)
 
         return end
+
+    def _remove(self, fault: Fault) -> Callable[[], None]:
+        """Drained, removed when it is empty, added back: that takes more than one round."""
+        self._operator.replace(self._node(fault).node_id)
+        self._operator.proceed()
+        return self._operator.proceed
 
     def _weigh(self, fault: Fault) -> Callable[[], None]:
         self._operator.change("weight", self._node(fault).node_id, weight=fault.amount / 10)
@@ -290,6 +328,23 @@ class Nemesis:
         return _nothing
 
     # What faults are made of
+
+    def _cut_by(self, fault: Fault, pairs: Iterable[tuple[str, str]], *, both_ways: bool | None = None) -> Callable[[], None]:
+        both = fault.both_ways if both_ways is None else both_ways
+        rule: Rule = fault.rule  # type: ignore[assignment]
+        return self._cut(
+            rule, [pair for source, target in pairs for pair in [(source, target), *([(target, source)] if both else [])]]
+        )
+
+    def _cut(self, rule: Rule, pairs: Sequence[tuple[str, str]]) -> Callable[[], None]:
+        for pair in pairs:
+            self._cluster.network.cut(*pair, rule)
+
+        def heal() -> None:
+            for pair in pairs:
+                self._cluster.network.heal(*pair)
+
+        return heal
 
     def _node(self, fault: Fault) -> SoakNode:
         return self._cluster.nodes[fault.node]

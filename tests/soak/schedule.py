@@ -26,13 +26,16 @@ FaultKind = Literal[
     "kill-etcd-leader",
     "pause-etcd",
     "isolate-member",
+    "stale-member",
     "fill",
     "flip",
     "cut",
     "wipe",
+    "lone-copy",
     "clock",
     "scrub",
     "drain",
+    "remove",
     "weight",
     "zone",
     "gc",
@@ -84,6 +87,8 @@ class Fault:
             "cut": f", {self.amount} files",
             "pause-etcd": f": member {self.other}",
             "isolate-member": f" {self.other} from the others: {self.rule}{', both ways' if self.both_ways else ''}",
+            "stale-member": f" hears of member {self.other} alone, which hears nothing",
+            "lone-copy": " hears of no other, and then its disk is lost",
             "weight": f": {self.amount} tenths",
             "zone": f": zone {self.amount}",
         }
@@ -114,7 +119,7 @@ def rounds(seed: int, *, kinds: Sequence[FaultKind], num_nodes: int, num_members
 
 def _fault(kind: FaultKind, rng: random.Random, *, num_nodes: int, num_members: int) -> Fault:
     node = rng.randrange(num_nodes)
-    if kind == "part-etcd" or kind in OF_ETCD:
+    if kind in ("part-etcd", "stale-member") or kind in OF_ETCD:
         other = rng.randrange(num_members)
     else:
         other = (node + rng.randrange(1, num_nodes)) % num_nodes

@@ -13,7 +13,7 @@ from client.catalog import Listing
 from client.client import Client
 from client.errors import DiskFull, EndpointUnreachable, InternalError, NotEnoughReplicas, PreconditionFailed
 from client.record import Condition, ObjectInfo
-from tests.soak.checks import check_contended, check_garbage
+from tests.soak.checks import check_chunks_left, check_contended, check_garbage
 from tests.soak.disks import Disk
 from tests.soak.history import History, Seen, now
 from tests.soak.ledger import Entry, Ledger, Lister
@@ -53,7 +53,7 @@ class FakeLists:
 
 def listed(ledger: Ledger, *pages: tuple[list[ObjectInfo], int]) -> list[str]:
     client: Any = FakeLists(*pages)
-    Lister(cast(Client, client), ledger, name="l", rng=random.Random(1)).step()
+    Lister(lambda: cast(Client, client), ledger, name="l", rng=random.Random(1)).step()
     return ledger.history.violations
 
 
@@ -135,6 +135,25 @@ def test_chunks_that_nothing_refers_to_are_found(tmp_path: Path) -> None:
     wanted.clear()
     check_garbage(cluster, operator, history)
     assert "n0 still has 1 chunks that nothing refers to" in history.violations[0]
+
+
+def test_a_chunk_of_an_acknowledged_object_that_is_on_no_disk_is_found(tmp_path: Path) -> None:
+    disk, current = Disk(root=tmp_path, own=False), True
+    cluster: Any = SimpleNamespace(nodes=[SimpleNamespace(disk=disk)])
+    referred = {(5, bytes.fromhex("ab" * 32)): info("ledger/a", 5)}
+    operator: Any = SimpleNamespace(referred=lambda: referred, is_current=lambda info: current)
+    path = tmp_path / "chunks" / "ab" / ("00000005-" + "ab" * 32)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    history = History()
+    check_chunks_left(cluster, operator, history)
+    path.unlink()
+    current = False  # it was overwritten meanwhile
+    check_chunks_left(cluster, operator, history)
+    assert history.violations == []
+    current = True
+    check_chunks_left(cluster, operator, history)
+    assert "ledger/a version 5 was acknowledged, and a chunk of it is on no disk" in history.violations[0]
 
 
 def test_a_lost_entry_is_found() -> None:

@@ -28,7 +28,7 @@ def test_faults_strike_nodes_and_members_that_there_are_and_overlap() -> None:
     planned = first(4, 200)
     for fault in (fault for one in planned for fault in one.faults):
         assert 0 <= fault.node < 4
-        of_members = fault.kind in (*OF_ETCD, "part-etcd")
+        of_members = fault.kind in (*OF_ETCD, "part-etcd", "stale-member")
         assert 0 <= fault.other < (3 if of_members else 4)
         assert of_members or fault.other != fault.node
         assert fault.rule in RULES
