@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from typing_extensions import Buffer
 
@@ -111,24 +111,23 @@ class ContentReader:
         Chunks are received straight into the buffer, several at a time. When it raises, the buffer's contents are
         worthless.
         """
-        view = memoryview(buffer)
-        view = view.cast("B") if view.nbytes else memoryview(b"")  # An empty array of several dimensions can't be cast.
-        spans = self.spans(start, start + len(view))
-        first = next(spans, None)
-        if first is None:
-            return 0
-        if first.end - first.start == len(view):
-            self._read_span(first, view)  # The common case costs no thread.
-            return len(view)
+        self.read_parts([(buffer, start)])
+        return memoryview(buffer).nbytes
 
-        def read(span: Span) -> None:
-            place = span.offset - start
-            self._read_span(span, view[place : place + span.end - span.start])
+    def read_parts(self, parts: Iterable[tuple[Buffer, int]]) -> None:
+        """Fill each buffer with content bytes from its start on, as `read_into` does.
 
+        The chunks of all parts are under way together, so that many small parts take no longer than a large one.
+        """
         # Nothing is left under way even by an error, or it would go on writing into a buffer that the caller has back.
         max_in_flight = _INTO_A_BUFFER * self._max_in_flight
-        deque(in_order(self._executor, read, chain((first,), spans), max_in_flight=max_in_flight), maxlen=0)
-        return len(view)
+        pieces = self._pieces(parts)
+        first = list(islice(pieces, 2))
+        if len(first) < 2:
+            for piece in first:
+                self._read_piece(piece)  # The common case costs no thread.
+        else:
+            deque(in_order(self._executor, self._read_piece, chain(first, pieces), max_in_flight=max_in_flight), maxlen=0)
 
     def stream(self, start: int = 0, end: int | None = None) -> Generator[bytearray, None, None]:
         """Content bytes ``[start, end)`` in order, verified, in pieces of at most a chunk, reading ahead.
@@ -196,6 +195,18 @@ class ContentReader:
                 while len(self._manifests) > _MAX_CACHED_MANIFESTS:
                     self._manifests.popitem(last=False)
         return manifest
+
+    def _pieces(self, parts: Iterable[tuple[Buffer, int]]) -> Iterator[tuple[Span, memoryview]]:
+        """The spans of all parts, each with the piece of its buffer that it fills."""
+        for buffer, start in parts:
+            view = memoryview(buffer)
+            view = view.cast("B") if view.nbytes else memoryview(b"")  # An empty array of several dimensions can't be cast.
+            for span in self.spans(start, start + len(view)):
+                place = span.offset - start
+                yield span, view[place : place + span.end - span.start]
+
+    def _read_piece(self, piece: tuple[Span, memoryview]) -> None:
+        self._read_span(*piece)
 
     def _read(self, span: Span) -> bytearray:
         data = bytearray(span.end - span.start)

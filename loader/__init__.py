@@ -23,14 +23,28 @@ from loader.errors import LoaderError
 if TYPE_CHECKING:
     from loader.dataset import ShardedDataset as ShardedDataset
     from loader.device import DevicePrefetcher as DevicePrefetcher
+    from loader.tensors import TensorReader as TensorReader
+    from loader.tensors import load_tensors as load_tensors
+    from loader.tensors import save_tensors as save_tensors
     from loader.writer import ShardWriter as ShardWriter
 
-__all__ = ["DevicePrefetcher", "LoaderError", "ShardWriter", "ShardedDataset"]
+__all__ = [
+    "DevicePrefetcher",
+    "LoaderError",
+    "ShardWriter",
+    "ShardedDataset",
+    "TensorReader",
+    "load_tensors",
+    "save_tensors",
+]
 
 _MODULES = {
     "DevicePrefetcher": "loader.device",
     "ShardWriter": "loader.writer",
     "ShardedDataset": "loader.dataset",
+    "TensorReader": "loader.tensors",
+    "load_tensors": "loader.tensors",
+    "save_tensors": "loader.tensors",
 }
 
 

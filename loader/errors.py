@@ -25,6 +25,8 @@ __all__ = [
     "StateInvalid",
     "StateMismatch",
     "StateUnavailable",
+    "TensorMismatch",
+    "TensorsCorrupt",
     "WriterClosed",
 ]
 
@@ -141,6 +143,14 @@ class IteratorStopped(LoaderError):
 
 class LanesNotAgreed(LoaderError):
     """The ranks of a run could not agree which lanes each of them reads; the message says who is missing."""
+
+
+class TensorMismatch(LoaderError):
+    """Names, shapes or dtypes that were asked for are not those of the object. The message lists all of them."""
+
+
+class TensorsCorrupt(LoaderError):
+    """The object is no safetensors file, or one that is cut short or contradicts itself."""
 
 
 class WriterClosed(LoaderError):

@@ -1,0 +1,12 @@
+"""Tensors as objects: one object is one safetensors file, which any reader of the format opens.
+
+Saving: `sharing` (what lies in the same memory) → `dtypes` → `layout` (order, chunks) → `header` → `save`. Loading: `header` →
+`region` (slices as ranges of bytes) → `reader`.
+"""
+
+from __future__ import annotations
+
+from loader.tensors.reader import TensorReader, load_tensors
+from loader.tensors.save import save_tensors
+
+__all__ = ["TensorReader", "load_tensors", "save_tensors"]
