@@ -113,15 +113,21 @@ def test_chunks_cover_the_data_in_order_and_follow_large_tensors(sizes: list[tup
 @st.composite
 def shapes_and_indexes(draw: st.DrawFn) -> tuple[tuple[int, ...], Any]:
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple))
-    parts: list[Any] = []
-    for size in shape[: draw(st.integers(0, len(shape)))]:
-        low, high = draw(st.integers(-size - 1, size + 1)), draw(st.integers(-size - 1, size + 1))
-        parts.append(
-            draw(st.sampled_from([slice(None), slice(low, high), slice(low, high, draw(st.integers(1, 3))), low % size]))
-        )
-    if draw(st.booleans()):
-        parts.insert(draw(st.integers(0, len(parts))), Ellipsis)
-    return shape, tuple(parts)
+
+    def parts(sizes: tuple[int, ...]) -> list[Any]:
+        bounds = [[draw(st.integers(-size - 1, size + 1)) for _ in range(2)] for size in sizes]
+        step = draw(st.integers(1, 3))
+        kinds = [
+            st.sampled_from([slice(None), slice(low, high), slice(low, high, step), low % size])
+            for size, (low, high) in zip(sizes, bounds, strict=True)
+        ]
+        return [draw(kind) for kind in kinds]
+
+    first = draw(st.integers(0, len(shape)))
+    if not draw(st.booleans()):
+        return shape, tuple(parts(shape[:first]))
+    last = draw(st.integers(first, len(shape)))
+    return shape, (*parts(shape[:first]), Ellipsis, *parts(shape[last:]))
 
 
 @given(shapes_and_indexes(), st.integers(0, 40), st.integers(1, 100))
