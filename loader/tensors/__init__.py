@@ -1,7 +1,7 @@
 """Tensors as objects: one object is one safetensors file, which any reader of the format opens.
 
 Saving: `sharing` (what lies in the same memory) → `dtypes` → `layout` (order, chunks) → `header` → `save`. Loading: `header` →
-`region` (slices as ranges of bytes) → `reader`.
+`contents` → `region` (slices as ranges of bytes) → `gathering` (few reads) → `reader`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """torch's dtypes and those of the safetensors format.
 
 What the format has no name for (complex128, complex32, ...) is stored as the bytes of its elements, ``U8`` with one dimension
-more, and named in the file's metadata.
+more, and named in the file's metadata. What torch has no dtype for (F6, and F4 in an older torch) is read as its bytes, uint8
+of one dimension. F4 packs two elements into a byte, which is one element of torch's float4_e2m1fn_x2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from loader.errors import TensorsCorrupt
 from loader.tensors.header import TensorEntry
 
-__all__ = ["dtype_of", "stored_dtype", "torch_dtype"]
+__all__ = ["is_stored_as_bytes", "stored_type", "torch_dtype", "torch_type"]
 
 _NAMES: Final = {
     "F64": "float64",
@@ -29,6 +30,7 @@ _NAMES: Final = {
     "F8_E5M2": "float8_e5m2",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
 }
 # Older releases of torch lack some of them.
 _TORCH: Final[Mapping[str, torch.dtype]] = {
@@ -37,9 +39,27 @@ _TORCH: Final[Mapping[str, torch.dtype]] = {
 _STORED: Final = {dtype: name for name, dtype in _TORCH.items()}
 
 
-def stored_dtype(dtype: torch.dtype) -> str | None:
-    """The format's name of `dtype`; None if it is to be stored as bytes."""
-    return _STORED.get(dtype)
+def is_stored_as_bytes(tensor: torch.Tensor) -> bool:
+    """Whether the format has no name for the tensor's dtype."""
+    # Elements of F4 are counted singly, so that a scalar pair of them has no shape.
+    return tensor.dtype not in _STORED or (_STORED[tensor.dtype] == "F4" and not tensor.dim())
+
+
+def stored_type(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of the entry that holds the tensor."""
+    shape = tuple(tensor.shape)
+    if is_stored_as_bytes(tensor):
+        return "U8", (*shape, tensor.dtype.itemsize)
+    dtype = _STORED[tensor.dtype]
+    return (dtype, (*shape[:-1], 2 * shape[-1])) if dtype == "F4" else (dtype, shape)
+
+
+def torch_type(entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Dtype and shape of the tensor that the entry holds, if nothing else is said of it."""
+    dtype, shape = _TORCH.get(entry.dtype), entry.shape
+    if dtype is None or (entry.dtype == "F4" and (not shape or shape[-1] % 2)):
+        return torch.uint8, (entry.num_bytes,)
+    return (dtype, (*shape[:-1], shape[-1] // 2)) if entry.dtype == "F4" else (dtype, shape)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -48,13 +68,3 @@ def torch_dtype(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise TensorsCorrupt(f"the file names the dtype {name[:80]!r}, which torch {torch.__version__} does not have")
     return dtype
-
-
-def dtype_of(entry: TensorEntry) -> torch.dtype:
-    """The dtype of a tensor of the file; raises `TensorsCorrupt` for one that torch has no equal of (F4, F6)."""
-    if entry.dtype not in _TORCH:
-        raise TensorsCorrupt(
-            f"tensor {entry.name!r} is of dtype {entry.dtype}, which torch {torch.__version__} does not have; read its bytes "
-            "with Client.get"
-        )
-    return _TORCH[entry.dtype]

@@ -13,14 +13,14 @@ Pure: numpy for arithmetic on offsets, no I/O.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Extent", "Region", "select"]
+__all__ = ["Extent", "Region", "parse_index"]
 
 Index = Any
 Int64s = npt.NDArray[np.int64]
@@ -52,17 +52,34 @@ class Region:
 
     Attributes
     ----------
-    shape : tuple of int
-        Of the result.
     run_bytes : int
         Bytes of each run.
     starts : int64 [runs]
         Where each begins in the tensor; ascending, and in the order of the result.
     """
 
-    shape: tuple[int, ...]
     run_bytes: int
     starts: Int64s
+
+    @classmethod
+    def of(cls, shape: Sequence[int], axes: Sequence[range], *, item_bytes: int) -> Region:
+        """The elements at `axes`, a range of each dimension with a step of 1 or more, of a tensor of `shape`."""
+        # The dimension at which adjacency ends: all after it are whole.
+        cut = len(shape)
+        while cut and axes[cut - 1] == range(shape[cut - 1]):
+            cut -= 1
+        inner = item_bytes * math.prod(shape[cut:])
+        outer, last = axes[:cut], range(1)
+        if outer and outer[-1].step == 1:
+            outer, last = outer[:-1], outer[-1]
+        starts = np.array([last.start * inner], np.int64)
+        stride = inner * (shape[cut - 1] if len(outer) < cut else 1)
+        for axis, size in zip(reversed(outer), reversed(shape[: len(outer)]), strict=True):
+            steps = np.arange(axis.start, axis.stop, axis.step, dtype=np.int64) * stride
+            starts = (steps[:, None] + starts).reshape(-1)
+            stride *= size
+        run_bytes = inner * len(last)
+        return cls(run_bytes=run_bytes, starts=starts if run_bytes else starts[:0])
 
     @property
     def num_bytes(self) -> int:
@@ -84,43 +101,28 @@ class Region:
                 first = stop
 
 
-def select(shape: tuple[int, ...], index: Index, *, item_bytes: int) -> Region:
-    """What ``tensor[index]`` of a tensor of `shape` selects; ints drop their dimension, as ever.
+def parse_index(shape: Sequence[int], index: Index) -> tuple[tuple[range, ...], tuple[bool, ...]]:
+    """The places of each dimension that ``tensor[index]`` selects, and which dimensions it keeps: ints drop theirs, as ever.
 
     Raises
     ------
     IndexError
         For an int out of range, too many of them, or what is neither an int, a slice of a step of 1 or more, nor ``...``.
     """
-    kept: list[int] = []
     axes: list[range] = []
+    kept: list[bool] = []
     for size, part in zip(shape, _full(index, len(shape)), strict=True):
+        kept.append(isinstance(part, slice))
         if isinstance(part, slice):
             axis = range(*part.indices(size))
             if axis.step < 1:
                 raise IndexError(f"a step of {axis.step}: expected 1 or more")
-            kept.append(len(axis))
-        else:
-            if not -size <= part < size:
-                raise IndexError(f"index {part} of a dimension of {size}")
+        elif -size <= part < size:
             axis = range(part % size, part % size + 1)
+        else:
+            raise IndexError(f"index {part} of a dimension of {size}")
         axes.append(axis)
-    # The dimension at which adjacency ends: all after it are whole.
-    cut = len(shape)
-    while cut and axes[cut - 1] == range(shape[cut - 1]):
-        cut -= 1
-    inner = item_bytes * math.prod(shape[cut:])
-    outer, last = axes[:cut], range(1)
-    if outer and outer[-1].step == 1:
-        outer, last = outer[:-1], outer[-1]
-    starts = np.array([last.start * inner], np.int64)
-    stride = inner * (shape[cut - 1] if len(outer) < cut else 1)
-    for axis, size in zip(reversed(outer), reversed(shape[: len(outer)]), strict=True):
-        steps = np.arange(axis.start, axis.stop, axis.step, dtype=np.int64) * stride
-        starts = (steps[:, None] + starts).reshape(-1)
-        stride *= size
-    run_bytes = inner * len(last)
-    return Region(shape=tuple(kept), run_bytes=run_bytes, starts=starts if run_bytes else starts[:0])
+    return tuple(axes), tuple(kept)
 
 
 def _full(index: Index, num_dimensions: int) -> list[Any]:

@@ -8,7 +8,6 @@ first, so that one that is there already is not sent. Nothing is visible before 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -21,16 +20,15 @@ from client.names import parse_url
 from client.objects import ObjectStore
 from client.record import Ack, Condition, ObjectInfo
 from loader.errors import InvalidOption
-from loader.tensors.dtypes import stored_dtype
+from loader.tensors.contents import HIDDEN_PREFIX, METADATA_KEY
+from loader.tensors.dtypes import is_stored_as_bytes, stored_type
 from loader.tensors.header import TensorEntry, TensorsHeader
 from loader.tensors.layout import Piece, chunks_of, lay_out
-from loader.tensors.sharing import SHARED_PREFIX, Tie, tie
+from loader.tensors.sharing import Tie, tie
 
-__all__ = ["CONTENT_TYPE", "METADATA_KEY", "save_tensors"]
+__all__ = ["CONTENT_TYPE", "save_tensors"]
 
 CONTENT_TYPE: Final = "application/vnd.safetensors"
-METADATA_KEY: Final = "forebay"
-"""In the file's metadata: what the format can't say, as JSON."""
 
 
 def save_tensors(
@@ -95,16 +93,15 @@ def _prepare(
 ) -> tuple[dict[str, torch.Tensor], bytes, list[TensorEntry]]:
     _check(tensors, metadata)
     stored, ties = tie({name: tensor.detach() for name, tensor in tensors.items()})
-    as_bytes = {name: str(tensor.dtype) for name, tensor in stored.items() if stored_dtype(tensor.dtype) is None}
+    as_bytes = {name: str(tensor.dtype) for name, tensor in stored.items() if is_stored_as_bytes(tensor)}
     entries = lay_out(_row(name, tensor) for name, tensor in stored.items())
     extra = {METADATA_KEY: _extra(ties, as_bytes)} if ties or as_bytes else {}
     return stored, TensorsHeader.encode(entries, metadata={**metadata, **extra}), entries
 
 
 def _row(name: str, tensor: torch.Tensor) -> tuple[str, str, tuple[int, ...], int]:
-    dtype, shape = stored_dtype(tensor.dtype), tuple(tensor.shape)
-    num_bytes = math.prod(shape) * tensor.dtype.itemsize
-    return (name, "U8", (*shape, tensor.dtype.itemsize), num_bytes) if dtype is None else (name, dtype, shape, num_bytes)
+    dtype, shape = stored_type(tensor)
+    return name, dtype, shape, tensor.numel() * tensor.dtype.itemsize
 
 
 def _extra(ties: Mapping[str, Tie], as_bytes: Mapping[str, str]) -> str:
@@ -138,7 +135,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 def _check(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     wrong = []
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not name or name == "__metadata__" or name.startswith(SHARED_PREFIX):
+        if not isinstance(name, str) or not name or name == "__metadata__" or name.startswith(HIDDEN_PREFIX):
             wrong.append(f"{name!r} can't be a name")
         elif not isinstance(tensor, torch.Tensor):
             wrong.append(f"{name!r} is a {type(tensor).__name__}, not a tensor")

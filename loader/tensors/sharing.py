@@ -22,7 +22,7 @@ from loader.tensors.dtypes import torch_dtype
 __all__ = ["SHARED_PREFIX", "Tie", "tie"]
 
 SHARED_PREFIX: Final = "forebay.shared/"
-"""Entries that no caller named: bytes that several tensors lie in."""
+"""Of entries that hold what several tensors lie in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

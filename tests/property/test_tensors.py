@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.errors import TensorsCorrupt
+from loader.tensors.gathering import GAP_BYTES, Wanted, gather
 from loader.tensors.header import DTYPE_BITS, LENGTH_BYTES, TensorsHeader
 from loader.tensors.layout import OWN_CHUNK_BYTES, chunks_of, lay_out
-from loader.tensors.region import select
+from loader.tensors.region import Region, parse_index
 from loader.tensors.sharing import tie
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
@@ -135,8 +136,9 @@ def test_a_region_is_what_numpy_selects(chosen: tuple[tuple[int, ...], Any], gap
     shape, index = chosen
     array = np.arange(math.prod(shape), dtype=np.uint32).reshape(shape)
     data, wanted = array.tobytes(), array[index]
-    region = select(shape, index, item_bytes=4)
-    assert region.shape == wanted.shape
+    axes, kept = parse_index(shape, index)
+    assert tuple(len(axis) for axis, keep in zip(axes, kept, strict=True) if keep) == wanted.shape
+    region = Region.of(shape, axes, item_bytes=4)
     out = bytearray(region.num_bytes)
     for extent in region.extents(gap_bytes=gap_bytes, most_bytes=most_bytes):
         read = data[extent.start : extent.end]
@@ -146,10 +148,30 @@ def test_a_region_is_what_numpy_selects(chosen: tuple[tuple[int, ...], Any], gap
     assert bytes(out) == wanted.tobytes()
 
 
+@given(st.lists(st.tuples(shapes_and_indexes(), st.integers(0, 3 * GAP_BYTES)), max_size=6))
+def test_many_regions_are_gathered_from_one_file(chosen: list[tuple[tuple[tuple[int, ...], Any], int]]) -> None:
+    file = np.random.default_rng(0).integers(0, 256, 6**4 * 4 + 3 * GAP_BYTES, np.uint8)
+    wanted, outs = [], []
+    for (shape, index), base in chosen:
+        axes, _ = parse_index(shape, index)
+        region = Region.of(shape, axes, item_bytes=4)
+        outs.append(bytearray(region.run_bytes * len(region.starts)))
+        wanted.append(Wanted(base=base, region=region, out=memoryview(outs[-1])))
+
+    def read_parts(parts: Any) -> None:
+        for buffer, start in parts:
+            buffer[:] = file[start : start + len(buffer)].data
+
+    gather(wanted, read_parts=read_parts)
+    for ((shape, index), base), out in zip(chosen, outs, strict=True):
+        array = file[base : base + 4 * math.prod(shape)].view(np.uint32).reshape(shape)
+        assert bytes(out) == array[index].tobytes()
+
+
 @pytest.mark.parametrize("index", [5, -6, (0, 0, 0), slice(None, None, -1), True, [0, 1], (Ellipsis, Ellipsis), None])
 def test_what_is_no_plain_index_is_an_error(index: Any) -> None:
     with pytest.raises(IndexError):
-        select((5, 2), index, item_bytes=4)
+        parse_index((5, 2), index)
 
 
 @given(st.lists(shapes_and_indexes(), min_size=1, max_size=5), st.data())

@@ -35,6 +35,7 @@ def kinds() -> dict[str, torch.Tensor]:
     """One tensor of every kind."""
     names = "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64"
     names += " complex32 complex64 complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"
+    names += " float4_e2m1fn_x2"
     dtypes = [getattr(torch, name) for name in names.split() if hasattr(torch, name)]
     noise = torch.arange(96, dtype=torch.uint8) % 2  # Of these bytes every dtype has values, bool too.
     found = {str(dtype): noise[: 6 * dtype.itemsize].view(dtype).reshape(2, 3).clone() for dtype in dtypes}
