@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -137,16 +137,7 @@ class ObjectStore(Namespace):
         """Begin an object that is written piece by piece; see `put` for the parameters."""
         check_bucket(bucket)
         check_key(key)
-        policy = self.catalog.bucket(bucket)
-        record = ObjectRecord(
-            write_id=write_id or new_write_id(),
-            content=Content(size=0, digest=""),
-            content_type=content_type,
-            metadata=dict(metadata or {}),
-            ack=ack or policy.ack,
-            replicas=policy.replicas,
-            created_s=time.time(),
-        )
+        record = self.new_record(bucket, ack=ack, metadata=metadata, content_type=content_type, write_id=write_id)
         uploader = self.uploader(record.replicas, ack=record.ack)
         upload = Upload(
             uploader,
@@ -155,6 +146,32 @@ class ObjectStore(Namespace):
             max_in_flight=self.config.max_in_flight_chunks,
         )
         return ObjectUpload(partial(self.commit, uploader=uploader), upload, bucket=bucket, key=key, record=record)
+
+    def new_record(
+        self,
+        bucket: str,
+        *,
+        content: Content | None = None,
+        ack: Ack | None = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "application/octet-stream",
+        write_id: str | None = None,
+    ) -> ObjectRecord:
+        """The record of a new object as its bucket wants it; see `put` for the parameters."""
+        policy = self.catalog.bucket(bucket)
+        return ObjectRecord(
+            write_id=write_id or new_write_id(),
+            content=content or Content(size=0, digest=""),
+            content_type=content_type,
+            metadata=dict(metadata or {}),
+            ack=ack or policy.ack,
+            replicas=policy.replicas,
+            created_s=time.time(),
+        )
+
+    def store_chunks(self, payloads: Iterable[Buffer], *, uploader: ChunkUploader) -> Generator[Ref, None, None]:
+        """Store each payload as a chunk, several at a time; their references in order. Close it if it is not exhausted."""
+        return in_order(self._chunk_pool, uploader.store, payloads, max_in_flight=self.config.max_in_flight_chunks)
 
     def commit(self, write: Commit, *, uploader: ChunkUploader) -> ObjectInfo:
         """Give what `uploader` has stored a name; see `client.anchoring.commit`."""

@@ -26,7 +26,7 @@ from loader.tensors.header import TensorEntry, TensorsHeader
 from loader.tensors.layout import Piece, chunks_of, lay_out
 from loader.tensors.sharing import Tie, tie
 
-__all__ = ["CONTENT_TYPE", "save_tensors"]
+__all__ = ["CONTENT_TYPE", "bytes_of", "save_tensors"]
 
 CONTENT_TYPE: Final = "application/vnd.safetensors"
 
@@ -116,7 +116,7 @@ def _payloads(tensors: Mapping[str, torch.Tensor], entries: list[TensorEntry], *
         for piece in pieces:
             # A tensor that has to be copied is so once, for all of its chunks, which follow each other.
             if copied[0] != piece.name:
-                copied = piece.name, _bytes_of(tensors[piece.name])
+                copied = piece.name, bytes_of(tensors[piece.name])
             packed.append(_cut(copied[1], piece))
         yield packed[0] if len(packed) == 1 else b"".join(packed)
 
@@ -125,7 +125,7 @@ def _cut(data: memoryview, piece: Piece) -> memoryview:
     return data[piece.start : piece.end]
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor's elements, in C order; its own memory where that is so already."""
     plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
     flat: np.ndarray[Any, Any] = plain.reshape(-1).view(torch.uint8).numpy()
