@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from client import Client
+from client.manifest import Ref
 from client.names import parse_url
 from client.objects import ObjectStore
 from loader.errors import LoaderError, TensorMismatch
@@ -23,7 +24,7 @@ from loader.tensors.gathering import MAX_SCRATCH_BYTES, Wanted, gather
 from loader.tensors.header import LENGTH_BYTES, TensorsHeader
 from loader.tensors.region import Index, Region, parse_index
 
-__all__ = ["Part", "TensorReader", "load_tensors"]
+__all__ = ["Part", "Piece", "TensorReader", "load_tensors"]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,6 +38,26 @@ class Part:
     name: str
     axes: tuple[range, ...]
     into: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Bytes ``[start, end)`` of the chunk with the id `chunk`."""
+
+    chunk: bytes
+    chunk_bytes: int
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.end - self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole chunk."""
+        return self.size == self.chunk_bytes
 
 
 class TensorReader:
@@ -247,6 +268,21 @@ class TensorReader:
                     self._fill(wanted, copies)
                     wanted, copies, scratch_bytes = [], [], 0
         self._fill(wanted, copies)
+
+    def refs(self) -> Iterator[Ref]:
+        """Every chunk of the object, those of its manifests included."""
+        return self._content.refs()
+
+    def pieces(self, name: str) -> list[Piece] | None:
+        """The pieces of chunks that a tensor lies in, in order, shard after shard; None of a tie."""
+        if name in self.contents.ties:
+            return None
+        found: list[Piece] = []
+        for shard in self.contents.tensors[name].shards:
+            start = self._data_offset + shard.entry.start
+            spans = self._content.spans(start, start + shard.entry.num_bytes)
+            found += [Piece(chunk=span.ref.id, chunk_bytes=span.ref.size, start=span.start, end=span.end) for span in spans]
+        return found
 
     def _fill(self, wanted: list[Wanted], copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         gather(wanted, read_parts=self._content.read_parts)

@@ -23,7 +23,7 @@ def run_ranks(work: Callable[..., None], *args: Any, world_size: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    mp.spawn(_run, args=(work, args, world_size, address), nprocs=world_size)  # type: ignore[no-untyped-call]
+    mp.spawn(_run, args=(work, args, world_size, address), nprocs=world_size)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _run(rank: int, work: Callable[..., None], args: tuple[Any, ...], world_size: int, address: str) -> None:
