@@ -9,7 +9,7 @@ names is cached, so that a listing shows what is there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -62,8 +62,8 @@ class ForebayFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         profile: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
-        self._connect = lambda: Client(endpoints, token=token, profile=profile)
+        super().__init__(**options)
+        self._connect: Callable[[], ObjectStore] = lambda: Client(endpoints, token=token, profile=profile)
         self._opened: tuple[int, ObjectStore] | None = None
 
     @property
@@ -324,7 +324,7 @@ class ForebayFile(AbstractBufferedFile):  # type: ignore[misc]
         self._upload.__exit__(None, None, None)
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is not None and self.writable() and not self.closed:
+        if kind is not None and self.writable() and not self.closed:  # type: ignore[has-type]
             # What was being written when something failed is no file. fsspec itself would make it one.
             if self.offset is not None:
                 self.discard()
