@@ -289,6 +289,8 @@ class ForebayFile(AbstractBufferedFile):  # type: ignore[misc]
                 self._info = self._store.stat(self._bucket, self._key)
                 self._reader = self._store.reader(self._info)
             options["size"] = self._info.size
+        elif mode == "xb" and fs.exists(path):
+            raise FileExistsError(path)  # Now, and not once all is written; the commit sees whoever comes meanwhile.
         super().__init__(fs, path, mode, **options)
 
     @property

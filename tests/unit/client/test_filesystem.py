@@ -9,7 +9,14 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.tests.abstract import AbstractCopyTests, AbstractGetTests, AbstractOpenTests, AbstractPipeTests, AbstractPutTests
+from fsspec.tests.abstract import (
+    AbstractCopyTests,
+    AbstractFixtures,
+    AbstractGetTests,
+    AbstractOpenTests,
+    AbstractPipeTests,
+    AbstractPutTests,
+)
 
 from client.filesystem import ForebayFileSystem
 from client.record import BucketPolicy
@@ -39,7 +46,7 @@ def fs(store: FakeStore) -> ForebayFileSystem:
     return FakeFileSystem(store)
 
 
-class Fixtures:
+class Fixtures(AbstractFixtures):  # type: ignore[misc]
     """What fsspec's suites ask for."""
 
     @pytest.fixture
