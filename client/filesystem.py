@@ -9,6 +9,7 @@ names is cached, so that a listing shows what is there.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,10 @@ class ForebayFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
     def store(self) -> ObjectStore:
         """The client, opened at first use, once in each process."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), self._connect()
+            store = self._connect()
+            self._opened = os.getpid(), store
+            # fsspec keeps an instance for each thread and never closes one.
+            weakref.finalize(self, _close, store, os.getpid())
         return self._opened[1]
 
     @property
@@ -332,6 +336,11 @@ class ForebayFile(AbstractBufferedFile):  # type: ignore[misc]
                 self.discard()
             self.closed = True
         self.close()
+
+
+def _close(store: ObjectStore, pid: int) -> None:
+    if pid == os.getpid():
+        store.close()
 
 
 def _file(info: ObjectInfo) -> Entry:
