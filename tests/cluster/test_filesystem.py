@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -62,7 +63,7 @@ def test_pyarrow_reads_a_few_columns_of_a_folder(fs: ForebayFileSystem) -> None:
 
 
 def test_torch_saves_and_loads(fs: ForebayFileSystem) -> None:
-    state = {"weight": torch.randn(300, 1000), "step": 7}
+    state: dict[str, Any] = {"weight": torch.randn(300, 1000), "step": 7}
     with fsspec.open("forebay://data/state.pt", "wb") as file:
         torch.save(state, file)
     with fsspec.open("forebay://data/state.pt") as file:
