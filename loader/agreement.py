@@ -54,7 +54,6 @@ _WATCH_S: Final = 30.0
 class _Pinned(NamedTuple):
     """An order that was agreed, and what a state calls it."""
 
-    place: tuple[str, int]  # Digest of the dataset, epoch.
     order: tuple[int, ...]
     name: str
 
@@ -77,7 +76,8 @@ class LaneAgreement:
         self._rank = rank
         self._world_size = world_size
         self._timeout_s = timeout_s
-        self._last: _Pinned | None = None
+        # Of this epoch and the next one, whose first blocks are fetched before this one ends, in another thread.
+        self._known: dict[tuple[str, int], _Pinned] = {}
         self._resumed: LoaderState | None = None
 
     def resume(self, saved: LoaderState) -> None:
@@ -101,13 +101,14 @@ class LaneAgreement:
 
     def _pinned(self, store: ObjectStore, reader: DatasetReader, *, epoch: int) -> _Pinned:
         place = reader.index.digest, epoch
-        if self._last is None or self._last.place != place:
+        pinned = self._known.get(place)
+        if pinned is None:
             folder = _Folder(store, reader, run_id=self._run_id, world_size=self._world_size)
             body = folder.get(_epoch_name(epoch)) or self._pin(folder, epoch=epoch)
             order = _decoded_order(body, num_lanes=reader.index.num_lanes, where=folder.key(_epoch_name(epoch)))
-            name = f"placed:{self._run_id}:{self._world_size}:{_digest(body)}"
-            self._last = _Pinned(place, order, name)
-        return self._last
+            pinned = _Pinned(order, name=f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
+            self._known = {**dict(list(self._known.items())[-1:]), place: pinned}
+        return pinned
 
     def _pin(self, folder: _Folder, *, epoch: int) -> bytes:
         body = self._old_order(folder, epoch=epoch)

@@ -20,7 +20,7 @@ from loader.block import decode_value, variable_view
 from loader.buffers import BufferPool
 from loader.column_type import ColumnType
 from loader.errors import BlockCorrupt
-from loader.order import LaneOrder, row_number
+from loader.order import LaneOrder
 from loader.plan import Plan, Visit
 from loader.ragged import Ragged
 
@@ -169,10 +169,10 @@ class Arena:
         rows = self._rows.take(plan.cells)
         return [column.gather(rows) for column in self._columns]
 
-    def numbers(self, plan: Plan, *, num_lanes: int) -> Int64s:
-        """The number of each row of `plan` in the dataset."""
+    def indexes(self, plan: Plan) -> Int64s:
+        """The index of each row of `plan` in its lane."""
         rows = self._rows.take(plan.cells)
-        return row_number(plan.share.lanes, rows + self._shifts[rows // self._max_rows], num_lanes=num_lanes)
+        return rows + self._shifts[rows // self._max_rows]
 
 
 def _column(kind: ColumnType, *, max_rows: int) -> _FixedColumn | _VariableColumn:

@@ -12,7 +12,8 @@ q, e = divmod(m, W), run r gets q + [r < e] rows, and the tail rule says what be
 
 Invariants: integers only, pure. The set of each global batch depends on G and the start alone, not on W, B or the cluster.
 The rows of a lane within a range of positions are arithmetic, so a share costs O(its rows + L), whatever G is. This module
-does not know what the steps of a lane are (`loader.order`), nor ranks: `run_of_rank` maps them to runs.
+does not know what the steps of a lane are (`loader.order`). Where several datasets are mixed, their lanes are numbered through
+and `loader.mixture` says which steps lie before a position; all else is the same.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.errors import InvalidOption
+from loader.mixture import Mixture, MixtureEpoch
 from loader.order import MAX_LANES, MAX_ROWS, lane_permutation, lane_ranks, position_number
 
-__all__ = ["TAILS", "Assignment", "Share", "Tail", "run_of_rank"]
+__all__ = ["TAILS", "Assignment", "Share", "Split", "Tail", "run_of_rank"]
 
 Int64s = npt.NDArray[np.int64]
 Tail = Literal["pad", "drop", "uneven"]
@@ -62,7 +64,7 @@ class Share:
     ends : int64 [batches]
         How many rows there are up to and including each batch.
     num_lanes : int
-        L of the dataset.
+        Lanes of all that is read.
     """
 
     lanes: Int64s
@@ -76,8 +78,21 @@ class Share:
 
     @property
     def positions(self) -> Int64s:
-        """Position of each row in the epoch."""
+        """Position of each row in the epoch of one dataset."""
         return position_number(self.lanes, self.steps, num_lanes=self.num_lanes)
+
+    def every(self, step: int) -> Share:
+        """Every `step`-th of these batches, from the first on."""
+        sizes = np.diff(self.ends, prepend=0)
+        wanted = np.arange(len(sizes)) % step == 0
+        rows = np.repeat(wanted, sizes)
+        return Share(
+            lanes=self.lanes[rows],
+            steps=self.steps[rows],
+            pad=self.pad[rows],
+            ends=np.cumsum(sizes[wanted]),
+            num_lanes=self.num_lanes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +102,7 @@ class Assignment:
     Parameters
     ----------
     num_rows, num_lanes : int
-        N and L of the dataset.
+        N and L: positions of the epoch, and lanes of all that is read.
     world_size : int
         Number of data-parallel ranks, W.
     batch_size : int
@@ -98,6 +113,8 @@ class Assignment:
         What becomes of a short last batch: ``pad``, ``drop`` or ``uneven``.
     lane_order : tuple of int
         All lanes, in the order by which batches are cut into runs; ascending if left out.
+    mixture : MixtureEpoch, optional
+        How several datasets share the positions; all are one dataset's if left out.
 
     Raises
     ------
@@ -112,6 +129,7 @@ class Assignment:
     start: int = 0
     tail: Tail = "pad"
     lane_order: tuple[int, ...] = ()
+    mixture: MixtureEpoch | None = None
 
     def __post_init__(self) -> None:
         limits = {
@@ -198,8 +216,17 @@ class Assignment:
         for batch in range(first, self.num_batches(run=run)):
             yield self.share(batch, run=run)
 
+    def steps(self, bounds: Int64s) -> Int64s:
+        """The first step of each lane that lies at or after each position [bounds, lanes]."""
+        if self.mixture is not None:
+            return self.mixture.steps(bounds)
+        # ceil((bound - ρ) / L), floor division being exact.
+        return -((lane_ranks(self.num_lanes) - bounds[:, None]) // self.num_lanes)
+
     def _rows(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
         """Lanes and steps of rows low[k] to high[k] of each batch k, the positions bounds[k] to bounds[k + 1] by lane."""
+        if self.mixture is not None:
+            return self._rows_of_large_batches(bounds, low=low, high=high)
         if self.global_batch_size <= self.num_lanes:
             return self._rows_of_small_batches(bounds, low=low, high=high)
         cycles, rest = divmod(self.global_batch_size, self.num_lanes)
@@ -227,14 +254,13 @@ class Assignment:
             chosen = (within >= low[batches]) & (within < high[batches])
             batches, keys = batches[chosen], keys[chosen]
         lanes = order[keys - batches * num_lanes]
-        # The first step of the lane at or after the batch's begin, as below.
+        # The first step of the lane at or after the batch's begin, as in `steps`.
         return lanes, -((lane_ranks(num_lanes)[lanes] - bounds[batches]) // num_lanes)
 
     def _rows_of_large_batches(self, bounds: Int64s, *, low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
         """As `_rows`, by counting the rows that each batch has of each lane."""
         order, _ = _lane_order(self.lane_order, self.num_lanes)
-        # The first step of each lane that lies at or after each bound: ceil((bound - ρ) / L), floor division being exact.
-        steps = -((lane_ranks(self.num_lanes)[order] - bounds[:, None]) // self.num_lanes)
+        steps = self.steps(bounds)[:, order]
         counts = steps[1:] - steps[:-1]
         before = np.cumsum(counts, axis=1) - counts
         skipped = np.clip(low[:, None] - before, 0, counts)
@@ -242,6 +268,47 @@ class Assignment:
         cells = np.repeat(np.arange(taken.size), taken)
         within = np.arange(cells.size) - (np.cumsum(taken) - taken)[cells]
         return order[cells % self.num_lanes], (steps[:-1] + skipped).ravel()[cells] + within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How any epoch of a stream is split among the ranks.
+
+    Attributes
+    ----------
+    rank, rotate
+        As for `run_of_rank`.
+    mixture : Mixture, optional
+        How several datasets share the positions.
+    num_rows, num_lanes, world_size, batch_size, tail
+        As for `Assignment`.
+    """
+
+    rank: int
+    rotate: bool
+    num_rows: int
+    num_lanes: int
+    world_size: int
+    batch_size: int
+    tail: Tail
+    mixture: Mixture | None = None
+
+    def assignment(self, epoch: int, *, start: int = 0, lane_order: tuple[int, ...] = ()) -> Assignment:
+        """The batches of an epoch from a position on."""
+        return Assignment(
+            num_rows=self.num_rows,
+            num_lanes=self.num_lanes,
+            world_size=self.world_size,
+            batch_size=self.batch_size,
+            start=start,
+            tail=self.tail,
+            lane_order=lane_order,
+            mixture=None if self.mixture is None else self.mixture.epoch(epoch),
+        )
+
+    def run(self, epoch: int) -> int:
+        """The run that this rank takes in an epoch."""
+        return run_of_rank(self.rank, epoch=epoch, world_size=self.world_size, rotate=self.rotate)
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,8 +17,8 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from loader.arena import Column
 from loader.errors import InvalidOption
-from loader.prefetch import Stage
 from loader.ragged import Ragged
+from loader.stage import Stage
 
 __all__ = ["Batch", "batches_of", "samples_of"]
 
@@ -82,6 +82,9 @@ def _columns(
         assert stage.numbers is not None
         names.append("_index")
         columns.append(torch.from_numpy(stage.numbers))
+        if stage.components is not None:
+            names.append("_component")
+            columns.append(torch.from_numpy(stage.components))
     return names, columns
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from loader.epoch import Position
 from loader.errors import DatasetNotFound, InvalidOption
 from loader.images import Decode
 from loader.lanes import sharing_warning
-from loader.opened import CacheSpec, OpenDataset
+from loader.opened import CacheSpec, OpenDataset, OpenStream
 from loader.order import ORDER_ALGORITHM
 from loader.ranks import resolve_run_id, worker_of
 from loader.reader import DatasetReader
@@ -147,13 +148,13 @@ class ShardedDataset(StreamDataset):
         self._endpoints = endpoints
         self._agreement = self._agreement_of(resolve_run_id(run_id)) if locality and self._world_size > 1 else None
         self._info: ObjectInfo | None = None
-        self._opened: OpenDataset | None = None
-        self._inherited: OpenDataset | None = None
+        self._opened: OpenStream | None = None
+        self._inherited: OpenStream | None = None
 
     @property
     def reader(self) -> DatasetReader:
         """The open dataset; opened at first use, once in each process."""
-        return self._open().reader
+        return self._open().datasets[0].reader
 
     @property
     def digest(self) -> str:
@@ -168,7 +169,7 @@ class ShardedDataset(StreamDataset):
     def __getitem__(self, number: int) -> Any:
         """Row `number` of the written order, as an item of ``batch_size=None`` would be."""
         opened, row_number = self._open(), number % max(1, self.num_rows)
-        row = opened.reader.row(number, names=opened.names)
+        row = self.reader.row(number, names=opened.names)
         sample = {name: torch.as_tensor(value) if hasattr(value, "dtype") else value for name, value in row.items()}
         if self._with_index:
             sample["_index"] = torch.tensor(row_number)
@@ -178,42 +179,43 @@ class ShardedDataset(StreamDataset):
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""
         super().close()
         if self._opened is not None and self._opened.is_mine:
-            self._opened.store.close()
+            self._opened.datasets[0].store.close()
         self._opened = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies open their own connections.
         return {**super().__getstate__(), "_opened": None, "_inherited": None}
 
-    def _open(self) -> OpenDataset:
+    def _open(self) -> OpenStream:
         if self._opened is None or not self._opened.is_mine:
             # A parent process's is kept as it is: closing its sockets and ending its threads is not this process's business.
             self._inherited, store = self._opened, self._connect()
             try:
-                self._adopt(self._open_version(store, version=self._epoch.version or None, info=self._info))
+                opened = self._open_version(store, version=self._epoch.version or None, info=self._info)
+                self._adopt(OpenStream.of([opened]))
             except BaseException:
                 store.close()
                 raise
         assert self._opened is not None
         return self._opened
 
-    def _adopt(self, opened: OpenDataset) -> None:
+    def _adopt(self, opened: OpenStream) -> None:
         # From now on this version is read, in every copy of this dataset, whatever the name points to later.
-        self._opened, self._info = opened, opened.reader.info
+        self._opened, self._info = opened, opened.datasets[0].reader.info
         self._epoch.version = self._info.version
 
     def _connect(self) -> ObjectStore:
         return Client(self._endpoints)
 
-    def _open_for(self, saved: LoaderState) -> OpenDataset:
-        """The version that a state was taken from, if it is still there; else the present one, and a comparison fails."""
+    def _open_for(self, saved: LoaderState) -> OpenStream:
         opened = self._open()
-        if saved.dataset_digest == opened.reader.index.digest:
-            return opened
-        try:
-            return self._open_version(opened.store, version=saved.dataset_version)
-        except DatasetNotFound:
-            return opened
+        if saved.dataset_digest != self.digest:
+            # An older version may still be there. If not, the comparison fails.
+            with suppress(DatasetNotFound):
+                opened = OpenStream.of([self._open_version(opened.datasets[0].store, version=saved.dataset_version)])
+        index = opened.datasets[0].reader.index
+        saved.check_against(dataset_digest=index.digest, num_rows=index.num_rows, seed=self._seed, shuffle=self._shuffle)
+        return opened
 
     def _agreement_of(self, run_id: str) -> LaneAgreement:
         return LaneAgreement(run_id=run_id, rank=self._rank, world_size=self._world_size)
@@ -224,13 +226,12 @@ class ShardedDataset(StreamDataset):
         else:
             self._agreement.resume(saved)
 
-    def _lane_order(self, epoch: int) -> tuple[int, ...]:
+    def _lane_orders(self, opened: OpenStream) -> Callable[[int], tuple[int, ...]]:
         for warning in self._warnings():
             log.warning("%s: %s", self.url, warning)
         if self._agreement is None or not self._is_divisible():
-            return ()
-        opened = self._open()
-        return self._agreement.order(opened.store, opened.reader, epoch=epoch)
+            return super()._lane_orders(opened)
+        return partial(_agreed_order, self._agreement, opened.datasets[0])
 
     def _warnings(self) -> list[str]:
         num_lanes, size = self.reader.index.num_lanes, self._world_size * self._batch_size
@@ -251,7 +252,7 @@ class ShardedDataset(StreamDataset):
             return self._lane_map
         if position.start == 0 and worker_of() is None:
             return "placed"  # Perhaps no rank has begun this epoch, and a state is no reason to wait for all of them.
-        opened = self._open()
+        opened = self._open().datasets[0]
         return self._agreement.name(opened.store, opened.reader, epoch=position.epoch)
 
     def _state(self, position: Position) -> LoaderState:
@@ -266,3 +267,7 @@ class ShardedDataset(StreamDataset):
             order_algorithm=ORDER_ALGORITHM,
             lane_map=self._lane_map_at(position),
         )
+
+
+def _agreed_order(agreement: LaneAgreement, opened: OpenDataset, epoch: int) -> tuple[int, ...]:
+    return agreement.order(opened.store, opened.reader, epoch=epoch)

@@ -67,12 +67,18 @@ class WorkerTurn:
 
 
 class SharedEpoch:
-    """The position of a dataset's stream, the same in all its copies on one host."""
+    """The position of a dataset's stream, the same in all its copies on one host.
+
+    Attributes
+    ----------
+    num_begun : int
+        Iterations that this process has begun as a worker.
+    """
 
     def __init__(self) -> None:
         self._cells = _shared([0] * _MARKS)
         self._owner_pid = os.getpid()
-        self._num_begun = 0
+        self.num_begun = 0
 
     @property
     def next(self) -> Position:
@@ -141,8 +147,8 @@ class SharedEpoch:
             raise InvalidOption(f"num_workers={num_workers}: expected up to {MAX_WORKERS}")
         position = self.next
         # Persistent workers keep their base seed, but all of them have begun equally often.
-        self._num_begun += 1
-        iteration = (base_seed + self._num_begun * 0x9E3779B1) % (1 << _ITERATION_BITS)
+        self.num_begun += 1
+        iteration = (base_seed + self.num_begun * 0x9E3779B1) % (1 << _ITERATION_BITS)
         turn = WorkerTurn(self._cells, worker, position, iteration=iteration)
         self._cells[_WORKERS] = num_workers
         return turn
@@ -169,7 +175,7 @@ class SharedEpoch:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._cells = state["cells"] if "cells" in state else _shared(state["numbers"])
         self._owner_pid = state.get("owner_pid", os.getpid())
-        self._num_begun = 0
+        self.num_begun = 0
 
 
 def _shared(numbers: Sequence[int]) -> Any:

@@ -19,13 +19,14 @@ class StreamClosed(Exception):
 
 
 class Place(Generic[T]):
-    """A place in the queue, with what is in it once `filled`."""
+    """A place in the queue, with what is in it, or why there is nothing, once `filled`."""
 
-    __slots__ = ("filled", "item")
+    __slots__ = ("error", "filled", "item")
 
     def __init__(self) -> None:
         self.filled = False
         self.item: T
+        self.error: BaseException | None = None
 
 
 class HandOff(Generic[T]):
@@ -62,6 +63,12 @@ class HandOff(Generic[T]):
             place.item, place.filled = item, True
             self._changed.notify_all()
 
+    def fail_at(self, place: Place[T], error: BaseException) -> None:
+        """Have `get` raise `error` once it comes to a place, and from then on."""
+        with self._changed:
+            place.error, place.filled = place.error or error, True
+            self._changed.notify_all()
+
     def fail(self, error: BaseException) -> None:
         """Have `get` raise `error` from now on, whatever is ready."""
         with self._changed:
@@ -77,9 +84,12 @@ class HandOff(Generic[T]):
                 raise StreamClosed
             if self._error is not None:
                 raise self._error
-            item = self._places.popleft().item
+            place = self._places.popleft()
             self._changed.notify_all()
-            return item
+            if place.error is not None:
+                self._error = place.error
+                raise place.error
+            return place.item
 
     def close(self) -> None:
         """Drop what is ready, and wake up both sides."""

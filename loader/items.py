@@ -21,7 +21,7 @@ from loader.batch import Batch, batches_of, samples_of
 from loader.collate import Collate
 from loader.images import ImageBatch, ImageColumn
 from loader.jobs import Job
-from loader.prefetch import Stage
+from loader.stage import Stage
 from loader.transforms import EpochRandom, ItemTransform
 
 __all__ = ["ItemMaker", "Part"]

@@ -3,7 +3,8 @@
 The main process's iteration moves the stream's position with each item, just before it hands the item out: what was yielded is
 consumed. A DataLoader worker's only counts, because its items wait in a queue whose other end it can't see.
 
-However it ends (exhausted, dropped, stopped, or by an error), its threads end with it.
+If it ends in any way but at the end of the epoch (dropped, stopped, or by an error), the stager's threads end with it. At the
+end of an epoch the stager is left to whoever reads the next.
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ from collections.abc import Generator, Iterator
 from itertools import pairwise
 from typing import Any
 
-from loader.arena import Arena
 from loader.assignment import Assignment
 from loader.epoch import SharedEpoch, WorkerTurn
 from loader.errors import IteratorStopped
 from loader.handoff import StreamClosed
-from loader.items import ItemMaker, Part
-from loader.prefetch import Stager, StreamSpec
+from loader.items import Part
 from loader.ranks import Worker
-from loader.reader import DatasetReader
 from loader.receipt import Receipt
+from loader.stager import Stager
 from loader.state import LoaderState
 from loader.worker_state import WorkerState
 
@@ -81,13 +80,18 @@ class Iteration:
             raise IteratorStopped(self._stopped)
 
     def items(
-        self, reader: DatasetReader, spec: StreamSpec, maker: ItemMaker, *, arena: Arena, receipt: Receipt
+        self, stager: Stager[Part], assignment: Assignment, *, whole_batches: bool, receipt: Receipt
     ) -> Generator[Any, None, None]:
         """Each item, consumed once it is yielded. At the end the stream moves on to the next epoch."""
-        items_of = self._batches_of if maker.whole_batches else self._samples_of
-        with Stager(reader, spec, receipt, arena=arena, maker=maker) as self._stager:
-            while (part := self._next_part(self._stager, receipt)) is not None:
-                yield from items_of(part, spec.assignment, receipt)
+        items_of = self._batches_of if whole_batches else self._samples_of
+        self._stager = stager
+        try:
+            while (part := self._next_part(stager, receipt)) is not None:
+                yield from items_of(part, assignment, receipt)
+        except BaseException:  # When the iterator is dropped, too.
+            stager.close()
+            raise
+        self._stager = None
         if self._turn is None:
             self._epoch.finish(self.begin.turn)
         else:

@@ -1,17 +1,18 @@
 """What becomes of a gathered stage before it is handed over: jobs, whose pieces any threads do, delivered in order.
 
 A job takes its place in the queue before it begins, so what is delivered has the order in which jobs were given, however long
-each takes, and no more jobs are under way than the queue has places. This module does not know what jobs make.
+each takes, and no more jobs are under way than the queue has places. An error is delivered there, too: what comes before it
+can still be had, and one of the next epoch's jobs does not end this epoch. This module does not know what jobs make.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from loader.daemon_pool import DaemonPool
 from loader.handoff import HandOff, Place, StreamClosed
 
 __all__ = ["Job", "JobRunner"]
@@ -46,13 +47,16 @@ class JobRunner(Generic[T]):
         Where results go, and errors.
     num_threads : int
         Threads for pieces; there are none before there is a piece.
-    initializer : callable
-        Run in each thread first.
+
+    Attributes
+    ----------
+    threads : DaemonPool
+        Closed by whoever made the runner, after the queue.
     """
 
-    def __init__(self, queue: HandOff[T], *, num_threads: int, initializer: Callable[[], None]) -> None:
+    def __init__(self, queue: HandOff[T], *, num_threads: int) -> None:
         self._queue = queue
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="forebay-make", initializer=initializer)
+        self.threads = DaemonPool(num_threads, name="forebay-make")
 
     def run(self, job: Job[T]) -> None:
         """Begin a job, once the queue has a place for it; raises `StreamClosed`."""
@@ -62,14 +66,8 @@ class JobRunner(Generic[T]):
             return
         running = _Running(job, place, self._queue)
         for piece in job.pieces:
-            try:
-                self._threads.submit(running.do, piece)
-            except RuntimeError as exc:  # The pool is shut down, by whoever closed the queue.
-                raise StreamClosed from exc
-
-    def close(self, *, wait: bool) -> None:
-        """End the threads; a piece that is under way ends first."""
-        self._threads.shutdown(wait=wait, cancel_futures=True)
+            if self.threads.submit(running.do, piece).cancelled():
+                raise StreamClosed
 
 
 class _Running(Generic[T]):
@@ -89,4 +87,4 @@ class _Running(Generic[T]):
             if last:
                 self._queue.fill(self._place, self._job.finish())
         except BaseException as error:  # Whatever it is belongs to the training loop, or it would wait for ever.
-            self._queue.fail(error)
+            self._queue.fail_at(self._place, error)

@@ -1,19 +1,27 @@
-"""What a process holds open of a dataset that it streams: connections, the reader with its cache, and the memory for blocks."""
+"""What a process holds open of what it streams: connections, readers with their caches, and the memory for blocks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from client.objects import ObjectStore
 from client.record import ObjectInfo
+from client.replica import ReadTotals
 from loader.arena import Arena
 from loader.cache import DiskCache
+from loader.column_type import ColumnType
+from loader.mixture import Mixture, StreamLanes
+from loader.order import LaneOrder
+from loader.plan import Visit
 from loader.reader import DatasetReader
 
-__all__ = ["CacheSpec", "OpenDataset"]
+__all__ = ["CacheSpec", "OpenDataset", "OpenStream"]
+
+_CELL_BYTES = 8  # What a row in the arena takes beside its columns.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,23 +38,17 @@ class OpenDataset:
 
     Attributes
     ----------
-    pid : int
-        The process; what it holds must not be used after a fork.
     store : ObjectStore
         Closed by whoever made it.
     reader : DatasetReader
         With its cache, if there is one.
     columns : tuple of int
-        Numbers of the columns.
-    arena : Arena
-        For these columns. It goes from one iteration to the next, with its memory.
+        Numbers of the columns, in the order in which they are wanted.
     """
 
-    pid: int
     store: ObjectStore
     reader: DatasetReader
     columns: tuple[int, ...]
-    arena: Arena
 
     @classmethod
     def of(
@@ -64,9 +66,70 @@ class OpenDataset:
         reader = DatasetReader(store, bucket, key, version=version, info=info)
         if cache is not None:
             reader.cache = DiskCache(cache.root, digest=reader.index.digest, limit_bytes=cache.limit_bytes)
-        numbers = reader.select(columns)
-        arena = Arena([reader.schema.types[number] for number in numbers], max_block_rows=reader.max_block_rows)
-        return cls(pid=os.getpid(), store=store, reader=reader, columns=numbers, arena=arena)
+        return cls(store=store, reader=reader, columns=reader.select(columns))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return [self.reader.schema.names[number] for number in self.columns]
+
+    @property
+    def kinds(self) -> list[ColumnType]:
+        """Their types."""
+        return [self.reader.schema.types[number] for number in self.columns]
+
+    @property
+    def slot_bytes(self) -> int:
+        """What room for one block takes: decoded columns, and the order of their rows."""
+        fixed_bytes = sum(kind.item_bytes for kind in self.kinds if kind.is_fixed) + _CELL_BYTES
+        varies = not all(kind.is_fixed for kind in self.kinds)
+        return fixed_bytes * self.reader.max_block_rows + (self.reader.mean_block_bytes if varies else 0)
+
+    @property
+    def row_bytes(self) -> int:
+        """About what the columns of one row take, decoded."""
+        fixed_bytes = sum(kind.item_bytes for kind in self.kinds if kind.is_fixed)
+        if all(kind.is_fixed for kind in self.kinds):
+            return fixed_bytes
+        return fixed_bytes + self.reader.mean_block_bytes * self.reader.num_blocks // max(1, self.reader.index.num_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStream:
+    """Datasets that are read as one, by one process, their lanes numbered through.
+
+    Attributes
+    ----------
+    pid : int
+        The process; what it holds must not be used after a fork.
+    datasets : tuple of OpenDataset
+        With the same columns.
+    lanes : StreamLanes
+        Of all of them.
+    mixture : Mixture or None
+        How they share the positions of the stream, if there are several.
+    arena : Arena
+        For these columns. It goes from one iteration to the next, with its memory.
+    """
+
+    pid: int
+    datasets: tuple[OpenDataset, ...]
+    lanes: StreamLanes
+    mixture: Mixture | None
+    arena: Arena
+
+    @classmethod
+    def of(cls, datasets: Sequence[OpenDataset], *, mixture: Mixture | None = None) -> OpenStream:
+        """What was opened by this process, ready to be streamed."""
+        rows = max(dataset.reader.max_block_rows for dataset in datasets)
+        shapes = [(dataset.reader.index.num_rows, dataset.reader.index.num_lanes) for dataset in datasets]
+        return cls(
+            pid=os.getpid(),
+            datasets=tuple(datasets),
+            lanes=StreamLanes.of(shapes),
+            mixture=mixture,
+            arena=Arena(datasets[0].kinds, max_block_rows=rows),
+        )
 
     @property
     def is_mine(self) -> bool:
@@ -74,6 +137,74 @@ class OpenDataset:
         return self.pid == os.getpid()
 
     @property
+    def url(self) -> str:
+        """What is read."""
+        return " + ".join(dataset.reader.url for dataset in self.datasets)
+
+    @property
     def names(self) -> list[str]:
         """Names of the columns."""
-        return [self.reader.schema.names[number] for number in self.columns]
+        return self.datasets[0].names
+
+    @property
+    def max_block_rows(self) -> int:
+        """No block has more rows than this."""
+        return max(dataset.reader.max_block_rows for dataset in self.datasets)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all datasets."""
+        return sum(dataset.reader.num_blocks for dataset in self.datasets)
+
+    @property
+    def blocks_per_sample(self) -> float:
+        """Blocks that one sample takes, if none is read twice."""
+        weights = [1] if self.mixture is None else [part.weight for part in self.mixture.components]
+        readers = [dataset.reader for dataset in self.datasets]
+        blocks = [reader.num_blocks / max(1, reader.index.num_rows) for reader in readers]
+        return sum(weight * each for weight, each in zip(weights, blocks, strict=True)) / sum(weights)
+
+    @property
+    def slot_bytes(self) -> int:
+        """What room for any one block takes."""
+        return max(dataset.slot_bytes for dataset in self.datasets)
+
+    @property
+    def row_bytes(self) -> int:
+        """About what the columns of one row take, at most."""
+        return max(dataset.row_bytes for dataset in self.datasets)
+
+    def totals(self) -> ReadTotals:
+        """What was read from the stores so far."""
+        each = [asdict(dataset.reader.totals()) for dataset in self.datasets]
+        return ReadTotals(**{name: sum(totals[name] for totals in each) for name in each[0]})
+
+    def has_table(self, lane: int) -> bool:
+        """Whether the block table of a lane was read already."""
+        dataset, own = self._place(lane)
+        return dataset.reader.has_table(own)
+
+    def load_table(self, lane: int) -> None:
+        """Read the block table of a lane, unless it is there."""
+        dataset, own = self._place(lane)
+        dataset.reader.table(own)
+
+    def order(self, lane: int, *, seed: int, epoch: int, shuffle: bool) -> LaneOrder:
+        """The order of a lane in an epoch of its dataset."""
+        dataset, own = self._place(lane)
+        digest, rows = dataset.reader.index.digest, dataset.reader.table(own).rows
+        return LaneOrder(digest=digest, seed=seed, epoch=epoch, lane=own, block_rows=rows, shuffle=shuffle)
+
+    def fetch(self, visit: Visit) -> int:
+        """Bring the block of a visit into its slot of the arena; how many of the bytes came from the cache."""
+        dataset, own = self._place(visit.lane)
+        block = int(visit.order.visits[visit.number])
+        sizes = dataset.reader.table(own).raw_size[block].tolist()
+        rooms = self.arena.rooms(visit, visit.order, [sizes[column] for column in dataset.columns])
+        # The reader wants columns in the schema's order, where those that are close are read at once.
+        pairs = sorted(zip(dataset.columns, rooms, strict=True), key=itemgetter(0))
+        return dataset.reader.read_block_into(own, block, [column for column, _ in pairs], [room for _, room in pairs])
+
+    def _place(self, lane: int) -> tuple[OpenDataset, int]:
+        """Whose lane it is, and which one."""
+        return self.datasets[int(self.lanes.components[lane])], int(self.lanes.lanes[lane])

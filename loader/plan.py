@@ -6,7 +6,8 @@ A lane is read one block visit at a time. While a visit is open it has a *slot*:
 The places of a slot are *cells*: place p of slot s is cell ``s * max_block_rows + p``. `VisitPlanner.plan` turns the rows of
 some batches (lane and step) into cells. Where a lane's steps leave its open visit, the next visit opens in a free slot, and
 the old slot closes: it may be reused once these rows are gathered. The work per row is a few vectorised operations; Python
-runs once per visit.
+runs once per visit. A lane's steps go on from one epoch to the next, so a stream may do so, too: between them it lets go of
+the visits that it will not come back to.
 
 Invariants: a slot is never given out twice at a time; a plan that does not fit the free slots changes nothing. Pure: this
 module knows no bytes, threads or clocks, nor which row of its block each place of a visit is.
@@ -30,11 +31,12 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """Visit number `number` of a lane's sequence, which is decoded into `slot`."""
+    """Visit number `number` of a lane's sequence in one epoch, which is decoded into `slot`."""
 
     lane: int
     number: int
     slot: int
+    order: LaneOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,21 +62,23 @@ class Plan:
 
 
 class VisitPlanner:
-    """Plans the reads of one process in one epoch.
+    """Plans the reads of one process.
 
     Parameters
     ----------
     num_lanes : int
-        L of the dataset.
+        Lanes of all that is read.
     num_slots : int
         Slots there are.
     max_block_rows : int
         No block has more rows.
     order_of : callable
-        The order of a lane in this epoch.
+        Of a lane and a step: the order that the step is of, and the step at which that order begins.
     """
 
-    def __init__(self, *, num_lanes: int, num_slots: int, max_block_rows: int, order_of: Callable[[int], LaneOrder]) -> None:
+    def __init__(
+        self, *, num_lanes: int, num_slots: int, max_block_rows: int, order_of: Callable[[int, int], tuple[LaneOrder, int]]
+    ) -> None:
         self._num_slots = 0
         self._max_block_rows = max_block_rows
         self._order_of = order_of
@@ -123,6 +127,17 @@ class VisitPlanner:
             left = left[~inside]
         return Plan(share=share, cells=cells, opened=opened, closed=closed)
 
+    def leave(self, steps: Int64s | None) -> Plan:
+        """Close the visits that end at or before these steps of their lanes, or all of them; a plan without rows."""
+        leaving = np.flatnonzero((self._slots >= 0) & (True if steps is None else self._ends <= steps))
+        closed = self._slots[leaving].tolist()
+        self._slots[leaving] = -1
+        self._starts[leaving] = self._ends[leaving] = 0
+        nothing = np.empty(0, np.int64)
+        pad, num_lanes = nothing.astype(np.bool_), len(self._slots)
+        share = Share(lanes=nothing, steps=nothing, pad=pad, ends=nothing, num_lanes=num_lanes)
+        return Plan(share=share, cells=nothing, opened=[], closed=closed)
+
     def release(self, plan: Plan) -> None:
         """Take back the slots that `plan` closed, once its rows are gathered."""
         self._free.extend(reversed(plan.closed))
@@ -132,9 +147,9 @@ class VisitPlanner:
         return self._shifts[lanes] + steps, (steps >= self._starts[lanes]) & (steps < self._ends[lanes])
 
     def _open(self, lane: int, step: int) -> Visit:
-        order = self._order_of(lane)
-        number = int(order.visit_ends.searchsorted(step, side="right"))
-        start, slot = int(order.visit_ends[number - 1]) if number else 0, self._free.pop()
-        self._slots[lane], self._starts[lane], self._ends[lane] = slot, start, order.visit_ends[number]
+        order, first = self._order_of(lane, step)
+        number = int(order.visit_ends.searchsorted(step - first, side="right"))
+        start, slot = first + (int(order.visit_ends[number - 1]) if number else 0), self._free.pop()
+        self._slots[lane], self._starts[lane], self._ends[lane] = slot, start, first + order.visit_ends[number]
         self._shifts[lane] = slot * self._max_block_rows - start
-        return Visit(lane=lane, number=number, slot=slot)
+        return Visit(lane=lane, number=number, slot=slot, order=order)

@@ -5,322 +5,334 @@ Theory of operation
 One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
 to a pool of threads, which fetch, verify and decode it into its slot. It waits for the blocks of the oldest stage (some
 batches), gathers their rows, frees what no later row needs, and hands the result to a maker, whose jobs end in a short queue
-that the training loop takes from. All of fetching, decoding and gathering happens without the GIL. The first stages are short,
-so that the first batch needs few blocks.
+that the training loop takes from. All of fetching, decoding and gathering happens without the GIL. The first stages of an
+epoch are short, so that its first batch needs few blocks.
+
+Epochs follow each other without a pause: at the end of one the walk puts a mark into the queue and goes on with the next, up to
+about one block of each lane. Who iterates stops at the mark, and the next iteration takes the walk over.
 
 Memory: the open visits, as many again being fetched, `prefetch_bytes` more, and `_READY_STAGES` + 2 stages; or, where the maker
 has work for threads, 2 stages and what `num_threads` + 2 jobs make. A single batch that needs more gets it, or nothing could
-go on. An error in any thread reaches the training loop at once, before what is ready. Closing ends all threads and waits for
-them.
+go on. An error in any thread reaches the training loop at once, before what is ready; but one in what a later epoch begins
+with is that epoch's, and nobody's who does not read it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from loader.arena import Arena, Column
 from loader.assignment import Assignment, Share
+from loader.daemon_pool import DaemonPool
 from loader.handoff import HandOff, StreamClosed
-from loader.jobs import Job, JobRunner
+from loader.jobs import JobRunner
+from loader.opened import OpenStream
 from loader.order import LaneOrder
 from loader.plan import Plan, Visit, VisitPlanner
-from loader.reader import DatasetReader
 from loader.receipt import Receipt
+from loader.stage import Epochs, Maker, Stage, StreamSpec
 
-__all__ = ["Maker", "Stage", "Stager", "StreamSpec"]
+__all__ = ["Walk"]
 
-T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+
+Int64s = npt.NDArray[np.int64]
 
 STAGE_BYTES = 4 * 1024 * 1024
 MAX_STAGE_ROWS = 65_536
 MAX_STAGE_CELLS = 1 << 20  # Batches of a stage times lanes: planning takes some arrays of that size.
 MAX_PLANNED_ROWS = 1 << 19  # Planned ahead, 41 bytes each.
 _READY_STAGES = 2
-_CELL_BYTES = 8  # What a row in the arena takes beside its columns.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamSpec:
-    """What one process reads of one epoch.
+@dataclass(slots=True, kw_only=True)
+class _Epoch(Generic[T]):
+    """An epoch that is being planned.
 
     Attributes
     ----------
-    assignment : Assignment
-        The batches of the epoch from where it goes on.
-    run : int
-        Which run of each batch.
-    first, step : int
-        Of these batches, every `step`-th from `first` on: DataLoader worker w of n has (w, n).
-    columns : tuple of int
-        Columns to read, ascending.
-    with_index : bool
-        Whether the numbers of rows are wanted, too.
-    seed, epoch : int
-        Of the order.
-    shuffle : bool
-        False is written order.
-    prefetch_bytes : int
-        Decoded bytes fetched ahead, beside one block for each lane that is being read.
-    num_threads : int
-        Threads that fetch and decode; a maker has as many.
+    begins : tuple of int
+        The epoch of each dataset in which it begins, and from whose begin steps are counted in `assignment`.
+    passed : int64 [lanes]
+        Steps of each lane before that, since this walk's first epoch began: what makes its steps go on from one to the next.
+    todo : range
+        Batches that are not planned yet.
+    num_opened : int
+        Visits that were planned.
     """
 
+    number: int
     assignment: Assignment
     run: int
-    first: int
-    step: int
-    columns: tuple[int, ...]
-    with_index: bool
-    seed: int
-    epoch: int
-    shuffle: bool
-    prefetch_bytes: int
-    num_threads: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stage:
-    """The gathered rows of some batches.
-
-    Attributes
-    ----------
-    columns : list of Column
-        One for each column that is read.
-    numbers : int64 [rows] or None
-        Number of each row in the dataset, if wanted.
-    pad : bool [rows]
-        Which rows are repetitions.
-    ends : list of int
-        How many rows there are up to and including each batch.
-    batches : range
-        Numbers of the batches.
-    """
-
-    columns: list[Column]
-    numbers: npt.NDArray[np.int64] | None
-    pad: npt.NDArray[np.bool_]
-    ends: list[int]
-    batches: range
-
-
-class Maker(Protocol[T_co]):
-    """What becomes of stages."""
+    begins: tuple[int, ...]
+    passed: Int64s
+    todo: range
+    maker: Maker[T]
+    receipt: Receipt
+    num_opened: int = 0
 
     @property
-    def in_threads(self) -> bool:
-        """Whether jobs have pieces; else each hands a stage over as it is."""
-        ...
-
-    def jobs_of(self, stage: Stage) -> Iterator[Job[T_co]]:
-        """What to do with a stage, in order."""
-        ...
+    def cut(self) -> tuple[int, tuple[int, ...]]:
+        """Which part of its batches is read."""
+        return self.run, self.assignment.lane_order
 
 
-@dataclass(slots=True)
-class _Planned:
+@dataclass(slots=True, kw_only=True)
+class _Planned(Generic[T]):
+    """Batches of an epoch that are being fetched; an empty range of them marks its end."""
+
     plan: Plan
+    epoch: _Epoch[T]
     batches: range
     fetches: list[Future[None]] = field(default_factory=list)
 
 
-class Stager(Generic[T]):
-    """What is made of the stages of one stream, in order. Use as a context manager, and iterate once.
+class Walk(Generic[T]):
+    """The walk through a stream: its threads, and what they share.
 
     Parameters
     ----------
-    reader : DatasetReader
-        Where blocks come from.
-    spec : StreamSpec
-        What to read.
-    receipt : Receipt
-        Counts what it took.
-    arena : Arena
-        For these columns, and used by nobody else until the stager is closed.
-    maker : Maker
-        Makes what is handed over.
+    opened, spec, epochs
+        As `loader.stager.Stager` takes them.
+
+    Attributes
+    ----------
+    thread : Thread
+        To be started.
+    ready : HandOff
+        What was made, and None at the end of each epoch, for the training loop.
+    reading : int
+        The epoch that the training loop is in.
     """
 
-    def __init__(self, reader: DatasetReader, spec: StreamSpec, receipt: Receipt, *, arena: Arena, maker: Maker[T]) -> None:
-        self._reader = reader
-        self._spec = spec
-        self._receipt = receipt
-        self._ahead_slots = spec.prefetch_bytes // _slot_bytes(reader, spec.columns)
-        self._orders: dict[int, LaneOrder] = {}
-        self._arena = arena
+    def __init__(self, opened: OpenStream, spec: StreamSpec, epochs: Epochs[T]) -> None:
+        self.opened, self.spec, self.pid = opened, spec, os.getpid()
+        self.reading = spec.epoch
+        self._epochs = epochs
+        self._receipts: dict[int, Receipt] = {}
+        self._receipts_lock = threading.Lock()
+        self._origin: tuple[int, ...] = ()
+        self._epoch: _Epoch[T] | None = (begun := self._begun(spec.epoch, start=spec.start))
+        self.ready: HandOff[T | None] = HandOff(limit=spec.num_threads + 2 if begun.maker.in_threads else _READY_STAGES)
+        self.thread = threading.Thread(target=self._run, name="forebay-stager", daemon=True)
+        self._fetchers = DaemonPool(spec.num_threads, name="forebay-fetch")
+        self._jobs = JobRunner(self.ready, num_threads=spec.num_threads)
+        self._ahead_slots = spec.prefetch_bytes // opened.slot_bytes
         # Also for a repeated row, whose block may be visited a second time.
-        arena.grow(min(2 * reader.num_blocks, 2 * _lanes_of_run(spec.assignment) + self._ahead_slots) + 1)
-        self._batches_per_stage = _batches_per_stage(reader, spec, num_slots=arena.num_slots)
+        self._num_lanes = _lanes_of_run(begun.assignment)
+        opened.arena.grow(min(2 * opened.num_blocks, 2 * self._num_lanes + self._ahead_slots) + 1)
+        self._batches_per_stage = _batches_per_stage(opened, spec)
+        self._has_table = np.array([opened.has_table(lane) for lane in range(len(opened.lanes))], np.bool_)
+        self._orders: dict[int, tuple[LaneOrder, int]] = {}  # Of each lane the one used last, and the step it begins at.
         self._planner = VisitPlanner(
-            num_lanes=reader.index.num_lanes,
-            num_slots=arena.num_slots,
-            max_block_rows=reader.max_block_rows,
-            order_of=self._orders.__getitem__,
+            num_lanes=len(opened.lanes),
+            num_slots=opened.arena.num_slots,
+            max_block_rows=opened.max_block_rows,
+            order_of=self._order_of,
         )
-        self._num_stages = 0
-        self._todo = range(spec.first, spec.assignment.num_batches(run=spec.run), spec.step)
-        self._planned: deque[_Planned] = deque()
+        self._num_stages = 0  # Of the epoch that is being planned.
+        self._planned: deque[_Planned[T]] = deque()
         self._planned_rows = 0
-        self._maker = maker
-        self._ready: HandOff[T | None] = HandOff(limit=spec.num_threads + 2 if maker.in_threads else _READY_STAGES)
-        self._own_threads = own_threads = set[int]()
-
-        def note_thread() -> None:
-            own_threads.add(threading.get_ident())
-
-        self._fetchers = ThreadPoolExecutor(spec.num_threads, thread_name_prefix="forebay-fetch", initializer=note_thread)
-        self._jobs = JobRunner(self._ready, num_threads=spec.num_threads, initializer=note_thread)
-        self._thread = threading.Thread(target=self._run, name="forebay-stager", daemon=True)
-
-    def __enter__(self) -> Stager[T]:
-        try:
-            self._thread.start()
-        except BaseException:  # Ctrl-C, when the thread runs already.
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        self._leaving_slots = 0
+        self._failure: Exception | None = None  # Of an epoch that the training loop is not in yet.
 
     def close(self) -> None:
-        """End all threads, and wait for them; a fetch that is under way ends first."""
-        self._ready.close()
-        # The garbage collector may close a forgotten iterator, and may do so in any thread. One can't wait for itself.
-        wait = threading.get_ident() not in self._own_threads
-        self._fetchers.shutdown(wait=wait, cancel_futures=True)
-        self._jobs.close(wait=wait)
-        if wait and self._thread.is_alive():
-            self._thread.join()
+        """End all threads, and wait for them; in the process that they are in."""
+        if os.getpid() != self.pid:
+            return  # After a fork there are no threads, and a lock that one of them held is never released.
+        self.ready.close()
+        pools = self._fetchers, self._jobs.threads
+        for pool in pools:
+            pool.close()
+        # The garbage collector may close a forgotten stager, and may do so in any thread. One can't wait for itself.
+        ident = threading.get_ident()
+        if ident != self.thread.ident and not any(pool.is_own(ident) for pool in pools):
+            if self.thread.is_alive():
+                self.thread.join()
+            for pool in pools:
+                pool.join()
 
-    def next(self) -> T | None:
-        """What was made next, None after the last; raises what went wrong in a thread, or `StreamClosed`."""
-        return self._ready.get()
+    def receipt(self, epoch: int) -> Receipt:
+        """The receipt of an epoch; those of earlier ones are forgotten."""
+        with self._receipts_lock:
+            for earlier in [number for number in self._receipts if number < self.reading]:
+                del self._receipts[earlier]
+            if epoch not in self._receipts:
+                self._receipts[epoch] = self._epochs.receipt_of(epoch)
+            return self._receipts[epoch]
 
     def _run(self) -> None:
-        self._own_threads.add(threading.get_ident())
         try:
-            for stage in self._stages():
-                for job in self._maker.jobs_of(stage):
-                    self._jobs.run(job)
-            self._ready.put(None)
+            while self._walk_on():
+                pass
+            if self._failure is not None:
+                self.ready.fail_at(self.ready.reserve(), self._failure)
         except StreamClosed:
             return
         except BaseException as error:  # Whatever it is belongs to the training loop, or it would wait for ever.
-            self._ready.fail(error)
+            self.ready.fail(error)
 
-    def _stages(self) -> Iterator[Stage]:
-        planned = self._planned
-        while self._todo or planned:
-            while self._todo and self._plan_one():
-                # While the training loop waits, what it waits for goes first.
-                if self._ready.is_empty and all(fetch.done() for fetch in planned[0].fetches):
-                    break
-            stage = planned.popleft()
-            for fetch in stage.fetches:
+    def _walk_on(self) -> bool:
+        """Plan ahead, and hand over what was planned first; False after the last."""
+        self._plan_ahead()
+        if not self._planned:
+            return False
+        planned = self._planned.popleft()
+        try:
+            for fetch in planned.fetches:
                 fetch.result()
-            yield self._gather(stage.plan, stage.batches)
-            self._planned_rows -= len(stage.plan.share)
-            self._planner.release(stage.plan)
+        except Exception as error:
+            if planned.epoch.number == self.reading:
+                raise
+            self._planned.clear()
+            self._epoch, self._failure = None, error
+            return False
+        stage = self._gather(planned.plan, planned.batches) if planned.batches else None
+        self._planned_rows -= len(planned.plan.share)
+        self._planner.release(planned.plan)
+        if stage is None:
+            self._leaving_slots -= len(planned.plan.closed)
+            self.ready.put(None)
+        else:
+            for job in planned.epoch.maker.jobs_of(stage):
+                self._jobs.run(job)
+        return True
 
     def _gather(self, plan: Plan, batches: range) -> Stage:
-        numbers = self._arena.numbers(plan, num_lanes=self._reader.index.num_lanes) if self._spec.with_index else None
-        share = plan.share
-        columns = self._arena.gather(plan)
-        return Stage(columns=columns, numbers=numbers, pad=share.pad, ends=share.ends.tolist(), batches=batches)
+        share, lanes, columns = plan.share, self.opened.lanes, self.opened.arena.gather(plan)
+        numbers = components = None
+        if self.spec.with_index:
+            numbers = self.opened.arena.indexes(plan) * lanes.strides[share.lanes] + lanes.ranks[share.lanes]
+            components = lanes.components[share.lanes] if len(self.opened.datasets) > 1 else None
+        ends = share.ends.tolist()
+        return Stage(columns=columns, numbers=numbers, pad=share.pad, ends=ends, batches=batches, components=components)
 
-    def _plan_one(self) -> bool:
+    # Planning
+
+    def _begun(self, number: int, *, start: int = 0) -> _Epoch[T]:
+        split, spec, lanes = self.spec.split, self.spec, self.opened.lanes
+        assignment = split.assignment(number, start=start, lane_order=self._epochs.lane_order_of(number))
+        run = split.run(number)
+        begins = (number,) if assignment.mixture is None else assignment.mixture.begins
+        self._origin = self._origin or begins
+        return _Epoch(
+            number=number,
+            assignment=assignment,
+            run=run,
+            begins=begins,
+            passed=np.subtract(begins, self._origin)[lanes.components] * lanes.rows,
+            todo=range(spec.first, assignment.num_batches(run=run), spec.step),
+            maker=self._epochs.maker_of(number),
+            receipt=self.receipt(number),
+        )
+
+    def _plan_ahead(self) -> None:
+        """Plan while there are slots, and the training loop does not wait for what is planned already."""
+        while self._epoch is not None:
+            try:
+                if not (self._plan_batches(self._epoch) if self._epoch.todo else self._plan_end(self._epoch)):
+                    return
+            except Exception as error:
+                if self._epoch.number == self.reading:
+                    raise
+                self._epoch, self._failure = None, error  # What is planned comes first.
+            if self.ready.is_empty and self._planned and all(fetch.done() for fetch in self._planned[0].fetches):
+                return
+
+    def _plan_batches(self, epoch: _Epoch[T]) -> bool:
         """Plan one more stage and begin to fetch its blocks; False if it has to wait for slots."""
-        planner = self._planner
-        if self._planned and (
-            self._planned_rows >= MAX_PLANNED_ROWS or planner.num_taken > 2 * planner.num_open + self._ahead_slots
-        ):
+        planner, planned = self._planner, self._planned
+        open_slots = planner.num_open + self._leaving_slots
+        if planned and (self._planned_rows >= MAX_PLANNED_ROWS or planner.num_taken > 2 * open_slots + self._ahead_slots):
             return False
-        count = min(self._batches_per_stage, len(self._todo), 1 << min(self._num_stages, 30))
-        plan = planner.plan(self._share(count))
+        count = min(self._batches_per_stage, len(epoch.todo), 1 << min(self._num_stages, 30))
+        plan = planner.plan(self._share(epoch, count))
         while plan is None:
-            if self._planned:
+            if planned:
                 return False
             if count > 1:
                 count = -(-count // 2)
             else:
                 # Nothing is being fetched now, and nothing would free a slot.
-                self._arena.grow(2 * self._arena.num_slots)
-                planner.grow(self._arena.num_slots)
-            plan = planner.plan(self._share(count))
-        batches, self._todo = self._todo[:count], self._todo[count:]
-        fetches = [self._fetchers.submit(self._fetch, visit) for visit in plan.opened]
-        self._planned.append(_Planned(plan=plan, batches=batches, fetches=fetches))
+                self.opened.arena.grow(2 * self.opened.arena.num_slots)
+                planner.grow(self.opened.arena.num_slots)
+            plan = planner.plan(self._share(epoch, count))
+        batches, epoch.todo = epoch.todo[:count], epoch.todo[count:]
+        fetches = [self._fetchers.submit(self._fetch, visit, epoch) for visit in plan.opened]
+        planned.append(_Planned(plan=plan, epoch=epoch, batches=batches, fetches=fetches))
+        epoch.num_opened += len(fetches)
         self._planned_rows += len(plan.share)
         self._num_stages += 1
         return True
 
-    def _share(self, count: int) -> Share:
-        """The rows of the next `count` batches."""
-        spec = self._spec
-        share = spec.assignment.share(self._todo[0], run=spec.run, count=(count - 1) * spec.step + 1)
-        if spec.step > 1:
-            share = _every(share, spec.step)
-        self._load_orders(share.lanes)
-        return share
+    def _plan_end(self, epoch: _Epoch[T]) -> bool:
+        """Plan the end of an epoch; False if there is one on the way: epochs may have no batches at all."""
+        if not all(planned.batches for planned in self._planned):
+            return False
+        following = keep = None
+        if self.spec.follow:
+            try:
+                following = self._begun(epoch.number + 1)
+            except Exception as error:
+                self._failure = error
+        # Where the same run goes on in the same lanes, those of a mixture are in the middle of their visits.
+        if following is not None and following.cut == epoch.cut:
+            keep = following.assignment.steps(np.zeros(1, np.int64))[0] + following.passed
+        plan = self._planner.leave(keep)
+        self._leaving_slots += len(plan.closed)
+        self._planned.append(_Planned(plan=plan, epoch=epoch, batches=range(0)))
+        self._epoch = following
+        self._num_stages = 0
+        return True
 
-    def _load_orders(self, lanes: npt.NDArray[np.int64]) -> None:
-        """Have the orders of `lanes` at hand."""
-        spec, reader = self._spec, self._reader
-        if len(self._orders) == reader.index.num_lanes:
-            return
-        missing = [lane for lane in np.flatnonzero(np.bincount(lanes)).tolist() if lane not in self._orders]
-        if not all(map(reader.has_table, missing)):
-            # Several at once: each costs a request.
-            deque(self._fetchers.map(reader.table, missing), maxlen=0)
-        for lane in missing:
-            self._orders[lane] = LaneOrder(
-                digest=reader.index.digest,
-                seed=spec.seed,
-                epoch=spec.epoch,
-                lane=lane,
-                block_rows=reader.table(lane).rows,
-                shuffle=spec.shuffle,
-            )
+    def _share(self, epoch: _Epoch[T], count: int) -> Share:
+        """The rows of the next `count` batches, their steps counted from the begin of the first epoch."""
+        step = self.spec.step
+        share = epoch.assignment.share(epoch.todo[0], run=epoch.run, count=(count - 1) * step + 1)
+        if step > 1:
+            share = share.every(step)
+        self._load_tables(share.lanes)
+        return replace(share, steps=share.steps + epoch.passed[share.lanes])
 
-    def _fetch(self, visit: Visit) -> None:
+    def _load_tables(self, lanes: Int64s) -> None:
+        """Have the block tables of `lanes` at hand, read several at once: each costs a request."""
+        if not self._has_table.all():
+            missing = np.flatnonzero((np.bincount(lanes, minlength=len(self._has_table)) > 0) & ~self._has_table)
+            self._fetchers.all(self.opened.load_table, missing.tolist())
+            self._has_table[missing] = True
+
+    def _order_of(self, lane: int, step: int) -> tuple[LaneOrder, int]:
+        first = step - step % int(self.opened.lanes.rows[lane])
+        known = self._orders.get(lane)
+        if known is None or known[1] != first:
+            epoch = self._origin[self.opened.lanes.components[lane]] + first // int(self.opened.lanes.rows[lane])
+            order = self.opened.order(lane, seed=self.spec.seed, epoch=epoch, shuffle=self.spec.shuffle)
+            known = self._orders[lane] = order, first
+        return known
+
+    def _fetch(self, visit: Visit, epoch: _Epoch[T]) -> None:
         try:
-            columns, order = self._spec.columns, self._orders[visit.lane]
-            block = int(order.visits[visit.number])
-            sizes = self._reader.table(visit.lane).raw_size[block].tolist()
-            rooms = self._arena.rooms(visit, order, [sizes[column] for column in columns])
-            cached = self._reader.read_block_into(visit.lane, block, columns, rooms)
-            self._receipt.add(bytes_cache=cached, blocks=1)
+            cached = self.opened.fetch(visit)
         except BaseException as error:
-            self._ready.fail(error)
+            if epoch.number == self.reading:
+                self.ready.fail(error)
             raise
+        epoch.receipt.add(bytes_cache=cached, blocks=1)
 
 
-def _slot_bytes(reader: DatasetReader, columns: tuple[int, ...]) -> int:
-    """What a slot takes: decoded columns, and the order of their rows."""
-    kinds = [reader.schema.types[number] for number in columns]
-    fixed_bytes = sum(kind.item_bytes for kind in kinds if kind.is_fixed) + _CELL_BYTES
-    variable = not all(kind.is_fixed for kind in kinds)
-    return fixed_bytes * reader.max_block_rows + (reader.mean_block_bytes if variable else 0)
-
-
-def _batches_per_stage(reader: DatasetReader, spec: StreamSpec, *, num_slots: int) -> int:
-    kinds = [reader.schema.types[number] for number in spec.columns]
-    row_bytes = sum(kind.item_bytes for kind in kinds if kind.is_fixed)
-    if not all(kind.is_fixed for kind in kinds):
-        row_bytes += reader.mean_block_bytes * reader.num_blocks // max(1, reader.index.num_rows)
+def _batches_per_stage(opened: OpenStream, spec: StreamSpec) -> int:
     # No more than a quarter of the slots for one stage, so that the next ones are fetched meanwhile.
-    rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, row_bytes), num_slots * reader.max_block_rows // 4)
-    cells = MAX_STAGE_CELLS // (reader.index.num_lanes * spec.step)
-    return max(1, min(rows // spec.assignment.batch_size, cells))
+    most = opened.arena.num_slots * opened.max_block_rows // 4
+    rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, opened.row_bytes), most)
+    cells = MAX_STAGE_CELLS // (len(opened.lanes) * spec.step)
+    return max(1, min(rows // spec.split.batch_size, cells))
 
 
 def _lanes_of_run(assignment: Assignment) -> int:
@@ -331,17 +343,3 @@ def _lanes_of_run(assignment: Assignment) -> int:
     num_lanes, world_size = assignment.num_lanes, assignment.world_size
     borders = 2 * num_lanes.bit_length() * num_lanes // assignment.global_batch_size
     return min(num_lanes, num_lanes // world_size + borders + 1)
-
-
-def _every(share: Share, step: int) -> Share:
-    """Every `step`-th batch of a share, from the first on."""
-    sizes = np.diff(share.ends, prepend=0)
-    wanted = np.arange(len(sizes)) % step == 0
-    rows = np.repeat(wanted, sizes)
-    return Share(
-        lanes=share.lanes[rows],
-        steps=share.steps[rows],
-        pad=share.pad[rows],
-        ends=np.cumsum(sizes[wanted]),
-        num_lanes=share.num_lanes,
-    )

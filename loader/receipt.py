@@ -14,6 +14,9 @@ Fields of a receipt:
     blocks, read_amplification    blocks decoded, and how many times as many that is as if no block were read by two ranks
     wall_s, cpu_s                 seconds from begin to end, and of the CPU in this process
     joules                        of the machine's CPUs; None where it is not told
+
+What is read from the store counts when it is read: the first blocks of an epoch in the receipt of the epoch before. Blocks, and
+bytes from the cache, count where they belong.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,12 @@ class Receipt:
         # Fetching threads add to these.
         self._lock = threading.Lock()
         self._counts = {"bytes_cache": 0, "blocks": 0}
+
+    def begin(self, *, after: Receipt | None) -> None:
+        """Start the meters. What was read from the store since the epoch before ended, ahead of this one, is this one's."""
+        self._began = self._meters.read()
+        if after is not None and after._ended is not None:
+            self._began = replace(self._began, store=after._ended.store)
 
     def add(self, **counts: int) -> None:
         """Add to counters: decoded bytes from the cache, blocks decoded."""

@@ -16,22 +16,25 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from torch.utils.data import IterableDataset
 
-from loader.assignment import Assignment, Tail, run_of_rank
+from loader.assignment import Assignment, Split, Tail
 from loader.collate import Collate
 from loader.epoch import Position, SharedEpoch
 from loader.errors import ColumnError, InvalidOption, StateUnavailable
 from loader.images import Decode, Pixels, image_columns
-from loader.items import ItemMaker
+from loader.items import ItemMaker, Part
 from loader.iteration import Iteration
-from loader.opened import OpenDataset
-from loader.prefetch import StreamSpec
+from loader.opened import OpenStream
 from loader.ranks import resolve_ranks, worker_of
 from loader.receipt import Meters, Receipt
+from loader.stage import Epochs, StreamSpec
+from loader.stager import Stager
 from loader.state import LoaderState
 from loader.transforms import EpochRandom, ItemTransform, Transform
 from loader.worker_state import state_of_loader
@@ -98,6 +101,7 @@ class StreamDataset(IterableDataset[Any]):
         self._epoch = SharedEpoch()
         self._begin: Position | None = None  # Of this process's last iteration.
         self._iteration: Iteration | None = None
+        self._ahead: Stager[Part] | None = None  # Has come to the end of an epoch, and fetches for the next.
         self._receipt: Receipt | None = None
 
     @property
@@ -106,15 +110,15 @@ class StreamDataset(IterableDataset[Any]):
         """Samples of an epoch, over all ranks."""
 
     @abstractmethod
-    def _open(self) -> OpenDataset:
+    def _open(self) -> OpenStream:
         """What is read; opened at first use, once in each process."""
 
     @abstractmethod
-    def _open_for(self, saved: LoaderState) -> OpenDataset:
-        """What a state was taken from, if it is still there; else what is open, and a comparison fails."""
+    def _open_for(self, saved: LoaderState) -> OpenStream:
+        """What a state was taken from; raises `StateMismatch` if it is not there, or of another stream than this."""
 
     @abstractmethod
-    def _adopt(self, opened: OpenDataset) -> None:
+    def _adopt(self, opened: OpenStream) -> None:
         """Read this from now on, in every copy of this dataset."""
 
     @abstractmethod
@@ -138,7 +142,8 @@ class StreamDataset(IterableDataset[Any]):
 
     def __len__(self) -> int:
         """Items of a whole epoch on this rank: batches, or samples where those are yielded singly."""
-        assignment, run = self._assignment(start=0), self._run(self.epoch)
+        split = self._split()
+        assignment, run = split.assignment(self.epoch), split.run(self.epoch)
         num_batches = assignment.num_batches(run=run)
         if self._whole_batches or num_batches == 0:
             return num_batches
@@ -189,7 +194,7 @@ class StreamDataset(IterableDataset[Any]):
             If the iteration has fewer batches.
         """
         begin = self._epoch.current if self._epoch.read_by_workers else self._begin or self._epoch.next
-        assignment = self._assignment(start=begin.start)
+        assignment = self._split().assignment(begin.epoch, start=begin.start)
         if not 0 <= batches <= assignment.num_batches():
             raise InvalidOption(f"batches={batches}: this iteration has {assignment.num_batches()}")
         return self._state(begin._replace(start=assignment.consumed(batches))).to_json()
@@ -228,9 +233,8 @@ class StreamDataset(IterableDataset[Any]):
             )
         saved = LoaderState.from_json(dict(state))
         opened = self._open_for(saved)
-        index = opened.reader.index
-        saved.check_against(dataset_digest=index.digest, num_rows=index.num_rows, seed=self._seed, shuffle=self._shuffle)
         self._stop_iteration("a state was loaded into the dataset; iterate anew")
+        self._end_ahead()
         self._adopt(opened)
         self._resume_lanes(saved)
         self._move(saved.epoch, start=saved.samples_consumed)
@@ -244,6 +248,7 @@ class StreamDataset(IterableDataset[Any]):
     def close(self) -> None:
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""
         self._stop_iteration("the dataset was closed")
+        self._end_ahead()
 
     def __enter__(self) -> Self:
         return self
@@ -253,7 +258,7 @@ class StreamDataset(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies go to workers, which count for themselves.
-        return {**self.__dict__, "_receipt": None, "_iteration": None}
+        return {**self.__dict__, "_receipt": None, "_iteration": None, "_ahead": None}
 
     def __iter__(self) -> Iterator[Any]:
         """Items of this rank (and worker) from where the stream is to the end of the epoch.
@@ -270,41 +275,71 @@ class StreamDataset(IterableDataset[Any]):
     def _items(self, iteration: Iteration) -> Generator[Any, None, None]:
         iteration.check()
         opened = self._open()
-        reader, epoch = opened.reader, iteration.begin.epoch
-        first, step = (0, 1) if iteration.worker is None else (iteration.worker.number, iteration.worker.num_workers)
-        maker = self._maker(opened, epoch=epoch)
-        spec = StreamSpec(
-            assignment=self._assignment(start=iteration.begin.start, lane_order=self._lane_order(epoch)),
-            run=self._run(epoch),
-            first=first,
+        maker = self._maker(opened, epoch=iteration.begin.epoch)
+        spec = self._spec(iteration, with_index=self._with_index or maker.in_threads)
+        before = None if self._ahead is None else self._receipt
+        stager = self._stager_of(opened, spec, maker)
+        self._receipt = receipt = stager.receipt()
+        receipt.begin(after=before)
+        assignment = spec.split.assignment(spec.epoch, start=spec.start)
+        try:
+            yield from iteration.items(stager, assignment, whole_batches=self._whole_batches, receipt=receipt)
+        finally:
+            receipt.end()
+        if spec.follow:
+            self._ahead = stager
+        else:
+            stager.close()
+
+    def _spec(self, iteration: Iteration, *, with_index: bool) -> StreamSpec:
+        worker, begin = iteration.worker, iteration.begin
+        step = 1 if worker is None else worker.num_workers
+        return StreamSpec(
+            split=self._split(),
+            epoch=begin.epoch,
+            start=begin.start,
+            first=0 if worker is None else worker.number,
             step=step,
-            columns=opened.columns,
-            with_index=self._with_index or maker.in_threads,
+            # A worker that reads its first epoch may well end after it.
+            follow=worker is None or self._epoch.num_begun > 1,
+            with_index=with_index,
             seed=self._seed,
-            epoch=epoch,
             shuffle=self._shuffle,
             prefetch_bytes=self._prefetch_bytes // step,
             num_threads=self._num_threads,
         )
-        per_sample, meters = reader.num_blocks / max(1, reader.index.num_rows), Meters(store=reader.totals)
-        self._receipt = receipt = Receipt(epoch=epoch, blocks_per_sample=per_sample, meters=meters)
-        try:
-            yield from iteration.items(reader, spec, maker, arena=opened.arena, receipt=receipt)
-        finally:
-            receipt.end()
 
-    def _maker(self, opened: OpenDataset, *, epoch: int) -> ItemMaker:
+    def _stager_of(self, opened: OpenStream, spec: StreamSpec, maker: ItemMaker) -> Stager[Part]:
+        """The stager that runs already, if it comes to exactly what is wanted; else a new one."""
+        if self._ahead is not None and self._ahead.goes_on_with(opened, spec):
+            stager, self._ahead = self._ahead, None
+            return stager
+        self._end_ahead()
+        meters = Meters(store=opened.totals)
+        epochs = Epochs(
+            lane_order_of=self._lane_orders(opened),
+            maker_of=partial(_maker_of, maker=maker, url=opened.url, seed=self._seed),
+            receipt_of=partial(_receipt_of, blocks_per_sample=opened.blocks_per_sample, meters=meters),
+        )
+        return Stager(opened, spec, epochs).start()
+
+    def _end_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
+
+    def _maker(self, opened: OpenStream, *, epoch: int) -> ItemMaker:
         for name in self._collate:
             if name not in opened.names:
                 expected = f"one of the columns that are read, {', '.join(opened.names)}"
                 raise ColumnError.mismatch(name, expected=expected, found="a collate function for another")
-        kinds = {name: opened.reader.schema[name] for name in opened.names}
+        kinds = dict(zip(opened.names, opened.datasets[0].kinds, strict=True))
         return ItemMaker(
-            where=f"{opened.reader.url}, epoch {epoch}",
+            where=f"{opened.url}, epoch {epoch}",
             names=opened.names,
             whole_batches=self._whole_batches,
             with_index=self._with_index,
-            images=image_columns(self._decode, kinds, dataset=opened.reader.url),
+            images=image_columns(self._decode, kinds, dataset=opened.url),
             collate=self._collate,
             transform=self._transform,
             random=EpochRandom(seed=self._seed, epoch=epoch),
@@ -336,20 +371,31 @@ class StreamDataset(IterableDataset[Any]):
         """Why reading costs more than it would have to."""
         return []
 
-    def _lane_order(self, epoch: int) -> tuple[int, ...]:
-        """The order by which batches are cut into runs, if it is not the usual one."""
-        return ()
+    def _lane_orders(self, opened: OpenStream) -> Callable[[int], tuple[int, ...]]:
+        """What tells of an epoch the order by which batches are cut into runs; it must not refer to this dataset."""
+        return partial(_usual_order, opened)
 
-    def _run(self, epoch: int) -> int:
-        return run_of_rank(self._rank, epoch=epoch, world_size=self._world_size, rotate=self._lane_map == "rotate")
-
-    def _assignment(self, *, start: int, lane_order: tuple[int, ...] = ()) -> Assignment:
-        return Assignment(
+    def _split(self) -> Split:
+        opened = self._open()
+        return Split(
+            rank=self._rank,
+            rotate=self._lane_map == "rotate",
             num_rows=self.num_rows,
-            num_lanes=self._open().reader.index.num_lanes,
+            num_lanes=len(opened.lanes),
             world_size=self._world_size,
             batch_size=self._batch_size,
-            start=start,
             tail=self._tail,
-            lane_order=lane_order,
+            mixture=opened.mixture,
         )
+
+
+def _usual_order(opened: OpenStream, epoch: int) -> tuple[int, ...]:
+    return () if opened.mixture is None else opened.mixture.lane_order
+
+
+def _maker_of(epoch: int, *, maker: ItemMaker, url: str, seed: int) -> ItemMaker:
+    return replace(maker, where=f"{url}, epoch {epoch}", random=EpochRandom(seed=seed, epoch=epoch))
+
+
+def _receipt_of(epoch: int, *, blocks_per_sample: float, meters: Meters) -> Receipt:
+    return Receipt(epoch=epoch, blocks_per_sample=blocks_per_sample, meters=meters)

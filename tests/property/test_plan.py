@@ -83,9 +83,13 @@ def test_every_row_is_where_its_cell_says(
     world_size, batch_size, tail = geometry
     orders = lane_orders(num_rows, num_lanes, block_rows=block_rows, shuffle=shuffle)
     assignment = Assignment(num_rows=num_rows, num_lanes=num_lanes, world_size=world_size, batch_size=batch_size, tail=tail)
+
+    def order_of(lane: int, step: int) -> tuple[LaneOrder, int]:
+        return orders[lane], 0
+
     for run in range(world_size):
         num_slots = num_lanes + batch_size + 1 + spare_slots
-        planner = VisitPlanner(num_lanes=num_lanes, num_slots=num_slots, max_block_rows=block_rows, order_of=orders.__getitem__)
+        planner = VisitPlanner(num_lanes=num_lanes, num_slots=num_slots, max_block_rows=block_rows, order_of=order_of)
         slots = Slots(orders, block_rows)
         batch, turn = 0, 0
         while batch < assignment.num_batches(run=run) or slots.pending:
@@ -116,8 +120,11 @@ def test_refused_plan_changes_nothing(num_rows: int, num_lanes: int, block_rows:
     visits = sum(len(order.visits) for order in orders)
     head, rest = part(everything, 0, first), part(everything, first, num_rows)
 
+    def order_of(lane: int, step: int) -> tuple[LaneOrder, int]:
+        return orders[lane], 0
+
     def planner_after_head(num_slots: int) -> VisitPlanner:
-        planner = VisitPlanner(num_lanes=num_lanes, num_slots=num_slots, max_block_rows=block_rows, order_of=orders.__getitem__)
+        planner = VisitPlanner(num_lanes=num_lanes, num_slots=num_slots, max_block_rows=block_rows, order_of=order_of)
         assert planner.plan(head) is not None
         return planner
 

@@ -17,7 +17,7 @@ def main() -> None:
     """Read, and print."""
     with ShardedDataset(sys.argv[1], **json.loads(sys.argv[2])) as dataset:
         batches = [batch["row"].tolist() for batch in dataset]
-        reads = asdict(dataset._open().store.chunks.reads)
+        reads = asdict(dataset._open().datasets[0].store.chunks.reads)
         print(json.dumps({"batches": batches, "receipt": dataset.receipt(), "reads": reads}))
 
 

@@ -37,7 +37,7 @@ def filled(kinds: list[str], values: list[Any], *, num_slots: int = 3) -> tuple[
     arena.grow(num_slots)
     order = lane_order(1)
     raw = [value if isinstance(value, bytes) else value.tobytes() for value in values]
-    rooms = arena.rooms(Visit(lane=1, number=0, slot=2), order, [len(data) for data in raw])
+    rooms = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [len(data) for data in raw])
     for room, data in zip(rooms, raw, strict=True):
         room[:] = data
     return arena, order
@@ -95,13 +95,13 @@ def test_ragged_rows_of_no_whole_number_of_steps_are_refused() -> None:
         arena.gather(plan_of([2 * MAX_ROWS], [1]))
 
 
-def test_numbers_are_those_of_the_dataset() -> None:
+def test_indexes_are_those_of_the_lane() -> None:
     order = lane_order(1)
     rows = len(order.rows_of_visit(0))
     arena, _ = filled(["uint8"], [block_values((), "u1", rows)])
-    numbers = arena.numbers(plan_of([2 * MAX_ROWS + place for place in range(rows)], [1] * rows), num_lanes=NUM_LANES)
+    indexes = arena.indexes(plan_of([2 * MAX_ROWS + place for place in range(rows)], [1] * rows))
     start = order.block_start(int(order.visits[0]))
-    assert numbers.tolist() == [(start + row) * NUM_LANES + 1 for row in order.rows_of_visit(0)]
+    assert indexes.tolist() == [start + row for row in order.rows_of_visit(0)]
 
 
 def test_growing_keeps_what_is_there() -> None:
@@ -117,7 +117,7 @@ def test_growing_keeps_what_is_there() -> None:
     assert isinstance(numbers, np.ndarray)
     assert np.array_equal(numbers, values[order.rows_of_visit(0)])
     assert data == [b"x"] * rows
-    assert len(arena.rooms(Visit(lane=0, number=0, slot=8), lane_order(0), [16, 40])) == 2
+    assert len(arena.rooms(Visit(lane=0, number=0, slot=8, order=lane_order(0)), lane_order(0), [16, 40])) == 2
 
 
 def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
@@ -125,7 +125,7 @@ def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
     arena, order = filled(["int64"], [block_values((), "<i8", rows)])
     plan = plan_of([2 * MAX_ROWS], [1])
     kept: list[Any] = [arena.gather(plan)[0] for _ in range(10)]
-    arena.rooms(Visit(lane=1, number=0, slot=2), order, [8 * rows])[0][:] = bytes(8 * rows)
+    arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [8 * rows])[0][:] = bytes(8 * rows)
     (again,) = arena.gather(plan)
     assert isinstance(again, np.ndarray)
     assert again[0] == 0
@@ -135,7 +135,8 @@ def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
 def test_buffer_of_values_is_used_again_but_not_kept_for_far_smaller_blocks() -> None:
     arena = Arena([parse_column_type("bytes")], max_block_rows=MAX_ROWS)
     arena.grow(1)
-    order, visit = lane_order(1), Visit(lane=1, number=0, slot=0)
+    order = lane_order(1)
+    visit = Visit(lane=1, number=0, slot=0, order=order)
 
     def address(size: int) -> int:
         (room,) = arena.rooms(visit, order, [size])

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate, default_convert
 
 from loader.batch import Batch, batches_of, samples_of
 from loader.errors import InvalidOption
-from loader.prefetch import Stage
 from loader.ragged import Ragged
+from loader.stage import Stage
 
 NAMES = ["x", "text", "ragged"]
 

@@ -89,6 +89,12 @@ def test_single_samples_and_indexing_agree() -> None:
         source[NUM_ROWS]
 
 
+def bytes_read(source: MemoryDataset) -> int:
+    """Bytes that were read after the index, some of them for the next epoch once more."""
+    assert source.store is not None
+    return sum(end - start for start, end in set(source.store.reads[1:]))
+
+
 def test_only_asked_columns_are_there_and_fetched() -> None:
     values = {"row": np.arange(ROWS), "data": np.zeros((ROWS, 100), "u1"), "text": ["x" * 10] * ROWS}
     content = dataset_bytes({"row": "int64", "data": "uint8[100]", "text": "str"}, values, compression="none")
@@ -97,10 +103,10 @@ def test_only_asked_columns_are_there_and_fetched() -> None:
     num_blocks = source.receipt()["blocks"]
     # The column between them lies so close that leaving it out would cost a second request for each block.
     tables_bytes = sum(lane.table_bytes for lane in source.reader.index.lanes)
-    assert source.receipt()["bytes_remote"] == ROWS * (8 + 100 + 10) + 8 * (ROWS + num_blocks) + tables_bytes
+    assert bytes_read(source) == ROWS * (8 + 100 + 10) + 8 * (ROWS + num_blocks) + tables_bytes
     source = dataset(content, columns=["row"])
     list(source)
-    assert source.receipt()["bytes_remote"] == ROWS * 8 + tables_bytes
+    assert bytes_read(source) == ROWS * 8 + tables_bytes
     with pytest.raises(ColumnError, match="'nothing'"):
         len(dataset(columns=["nothing"]))
 

@@ -55,6 +55,7 @@ def test_second_iterator_takes_over_and_the_first_one_says_so() -> None:
     with pytest.raises(IteratorStopped, match="another iterator of this dataset was made, and goes on from here"):
         next(first)
     assert found + rows(second) == rows(dataset())
+    source.close()
     assert own_threads() == []
 
 

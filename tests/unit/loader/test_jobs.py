@@ -1,4 +1,4 @@
-"""Jobs: delivered in order, however long their pieces take; no more at a time than there are places; errors at once."""
+"""Jobs: delivered in order, however long their pieces take; no more at a time than there are places."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def queue() -> HandOff[str]:
 
 @pytest.fixture
 def runner(queue: HandOff[str]) -> Iterator[JobRunner[str]]:
-    runner = JobRunner(queue, num_threads=2, initializer=lambda: None)
+    runner = JobRunner(queue, num_threads=2)
     yield runner
     queue.close()
-    runner.close(wait=True)
+    runner.threads.close()
+    runner.threads.join()
 
 
 def nothing() -> None:
@@ -80,7 +81,7 @@ def test_no_job_begins_before_the_queue_has_a_place(queue: HandOff[str], runner:
 
 
 @pytest.mark.parametrize("where", ["piece", "finish"])
-def test_error_overtakes_what_is_ready(queue: HandOff[str], runner: JobRunner[str], where: str) -> None:
+def test_error_comes_in_the_place_of_its_job_and_stays(queue: HandOff[str], runner: JobRunner[str], where: str) -> None:
     failed = threading.Event()
 
     def fail() -> Any:
@@ -89,14 +90,16 @@ def test_error_overtakes_what_is_ready(queue: HandOff[str], runner: JobRunner[st
 
     runner.run(Job(pieces=(), finish=lambda: "ready"))
     runner.run(Job(pieces=[nothing if where == "finish" else fail], finish=fail))
+    runner.run(Job(pieces=(), finish=lambda: "never"))
     assert failed.wait(DEADLINE_S)
-    runner.close(wait=True)
-    with pytest.raises(ZeroDivisionError):
-        queue.get()
+    assert queue.get() == "ready"
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            queue.get()
 
 
 def test_nothing_begins_after_the_end(queue: HandOff[str], runner: JobRunner[str]) -> None:
-    runner.close(wait=True)
+    runner.threads.close()
     with pytest.raises(StreamClosed):
         runner.run(Job(pieces=[nothing], finish=lambda: ""))
     queue.close()

@@ -6,18 +6,24 @@ import numpy as np
 
 from loader.assignment import Assignment, Share
 from loader.order import LaneOrder
-from loader.plan import Visit, VisitPlanner
+from loader.plan import Plan, VisitPlanner
 
 NUM_LANES = 2
-BLOCK_ROWS = 3
+BLOCK_ROWS, LANE_ROWS = 3, 8
 
 
 def planner(num_slots: int) -> VisitPlanner:
-    orders = [
-        LaneOrder(digest="00" * 32, seed=0, epoch=0, lane=lane, block_rows=[3, 3, 2], shuffle=False)
-        for lane in range(NUM_LANES)
-    ]
-    return VisitPlanner(num_lanes=NUM_LANES, num_slots=num_slots, max_block_rows=BLOCK_ROWS, order_of=orders.__getitem__)
+    def order_of(lane: int, step: int) -> tuple[LaneOrder, int]:
+        epoch, place = divmod(step, LANE_ROWS)
+        order = LaneOrder(digest="00" * 32, seed=0, epoch=epoch, lane=lane, block_rows=[3, 3, 2], shuffle=False)
+        return order, step - place
+
+    return VisitPlanner(num_lanes=NUM_LANES, num_slots=num_slots, max_block_rows=BLOCK_ROWS, order_of=order_of)
+
+
+def places(plan: Plan) -> list[tuple[int, int, int]]:
+    """Lane, number and slot of each visit that is opened."""
+    return [(visit.lane, visit.number, visit.slot) for visit in plan.opened]
 
 
 def share(lane: int, *steps: int) -> Share:
@@ -30,10 +36,10 @@ def test_rows_of_one_visit_open_it_once() -> None:
     plans = planner(4)
     first = plans.plan(share(0, 0, 1))
     assert first is not None
-    assert (first.opened, first.closed, first.cells.tolist()) == ([Visit(lane=0, number=0, slot=0)], [], [0, 1])
+    assert (places(first), first.closed, first.cells.tolist()) == ([(0, 0, 0)], [], [0, 1])
     second = plans.plan(share(0, 2))
     assert second is not None
-    assert (second.opened, second.closed, second.cells.tolist()) == ([], [], [2])
+    assert (places(second), second.closed, second.cells.tolist()) == ([], [], [2])
 
 
 def test_leaving_a_visit_closes_its_slot_which_is_free_after_the_release() -> None:
@@ -41,14 +47,14 @@ def test_leaving_a_visit_closes_its_slot_which_is_free_after_the_release() -> No
     assert plans.plan(share(0, 2)) is not None
     moved = plans.plan(share(0, 3))
     assert moved is not None
-    assert (moved.opened, moved.closed, moved.cells.tolist()) == ([Visit(lane=0, number=1, slot=1)], [0], [3])
+    assert (places(moved), moved.closed, moved.cells.tolist()) == ([(0, 1, 1)], [0], [3])
     assert (plans.num_open, plans.num_taken) == (1, 2)
     assert plans.plan(share(1, 0)) is None
     plans.release(moved)
     assert plans.num_taken == 1
     other = plans.plan(share(1, 0))
     assert other is not None
-    assert other.opened == [Visit(lane=1, number=0, slot=0)]
+    assert places(other) == [(1, 0, 0)]
 
 
 def test_batch_over_several_visits_of_a_lane_takes_a_slot_for_each() -> None:
@@ -66,7 +72,7 @@ def test_repeated_row_may_visit_a_block_again() -> None:
     assert plans.plan(share(0, 2, 3)) is not None
     plan = plans.plan(share(0, 4, 1))
     assert plan is not None
-    assert (plan.opened, plan.closed) == ([Visit(lane=0, number=0, slot=2)], [1])
+    assert (places(plan), plan.closed) == ([(0, 0, 2)], [1])
     assert plan.cells.tolist() == [BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 1]
 
 
@@ -91,7 +97,7 @@ def test_grown_planner_takes_what_did_not_fit() -> None:
 def test_empty_share_needs_nothing() -> None:
     plan = planner(1).plan(share(0))
     assert plan is not None
-    assert (plan.opened, plan.closed, len(plan.cells)) == ([], [], 0)
+    assert (places(plan), plan.closed, len(plan.cells)) == ([], [], 0)
 
 
 def test_whole_epoch_of_a_real_assignment_fits_lanes_and_batch() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,15 @@ import pytest
 from client.errors import AllReplicasFailed
 from client.replica import ReadTotals
 from loader import prefetch
-from loader.arena import Arena
-from loader.assignment import Assignment
+from loader.assignment import Split
 from loader.errors import BlockCorrupt
 from loader.handoff import HandOff, StreamClosed
 from loader.jobs import Job
-from loader.prefetch import Stage, Stager, StreamSpec
+from loader.opened import OpenDataset, OpenStream
 from loader.reader import DatasetReader
 from loader.receipt import Meters, Receipt
+from loader.stage import Epochs, Stage, StreamSpec
+from loader.stager import Stager
 from tests.support.memory_store import MemoryStore, dataset_bytes, open_reader
 
 DEADLINE_S = 20.0
@@ -35,17 +35,18 @@ CONTENT = dataset_bytes(
 BLOCK_ROWS, NUM_BLOCKS = 8, 8 * 13
 
 
-def spec(**options: Any) -> StreamSpec:
-    batch_size = options.pop("batch_size", 8)
+def spec(*, num_rows: int = 800, num_lanes: int = 8, batch_size: int = 8, **options: Any) -> StreamSpec:
     values: dict[str, Any] = {
-        "assignment": Assignment(num_rows=800, num_lanes=8, batch_size=batch_size),
-        "run": 0,
+        "split": Split(
+            rank=0, rotate=True, num_rows=num_rows, num_lanes=num_lanes, world_size=1, batch_size=batch_size, tail="pad"
+        ),
+        "epoch": 0,
+        "start": 0,
         "first": 0,
         "step": 1,
-        "columns": (0, 1),
+        "follow": False,
         "with_index": False,
         "seed": 0,
-        "epoch": 0,
         "shuffle": False,
         "prefetch_bytes": 0,
         "num_threads": 1,
@@ -62,11 +63,17 @@ class Whole:
         yield Job(pieces=(), finish=lambda: stage)
 
 
-def stager(reader: DatasetReader, wanted: StreamSpec, arena: Arena | None = None) -> Stager[Stage]:
-    kinds = [reader.schema.types[number] for number in wanted.columns]
-    receipt = Receipt(epoch=wanted.epoch, blocks_per_sample=1.0, meters=Meters(store=ReadTotals))
-    arena = arena or Arena(kinds, max_block_rows=reader.max_block_rows)
-    return Stager(reader, wanted, receipt, arena=arena, maker=Whole())
+def open_stream(reader: DatasetReader, columns: tuple[int, ...] = (0, 1)) -> OpenStream:
+    return OpenStream.of([OpenDataset(store=MemoryStore({}), reader=reader, columns=columns)])
+
+
+def stager(source: DatasetReader | OpenStream, wanted: StreamSpec) -> Stager[Stage]:
+    epochs = Epochs(
+        lane_order_of=lambda epoch: (),
+        maker_of=lambda epoch: Whole(),
+        receipt_of=lambda epoch: Receipt(epoch=epoch, blocks_per_sample=1.0, meters=Meters(store=ReadTotals)),
+    )
+    return Stager(open_stream(source) if isinstance(source, DatasetReader) else source, wanted, epochs)
 
 
 def drain(stages: Stager[Stage]) -> list[Stage]:
@@ -135,15 +142,15 @@ def test_first_stage_needs_the_blocks_of_one_batch_only() -> None:
 def test_blocks_are_fetched_ahead_within_the_budget(prefetch_bytes: int, ahead: int) -> None:
     reader, store = open_reader(CONTENT)
     gate = Gate(reader, store, num_blocks=NUM_BLOCKS)
-    arena = Arena(reader.schema.types, max_block_rows=reader.max_block_rows)
-    with stager(reader, spec(prefetch_bytes=prefetch_bytes), arena) as stages:
+    opened = open_stream(reader)
+    with stager(opened, spec(prefetch_bytes=prefetch_bytes)) as stages:
         first = stages.next()
         assert first is not None
         # The open ones, and at least half of the others: stages are planned as a whole, and the next one may not fit.
         gate.wait_asked(min(8 + (8 + ahead) // 2, NUM_BLOCKS))
         drain(stages)
     # Two for each lane, those ahead, and one for a repeated row.
-    assert arena.num_slots == 16 + ahead + 1
+    assert opened.arena.num_slots == 16 + ahead + 1
     assert gate.num_asked == NUM_BLOCKS
 
 
@@ -161,7 +168,7 @@ def test_only_the_columns_asked_for_are_fetched() -> None:
     reader, store = open_reader(CONTENT)
     Gate(reader, store, num_blocks=NUM_BLOCKS)
     store.reads.clear()
-    with stager(reader, spec(columns=(0,))) as stages:
+    with stager(open_stream(reader, (0,)), spec()) as stages:
         assert sorted(rows_of(drain(stages))) == list(range(800))
     assert sum(end - start for start, end in store.reads) == 800 * 8
 
@@ -180,19 +187,19 @@ def test_workers_of_a_loader_read_their_own_batches_only() -> None:
 
 def test_batch_that_needs_more_slots_than_there_are_gets_them() -> None:
     reader, _ = open_reader(CONTENT)
-    arena = Arena(reader.schema.types, max_block_rows=reader.max_block_rows)
-    with stager(reader, spec(batch_size=500), arena) as stages:
+    opened = open_stream(reader)
+    with stager(opened, spec(batch_size=500)) as stages:
         found = drain(stages)
     assert sorted(rows_of(found)) == list(range(800))
     assert [stage.ends for stage in found] == [[500], [300]]
-    assert arena.num_slots > 17
+    assert opened.arena.num_slots > 17
 
 
 def test_arena_serves_one_stream_after_another() -> None:
     reader, _ = open_reader(CONTENT)
-    arena = Arena(reader.schema.types, max_block_rows=reader.max_block_rows)
+    opened = open_stream(reader)
     for epoch in range(3):
-        with stager(reader, spec(epoch=epoch, shuffle=True, batch_size=500), arena) as stages:
+        with stager(opened, spec(epoch=epoch, shuffle=True, batch_size=500)) as stages:
             assert sorted(rows_of(drain(stages))) == list(range(800))
 
 
@@ -201,8 +208,7 @@ def test_stages_are_small_enough_where_values_vary_in_length() -> None:
     reader, _ = open_reader(
         dataset_bytes({"data": "bytes"}, {"data": values}, num_lanes=2, block_size_bytes=1 << 20, compression="none")
     )
-    wanted = replace(spec(columns=(0,)), assignment=Assignment(num_rows=300, num_lanes=2, batch_size=1))
-    with stager(reader, wanted) as stages:
+    with stager(open_stream(reader, (0,)), spec(num_rows=300, num_lanes=2, batch_size=1)) as stages:
         assert max(len(stage.columns[0]) for stage in drain(stages)) <= prefetch.STAGE_BYTES // 40_000
 
 

@@ -1,0 +1,75 @@
+"""The stager: stages of a stream, made by threads (`loader.prefetch`) that end when nobody wants them any more.
+
+A stager that nothing refers to any more is closed, as is one that is left at the interpreter's exit: so the threads must not
+refer to it, and know the walk only.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from loader.opened import OpenStream
+from loader.prefetch import Walk
+from loader.receipt import Receipt
+from loader.stage import Epochs, StreamSpec
+
+__all__ = ["Stager"]
+
+T = TypeVar("T")
+
+
+class Stager(Generic[T]):
+    """What is made of the stages of one stream, in order, that of each epoch followed by None.
+
+    Parameters
+    ----------
+    opened : OpenStream
+        Where blocks come from, and go to: nobody else uses its arena until the stager is closed.
+    spec : StreamSpec
+        What to read.
+    epochs : Epochs
+        What each epoch has of its own.
+    """
+
+    def __init__(self, opened: OpenStream, spec: StreamSpec, epochs: Epochs[T]) -> None:
+        self._walk = Walk(opened, spec, epochs)
+        self._forgotten = weakref.finalize(self, self._walk.close)
+
+    def start(self) -> Stager[T]:
+        """Begin."""
+        try:
+            self._walk.thread.start()
+        except BaseException:  # Ctrl-C, when the thread runs already.
+            self.close()
+            raise
+        return self
+
+    def __enter__(self) -> Stager[T]:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all threads, and wait for them; a fetch that is under way ends first."""
+        self._walk.close()
+        self._forgotten.detach()
+
+    def next(self) -> T | None:
+        """What was made next, None after the last of an epoch; raises what went wrong in a thread, or `StreamClosed`."""
+        made = self._walk.ready.get()
+        if made is None:
+            self._walk.reading += 1
+        return made
+
+    def receipt(self) -> Receipt:
+        """The receipt of the epoch that is next."""
+        return self._walk.receipt(self._walk.reading)
+
+    def goes_on_with(self, opened: OpenStream, spec: StreamSpec) -> bool:
+        """Whether what is next is what a new stager would begin with."""
+        walk = self._walk
+        return walk.pid == os.getpid() and walk.opened is opened and replace(walk.spec, epoch=walk.reading, start=0) == spec
