@@ -175,9 +175,10 @@ class ObjectStore(Namespace):
 
     def commit(self, write: Commit, *, uploader: ChunkUploader) -> ObjectInfo:
         """Give what `uploader` has stored a name; see `client.anchoring.commit`."""
-        return anchoring.commit(self.catalog, write, uploader, refs_of=self._refs_of)
+        return anchoring.commit(self.catalog, write, uploader, refs_of=self.refs_of)
 
-    def _refs_of(self, record: ObjectRecord) -> Iterator[Ref]:
+    def refs_of(self, record: ObjectRecord) -> Iterator[Ref]:
+        """All chunks of a record, manifests included."""
         return self._content_reader(record).refs()
 
     def uploader(self, replicas: int, *, ack: Ack) -> ChunkUploader:
@@ -200,7 +201,7 @@ class ObjectStore(Namespace):
             self.catalog,
             put=self.put,
             uploader=self.uploader,
-            refs_of=self._refs_of,
+            refs_of=self.refs_of,
             calls=self._call_pool,
             requests=self._chunk_pool,
             max_puts=self._max_calls,

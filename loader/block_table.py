@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -188,9 +189,19 @@ class BlockTable:
 class BlockTableBuilder:
     """Collects the table of a lane while its blocks are written; keeps 32 bytes a column of a block, not the block."""
 
-    def __init__(self, *, num_columns: int) -> None:
+    def __init__(self, *, num_columns: int, numbers: Iterable[int] = ()) -> None:
         self._num_columns = num_columns
-        self._numbers = array("Q")
+        self._numbers = array("Q", numbers)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks so far."""
+        return len(self._numbers) // (1 + 4 * self._num_columns)
+
+    def numbers(self, start: int, stop: int) -> list[int]:
+        """What is kept of blocks ``[start, stop)``, from which another builder can go on."""
+        width = 1 + 4 * self._num_columns
+        return self._numbers[start * width : stop * width].tolist()
 
     def append(self, block: EncodedBlock) -> None:
         """Add the lane's next block."""

@@ -4,6 +4,10 @@ The source's pieces are encoded ahead, a few at a time, by threads, or by proces
 the input is large enough to pay for starting them; the writer takes the batches in the order of the input. Processes are
 spawned, so a script that calls `build_dataset` needs the usual ``if __name__ == "__main__"``.
 
+A build that may be resumed leaves its parts in the store (`loader.build_journal`). Which rows a part holds does not follow the
+pieces: neighbours lie in different lanes, whose chunks are stored at different times. So the build that goes on begins at the
+first row that is not durable, and passes over those behind it that are.
+
 Memory is that of `loader.writer.ShardWriter` and `READ_AHEAD_BYTES`. This does not know what is shown of the progress.
 """
 
@@ -14,27 +18,31 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Final
+from typing import Any, Final
 
+from client.client import Client
+from client.names import parse_url
 from client.objects import ObjectStore
 from client.parallel import bounded_map
 from client.record import ObjectInfo
+from loader.build_journal import BuildJournal, Start, fingerprint, remove_expired
 from loader.columns import ColumnType, EncodedColumn, Schema
-from loader.errors import InvalidOption
+from loader.errors import BuildUnresumable, InvalidOption
 from loader.index import DatasetIndex
 from loader.source_rows import Piece, Source, SourceError
-from loader.sources import open_source
+from loader.sources import Inputs, open_source
 from loader.writer import ShardWriter, usable_cores
 
 __all__ = [
     "MAX_PARALLEL_PIECES",
     "MIN_PROCESS_BYTES",
+    "PART_BYTES",
     "READ_AHEAD_BYTES",
     "BuildPlan",
     "BuildResult",
@@ -47,6 +55,8 @@ MIN_PROCESS_BYTES: Final = 32 << 20
 
 MAX_PARALLEL_PIECES: Final = 16
 """More would only wait for the one thread that deals rows to the lanes."""
+PART_BYTES: Final = 1 << 30
+"""Stored bytes after which a build that may be resumed names what it has stored."""
 READ_AHEAD_BYTES: Final = 512 << 20
 """Input that is read and checked before the writer takes it; two pieces may always be."""
 
@@ -81,6 +91,8 @@ class BuildResult:
     ----------
     input_bytes : int
         Size of the input, as it lies in its files.
+    resumed_rows : int
+        Rows at the beginning that were not read again, because an earlier build had stored them.
     seconds_s : float
         From the first row to the commit.
     """
@@ -88,10 +100,11 @@ class BuildResult:
     info: ObjectInfo
     index: DatasetIndex
     input_bytes: int
+    resumed_rows: int
     seconds_s: float
 
 
-def plan_build(inputs: Sequence[str | os.PathLike[str]], *, columns: Mapping[str, str | ColumnType] | None = None) -> BuildPlan:
+def plan_build(inputs: Inputs, *, columns: Mapping[str, str | ColumnType] | None = None) -> BuildPlan:
     """Look at the inputs: what they are, and which columns they have.
 
     Parameters
@@ -112,13 +125,15 @@ def plan_build(inputs: Sequence[str | os.PathLike[str]], *, columns: Mapping[str
 
 
 def build_dataset(
-    inputs: Sequence[str | os.PathLike[str]] | BuildPlan,
+    inputs: Inputs | BuildPlan,
     url: str,
     *,
     columns: Mapping[str, str | ColumnType] | None = None,
     compression: str = "zstd:3",
     block_size_bytes: int | None = None,
     num_lanes: int | None = None,
+    num_workers: int | None = None,
+    resume: bool = False,
     endpoints: str | list[str] | None = None,
     client: ObjectStore | None = None,
     on_bytes: OnBytes = _ignore,
@@ -127,12 +142,17 @@ def build_dataset(
 
     Parameters
     ----------
-    inputs : sequence of path, or BuildPlan
-        What to build from, or what `plan_build` made of it.
+    inputs : sequence of path or URL, mapping, or BuildPlan
+        What to build from, as `loader.sources.open_source` takes it, or what `plan_build` made of it.
     columns
         As for `plan_build`; left out with a plan.
     compression, block_size_bytes, num_lanes, endpoints, client
         As for `ShardWriter`.
+    num_workers : int, optional
+        Threads or processes that read and check the input; by default one for each core. The dataset does not depend on it.
+    resume : bool
+        Go on where the same build was killed, if it was, and leave in the store what it takes to go on from this one: objects
+        under ``.builds/`` in the bucket, for at most `loader.build_journal.KEPT_S` after the last of them.
     on_bytes : callable
         Told how many bytes of input are done since the last call.
 
@@ -142,29 +162,94 @@ def build_dataset(
         Names file, row and column of a row that doesn't fit.
     SourceError
         If an input can't be read.
+    BuildUnresumable
+        If what an earlier build has left can't be used, or the same build is under way elsewhere.
     StoreError
         As `ShardWriter` raises it.
     """
     if isinstance(inputs, BuildPlan) and columns is not None:
         raise InvalidOption("columns: a plan has its columns already; give them to plan_build")
+    if num_workers is not None and num_workers < 1:
+        raise InvalidOption(f"num_workers={num_workers}: expected 1 or more, or None for one on each core")
     plan = inputs if isinstance(inputs, BuildPlan) else plan_build(inputs, columns=columns)
     began_s = time.monotonic()
-    with ShardWriter(
-        url,
-        dict(plan.schema.items()),
-        compression,
-        block_size_bytes,
-        num_lanes,
-        endpoints=endpoints,
-        client=client,
-        metadata=plan.source.metadata,
-    ) as writer:
-        for batch, input_bytes in _batches(plan, num_workers=_num_workers(plan.source)):
-            writer.write_checked(batch)
-            on_bytes(input_bytes)
-        info = writer.commit()
+    with _opened_store(client, endpoints) as store:
+        writer = ShardWriter(
+            url,
+            dict(plan.schema.items()),
+            compression,
+            block_size_bytes,
+            num_lanes,
+            client=store,
+            metadata=plan.source.metadata,
+        )
+        with writer:
+            bucket, key = parse_url(url)
+            remove_expired(store, bucket, now_s=time.time())
+            name = _fingerprint(plan, options=[compression, block_size_bytes, num_lanes])
+            journal = BuildJournal(store, bucket, key, fingerprint=name) if resume else None
+            left = None if journal is None else journal.load()
+            start = None if left is None else left.start
+            if left is not None:
+                writer.go_on(left.lanes, first_row=left.start.row)
+            resumed_rows = writer.num_rows
+            workers = num_workers or _num_workers(plan.source)
+            _write(plan, writer, journal, start=start, num_workers=workers, on_bytes=on_bytes)
+            info = writer.commit()
+        if journal is not None:
+            journal.discard()
     assert writer.index is not None
-    return BuildResult(info=info, index=writer.index, input_bytes=plan.source.input_bytes, seconds_s=time.monotonic() - began_s)
+    return BuildResult(
+        info=info,
+        index=writer.index,
+        input_bytes=plan.source.input_bytes,
+        resumed_rows=resumed_rows,
+        seconds_s=time.monotonic() - began_s,
+    )
+
+
+@contextmanager
+def _opened_store(client: ObjectStore | None, endpoints: str | list[str] | None) -> Iterator[ObjectStore]:
+    if client is not None:
+        yield client
+        return
+    with Client(endpoints) as own:
+        yield own
+
+
+def _fingerprint(plan: BuildPlan, *, options: list[Any]) -> str:
+    return fingerprint(
+        {
+            "kind": type(plan.source).__name__,
+            "files": [[file.path, file.size_bytes, file.stamp] for file in plan.source.files],
+            "schema": plan.schema.to_json(),
+            "exact": plan.exact,
+            "options": options,
+        }
+    )
+
+
+def _write(
+    plan: BuildPlan,
+    writer: ShardWriter,
+    journal: BuildJournal | None,
+    *,
+    start: Start | None,
+    num_workers: int,
+    on_bytes: OnBytes,
+) -> None:
+    """Write all rows that are not durable yet, and note in the journal what becomes so."""
+    starts: list[Start] = []
+    noted_bytes = 0
+    batches = _batches(plan, start=start, num_workers=num_workers, on_bytes=on_bytes)
+    for number, (piece, batch) in batches:
+        starts.append(Start(piece=number, place=piece.place, row=writer.num_rows))
+        writer.write_checked(batch)
+        on_bytes(piece.input_bytes)
+        if journal is not None and writer.stored_bytes - noted_bytes >= PART_BYTES:
+            noted_bytes = writer.stored_bytes
+            begin = journal.add(writer, starts)
+            starts = [each for each in starts if begin is None or each.row >= begin.row]
 
 
 def _num_workers(source: Source) -> int:
@@ -172,28 +257,47 @@ def _num_workers(source: Source) -> int:
     return max(1, min(usable_cores(), MAX_PARALLEL_PIECES, READ_AHEAD_BYTES // (2 * source.piece_bytes)))
 
 
-def _batches(plan: BuildPlan, *, num_workers: int) -> Iterator[tuple[Batch, int]]:
-    """The checked rows of all pieces, in order, each with how much of the input it is."""
+def _batches(
+    plan: BuildPlan, *, start: Start | None, num_workers: int, on_bytes: OnBytes
+) -> Iterator[tuple[int, tuple[Piece, Batch]]]:
+    """The checked rows of all pieces from `start` on, in order, with the number of each piece."""
+    first = 0 if start is None else start.piece
     with _encoder(plan, num_workers=num_workers) as encode:
         pieces = plan.source.pieces(plan.schema, exact=plan.exact)
+        if start is not None:
+            pieces = _from(pieces, start, on_bytes=on_bytes)
         # Closed at an error too, so that no piece is still being read when the caller sees it.
         with closing(bounded_map(encode, pieces, max_parallel=num_workers)) as encoded:
-            yield from encoded
+            yield from enumerate(encoded, start=first)
+
+
+def _from(pieces: Iterator[Piece], start: Start, *, on_bytes: OnBytes) -> Iterator[Piece]:
+    """The pieces from `start` on."""
+    for number, piece in enumerate(pieces):
+        if number < start.piece:
+            on_bytes(piece.input_bytes)
+        elif number == start.piece and piece.place != start.place:
+            raise BuildUnresumable(
+                f"piece {number} of the input begins at {piece.place}, but at {start.place} for the interrupted build; "
+                "was that another version? Build without resuming"
+            )
+        else:
+            yield piece
 
 
 @contextmanager
-def _encoder(plan: BuildPlan, *, num_workers: int) -> Iterator[Callable[[Piece], tuple[Batch, int]]]:
+def _encoder(plan: BuildPlan, *, num_workers: int) -> Iterator[Callable[[Piece], tuple[Piece, Batch]]]:
     """What encodes a piece: in the calling thread, or in a process that the thread waits for."""
     if not plan.source.in_processes or num_workers == 1 or plan.source.input_bytes < MIN_PROCESS_BYTES:
-        yield lambda piece: (piece.encode(plan.schema), piece.input_bytes)
+        yield lambda piece: (piece, piece.encode(plan.schema))
         return
     # Spawned, because the writer and the client have threads by now, which a fork would not survive.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker, initargs=(plan.schema,)) as pool:
 
-        def encode(piece: Piece) -> tuple[Batch, int]:
+        def encode(piece: Piece) -> tuple[Piece, Batch]:
             try:
-                return pool.submit(_encode_in_worker, piece).result(), piece.input_bytes
+                return piece, pool.submit(_encode_in_worker, piece).result()
             except BrokenProcessPool as exc:
                 raise SourceError("a process that reads the input was killed; is there enough memory?") from exc
 

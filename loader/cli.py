@@ -43,7 +43,9 @@ def build(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC...", help="Parquet, JSON lines (.jsonl, also .gz, .zst), or files and folders, a row each."
+            metavar="SRC...",
+            help="Paths or URLs: Parquet, JSON lines, CSV (also .gz, .zst), .npy, .npz, WebDataset's tars, folders of "
+            "MosaicML's MDS, LitData or Hugging Face's save_to_disk, or any files, a row each.",
         ),
     ],
     target: Dataset,
@@ -57,6 +59,15 @@ def build(
     num_lanes: Annotated[
         int | None, typer.Option(help="By default up to 256; 1024 where more than 256 ranks will read.")
     ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="What reads the input; by default one on each core.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where the same command was killed, and leave what it takes to go on from this one."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a dataset from files. Rows keep the order of the input; nothing is visible before all of it is."""
@@ -76,6 +87,8 @@ def build(
             compression=compression,
             block_size_bytes=block_size_bytes,
             num_lanes=num_lanes,
+            num_workers=num_workers,
+            resume=resume,
             client=store,
             on_bytes=progress.advance,
         )
@@ -163,6 +176,7 @@ def _result_json(result: BuildResult) -> dict[str, Any]:
         "blocks": sum(lane.num_blocks for lane in result.index.lanes),
         "columns": result.index.schema.to_json(),
         "input_bytes": result.input_bytes,
+        "resumed_rows": result.resumed_rows,
         "stored_bytes": result.info.size,
         "seconds_s": round(result.seconds_s, 3),
         "metadata": dict(result.info.metadata),
@@ -170,10 +184,11 @@ def _result_json(result: BuildResult) -> dict[str, Any]:
 
 
 def _result_text(result: BuildResult) -> str:
+    resumed = f" (went on at row {result.resumed_rows})" if result.resumed_rows else ""
     return (
         f"built {format_url(result.info.bucket, result.info.key)}: {plural(result.index.num_rows, 'row')}, "
         f"{plural(len(result.index.schema), 'column')}, {plural(result.index.num_lanes, 'lane')}; "
-        f"{human_size(result.info.size)} from {human_size(result.input_bytes)} in {result.seconds_s:.1f} s; "
+        f"{human_size(result.info.size)} from {human_size(result.input_bytes)} in {result.seconds_s:.1f} s{resumed}; "
         f"digest {result.index.digest}"
     )
 

@@ -12,6 +12,7 @@ from typing import Self
 
 __all__ = [
     "BlockCorrupt",
+    "BuildUnresumable",
     "ColumnError",
     "DatasetNotFound",
     "FormatUnsupported",
@@ -105,6 +106,10 @@ class ImageUnreadable(LoaderError):
         """The error of a row, of which `size_bytes` were there, and `why` they are no image."""
         message = f"{dataset}, row {row}, column {column!r}: expected a JPEG or PNG image, found {size_bytes} bytes: {why}"
         return cls(message, row=row, column=column)
+
+
+class BuildUnresumable(LoaderError):
+    """A build can't go on from what an earlier one has left: that is damaged, or the input was read differently."""
 
 
 class InvalidOption(LoaderError):

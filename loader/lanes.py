@@ -146,6 +146,10 @@ class LaneDealer:
         Decoded size of a block.
     emit : callable
         Takes the lane's number and its next block, full or last, each lane's in order.
+    first_row : int
+        Number of the first row that will be dealt.
+    rows_done : sequence of int
+        Rows of each lane that are in blocks already, at least those before `first_row`. Those after it are passed over.
 
     Attributes
     ----------
@@ -154,21 +158,35 @@ class LaneDealer:
     """
 
     def __init__(
-        self, schema: Schema, *, num_lanes: int, block_size_bytes: int, emit: Callable[[int, BlockBuilder], None]
+        self,
+        schema: Schema,
+        *,
+        num_lanes: int,
+        block_size_bytes: int,
+        emit: Callable[[int, BlockBuilder], None],
+        first_row: int = 0,
+        rows_done: Sequence[int] = (),
     ) -> None:
         self._schema = schema
         self._block_size_bytes = check_block_size(block_size_bytes)
         self._emit = emit
         self._lanes: list[int] = lane_permutation(num_lanes).tolist()
         self._open = [self._new_block() for _ in range(num_lanes)]
-        self.num_rows = 0
+        self._pass_over = [0] * num_lanes
+        for place, lane in enumerate(self._lanes if rows_done else []):
+            before = first_row // num_lanes + (place < first_row % num_lanes)
+            assert rows_done[lane] >= before
+            self._pass_over[lane] = rows_done[lane] - before
+        self.num_rows = first_row
 
     def deal(self, batch: Batch) -> None:
         """Append the rows of a checked batch. Keeps no reference to it."""
         num_rows, num_lanes = len(batch[0]), len(self._lanes)
         for first in range(min(num_rows, num_lanes)):
             lane = self._lanes[(self.num_rows + first) % num_lanes]
-            row = first
+            passed_over = min(self._pass_over[lane], len(range(first, num_rows, num_lanes)))
+            self._pass_over[lane] -= passed_over
+            row = first + num_lanes * passed_over
             while row < num_rows:
                 row += num_lanes * self._open[lane].extend(batch, start=row, step=num_lanes)
                 if row < num_rows:

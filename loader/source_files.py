@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from loader.columns import MAX_VALUE_BYTES, ColumnType, EncodedColumn, Schema, parse_column_type
 from loader.errors import ColumnError
+from loader.input_file import InputFile, below, opened
 from loader.source_rows import PIECE_BYTES, Piece, RowError, SourceError, check_rows
 
 __all__ = ["LABELS_KEY", "FilesPiece", "FilesSource"]
@@ -34,24 +35,30 @@ class FilesPiece:
 
     Attributes
     ----------
-    paths : tuple of Path
-        Below `root`.
+    root : str
+        The folder that all files lie in.
     labels : tuple of int
-        One for each path, or none.
+        One for each file, or none.
     """
 
-    root: Path
-    paths: tuple[Path, ...]
+    root: str
+    files: tuple[InputFile, ...]
     labels: tuple[int, ...]
     input_bytes: int
 
+    @property
+    def place(self) -> str:
+        """See `Piece.place`."""
+        return str(self.files[0])
+
     def encode(self, schema: Schema) -> tuple[EncodedColumn, ...]:
         """See `Piece.encode`."""
-        columns: dict[str, Sequence[Any]] = {"path": [path.as_posix() for path in self.paths], "label": self.labels}
+        paths = [below(self.root, file) for file in self.files]
+        columns: dict[str, Sequence[Any]] = {"path": paths, "label": self.labels}
         if "data" in schema.names:
-            columns["data"] = [_read(self.root / path) for path in self.paths]
+            columns["data"] = [_read(file) for file in self.files]
         chosen = {name: columns[name] for name in schema.names}
-        return check_rows(schema, chosen, file=self.root, place=lambda index: (self.paths[index].as_posix(), index))
+        return check_rows(schema, chosen, file=self.root or ".", place=lambda index: (paths[index], index))
 
 
 class FilesSource:
@@ -59,12 +66,12 @@ class FilesSource:
 
     in_processes = False
 
-    def __init__(self, files: Sequence[Path], *, root: Path) -> None:
+    def __init__(self, files: Sequence[InputFile], *, root: str) -> None:
+        self.files = tuple(files)
         self._root = root
-        self._paths = [file.relative_to(root) for file in files]
-        self._sizes = [(root / path).stat().st_size for path in self._paths]
-        self.input_bytes = sum(self._sizes)
-        self.piece_bytes = max(PIECE_BYTES, *self._sizes)
+        self._paths = [PurePosixPath(below(root, file)) for file in files]
+        self.input_bytes = sum(file.size_bytes for file in files)
+        self.piece_bytes = max(PIECE_BYTES, *(file.size_bytes for file in files))
         in_folders = all(len(path.parts) > 1 for path in self._paths)
         self._classes = sorted({path.parts[0] for path in self._paths}) if in_folders else []
 
@@ -98,25 +105,21 @@ class FilesSource:
         for name, column_type in schema.items():
             if name not in known:
                 error = ColumnError.mismatch(name, expected=str(column_type), found=f"only the columns {', '.join(known)}")
-                raise RowError.of(error, file=str(self._root))
+                raise RowError.of(error, file=self._root or ".")
         number = {name: label for label, name in enumerate(self._classes)}
         first, size = 0, 0
         for stop in range(1, len(self._paths) + 1):
-            size += self._sizes[stop - 1]
+            size += self.files[stop - 1].size_bytes
             if size >= PIECE_BYTES or stop - first == _PIECE_FILES or stop == len(self._paths):
-                paths = tuple(self._paths[first:stop])
-                labels = tuple(number[path.parts[0]] for path in paths) if number else ()
-                yield FilesPiece(root=self._root, paths=paths, labels=labels, input_bytes=size)
+                labels = tuple(number[path.parts[0]] for path in self._paths[first:stop]) if number else ()
+                yield FilesPiece(root=self._root, files=self.files[first:stop], labels=labels, input_bytes=size)
                 first, size = stop, 0
 
 
-def _read(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            # One byte more than fits tells a file that is too large, without reading it all.
-            data = stream.read(MAX_VALUE_BYTES + 1)
-    except OSError as exc:
-        raise SourceError(f"{file}: can't be read: {exc}") from exc
+def _read(file: InputFile) -> bytes:
+    with opened(file) as stream:
+        # One byte more than fits tells a file that is too large, without reading it all.
+        data = stream.read(MAX_VALUE_BYTES + 1)
     if len(data) > MAX_VALUE_BYTES:
         raise SourceError(f"{file}: larger than {MAX_VALUE_BYTES} bytes, which is the most that one value may have")
     return data

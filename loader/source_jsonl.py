@@ -6,24 +6,20 @@ in several processes. Blank lines are skipped. A key that is missing counts as n
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
-
-import zstandard
+from typing import Any, Final
 
 from loader.columns import MAX_VALUE_BYTES, ColumnType, EncodedColumn, Schema, infer_column_type
 from loader.errors import ColumnError
+from loader.input_file import PACKED, InputFile, streamed
 from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, Piece, RowError, SourceError, check_rows
 
 __all__ = ["JSONL_SUFFIXES", "JsonLinesPiece", "JsonLinesSource"]
 
-JSONL_SUFFIXES: Final = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
+JSONL_SUFFIXES: Final = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in PACKED)
 _BOM: Final = b"\xef\xbb\xbf"
 _READ_BYTES: Final = 1 << 20
 _MIN_SAMPLE_PER_FILE: Final = 20
@@ -50,6 +46,11 @@ class JsonLinesPiece:
     input_bytes: int
     exact: bool
 
+    @property
+    def place(self) -> str:
+        """See `Piece.place`."""
+        return f"{self.file}, line {self.first_line}"
+
     def encode(self, schema: Schema) -> tuple[EncodedColumn, ...]:
         """See `Piece.encode`."""
         rows = _parse(self)
@@ -65,9 +66,9 @@ class JsonLinesSource:
     in_processes = True
     piece_bytes = PIECE_BYTES
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = tuple(files)
-        self.input_bytes = sum(file.stat().st_size for file in files)
+    def __init__(self, files: Sequence[InputFile]) -> None:
+        self.files = tuple(files)
+        self.input_bytes = sum(file.size_bytes for file in files)
         self.metadata: Mapping[str, str] = {}
         self.note: str | None = None
 
@@ -75,71 +76,46 @@ class JsonLinesSource:
         """See `Source.infer_columns`. Columns are in the order in which keys first appear."""
         rows = list(islice(self._sample(), SAMPLE_ROWS))
         if not rows:
-            raise SourceError(f"{self._files[0]}: no rows to infer columns from; give them with --columns name=type,...")
+            raise SourceError(f"{self.files[0]}: no rows to infer columns from; give them with --columns name=type,...")
         names = dict.fromkeys(name for _, row in rows for name in row)
         found = {}
         for name in names:
             try:
                 found[name] = infer_column_type([row.get(name) for _, row in rows], name=name)
             except ColumnError as error:
-                raise RowError.of(error, file=str(self._files[0]), place=f"the first {len(rows)} rows") from error
+                raise RowError.of(error, file=str(self.files[0]), place=f"the first {len(rows)} rows") from error
         return found
 
     def pieces(self, schema: Schema, *, exact: bool) -> Iterator[Piece]:
         """See `Source.pieces`."""
-        for file in self._files:
+        for file in self.files:
             yield from _read_pieces(file, exact=exact, piece_bytes=PIECE_BYTES)
 
     def _sample(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Some first rows of each file: files often differ more from each other than rows do."""
-        per_file = max(_MIN_SAMPLE_PER_FILE, SAMPLE_ROWS // len(self._files))
-        for file in self._files:
+        per_file = max(_MIN_SAMPLE_PER_FILE, SAMPLE_ROWS // len(self.files))
+        for file in self.files:
             pieces = _read_pieces(file, exact=False, piece_bytes=_SAMPLE_BYTES)
             rows = (row for piece in pieces for row in _parse(piece))
             yield from islice(rows, per_file)
 
 
-def _read_pieces(file: Path, *, exact: bool, piece_bytes: int) -> Iterator[JsonLinesPiece]:
+def _read_pieces(file: InputFile, *, exact: bool, piece_bytes: int) -> Iterator[JsonLinesPiece]:
     line, done, parts, size = 1, 0, list[bytes](), 0
-    try:
-        with file.open("rb") as raw:
-            for block in _blocks(raw, file, read_bytes=min(_READ_BYTES, piece_bytes)):
-                parts.append(block)
-                size += len(block)
-                if size > MAX_VALUE_BYTES:
-                    raise SourceError(f"{file}, line {line}: longer than {MAX_VALUE_BYTES} bytes, so these are no JSON lines")
-                if size < piece_bytes or b"\n" not in block:
-                    continue
-                data, _, rest = b"".join(parts).rpartition(b"\n")
-                at = raw.tell()
-                yield JsonLinesPiece(file=str(file), first_line=line, data=data, input_bytes=at - done, exact=exact)
-                line, done, parts, size = line + data.count(b"\n") + 1, at, [rest], len(rest)
-            data = b"".join(parts)
-            yield JsonLinesPiece(file=str(file), first_line=line, data=data, input_bytes=raw.tell() - done, exact=exact)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as exc:
-        raise SourceError(f"{file}: can't be read: {exc}") from exc
-
-
-def _blocks(raw: BinaryIO, file: Path, *, read_bytes: int) -> Iterator[bytes]:
-    """The bytes of a file, decompressed."""
-    if file.suffix == ".zst":
-        yield from _zstd_blocks(raw, read_bytes=read_bytes)
-        return
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if file.suffix == ".gz" else raw
-    while block := stream.read(read_bytes):
-        yield block
-
-
-def _zstd_blocks(raw: BinaryIO, *, read_bytes: int) -> Iterator[bytes]:
-    # zstandard's stream_reader takes a file that was cut short for one that ends there.
-    frame = None
-    while block := raw.read(read_bytes):
-        while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(block)
-            block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("it ends in the middle of a zstd frame")
+    with streamed(file) as stream:
+        for block in stream.blocks(min(_READ_BYTES, piece_bytes)):
+            parts.append(block)
+            size += len(block)
+            if size > MAX_VALUE_BYTES:
+                raise SourceError(f"{file}, line {line}: longer than {MAX_VALUE_BYTES} bytes, so these are no JSON lines")
+            if size < piece_bytes or b"\n" not in block:
+                continue
+            data, _, rest = b"".join(parts).rpartition(b"\n")
+            at = stream.done_bytes
+            yield JsonLinesPiece(file=str(file), first_line=line, data=data, input_bytes=at - done, exact=exact)
+            line, done, parts, size = line + data.count(b"\n") + 1, at, [rest], len(rest)
+        data = b"".join(parts)
+        yield JsonLinesPiece(file=str(file), first_line=line, data=data, input_bytes=stream.done_bytes - done, exact=exact)
 
 
 def _parse(piece: JsonLinesPiece) -> Rows:

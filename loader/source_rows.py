@@ -8,13 +8,18 @@ is named by file, place, column, what was expected and what was found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
 
 from loader.columns import ColumnType, EncodedColumn, Schema
 from loader.errors import ColumnError, LoaderError
+from loader.values import Array
 
-__all__ = ["PIECE_BYTES", "PIECE_ROWS", "SAMPLE_ROWS", "Piece", "RowError", "Source", "SourceError", "check_rows"]
+if TYPE_CHECKING:
+    from loader.input_file import InputFile
+
+__all__ = ["PIECE_BYTES", "PIECE_ROWS", "SAMPLE_ROWS", "Piece", "RowError", "Source", "SourceError", "check_rows", "narrowed"]
 
 PIECE_BYTES: Final = 4 << 20
 """About how many decoded bytes of rows a piece has."""
@@ -67,6 +72,10 @@ class Piece(Protocol):
     def input_bytes(self) -> int:
         """How much of the source's input this is, for progress."""
 
+    @property
+    def place(self) -> str:
+        """Where in the input it begins; with the same files, the same rows are before it."""
+
     def encode(self, schema: Schema) -> tuple[EncodedColumn, ...]:
         """Read, convert and check the rows, as `Schema.check_batch` does.
 
@@ -89,6 +98,10 @@ class Source(Protocol):
     """
 
     in_processes: bool
+
+    @property
+    def files(self) -> Sequence[InputFile]:
+        """All files that rows are read from."""
 
     @property
     def input_bytes(self) -> int:
@@ -120,7 +133,7 @@ class Source(Protocol):
 
 
 def check_rows(
-    schema: Schema, columns: Mapping[str, Sequence[Any]], *, file: str | Path, place: Callable[[int], tuple[str, int]]
+    schema: Schema, columns: Mapping[str, Sequence[Any]], *, file: object, place: Callable[[int], tuple[str, int]]
 ) -> tuple[EncodedColumn, ...]:
     """The checked batch of `columns`; a row that doesn't fit is looked up and named.
 
@@ -142,3 +155,23 @@ def check_rows(
         # Each row passes by itself: the columns don't fit together.
         words, row = place(0)
         raise RowError.of(batch_error, file=str(file), place=f"{words} and those that follow", row=row) from batch_error
+
+
+def narrowed(numbers: Array, wanted: ColumnType | None) -> Array | list[Any]:
+    """The numbers in the dtype that is wanted if each of them fits, else as Python values, of which the check names one.
+
+    Files often hold int64 where uint16 would do. Integers have to stay what they are; floats are rounded, but none may become
+    infinite.
+    """
+    if wanted is None or wanted.dtype is None or numbers.dtype == wanted.dtype:
+        return numbers
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = numbers.astype(wanted.dtype)
+        # Beside a float an integer would be compared as a float, rounded like it.
+        back = cast.astype(numbers.dtype) if cast.dtype.kind == "f" else cast
+    kinds = numbers.dtype.kind + wanted.dtype.kind
+    if kinds in ("ff", "fc"):
+        fits = bool(np.all(np.isfinite(cast) == np.isfinite(numbers)))
+    else:
+        fits = kinds in ("ii", "iu", "ui", "uu", "if", "uf") and bool(np.all(back == numbers))
+    return cast if fits else list(numbers.tolist())

@@ -13,6 +13,9 @@ encoding.
 
 Bounds: L x (block + chunk) for the lanes, `ENCODE_BYTES` decoded bytes in encoding, `in_flight_bytes` in stores.
 
+What is durable can be told at any time (`LaneStaging.progress`) and another staging can go on from there: of each lane, the
+chunks that are stored and the blocks that lie in them wholly.
+
 Invariants: a chunk has at most `chunk_size_bytes`; a block spans two chunks only if it is larger than that; the blocks do not
 depend on threads or chunks. Nothing here has a name: staging that is given up leaves nothing visible.
 """
@@ -21,9 +24,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import starmap, zip_longest
 from typing import Final
 
 import zstandard
@@ -32,7 +36,16 @@ from client.manifest import Ref
 from loader.block import BlockBuilder, BlockTableBuilder, EncodedBlock, new_compressor
 from loader.lane import LaneEntry
 
-__all__ = ["ENCODE_BYTES", "LANE_CHUNKS_BYTES", "MIN_CHUNK_BYTES", "LaneStaging", "Staged", "chunk_target_bytes", "cut"]
+__all__ = [
+    "ENCODE_BYTES",
+    "LANE_CHUNKS_BYTES",
+    "MIN_CHUNK_BYTES",
+    "LaneProgress",
+    "LaneStaging",
+    "Staged",
+    "chunk_target_bytes",
+    "cut",
+]
 
 Data = bytes | bytearray | memoryview
 
@@ -62,11 +75,35 @@ class Staged:
     lanes: tuple[LaneEntry, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneProgress:
+    """What of one lane is durable.
+
+    Attributes
+    ----------
+    group : str
+        Its placement group.
+    refs : tuple of Ref
+        Its chunks so far.
+    numbers : tuple of int
+        The blocks in them, as `BlockTableBuilder.numbers` gives them.
+    num_blocks, num_rows : int
+        How many these are, and their rows.
+    """
+
+    group: str
+    refs: tuple[Ref, ...] = ()
+    numbers: tuple[int, ...] = ()
+    num_blocks: int = 0
+    num_rows: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class _Lane:
     group: str
     table: BlockTableBuilder
     chunk_bytes: int
+    stored_blocks: int = 0
     pending: list[Data] = field(default_factory=list)
     pending_bytes: int = 0
     refs: list[Ref] = field(default_factory=list)
@@ -77,8 +114,8 @@ class LaneStaging:
 
     Parameters
     ----------
-    groups : sequence of str
-        The placement group of each lane.
+    lanes : sequence of LaneProgress
+        What each lane begins with: its placement group at least.
     num_columns : int
         Columns of a block.
     compression : str
@@ -96,11 +133,13 @@ class LaneStaging:
     ----------
     failure : BaseException or None
         What a store raised first. It is raised again when the store's turn comes; whoever asks here knows earlier.
+    stored_bytes : int
+        Of the chunks that this staging has stored.
     """
 
     def __init__(
         self,
-        groups: Sequence[str],
+        lanes: Sequence[LaneProgress],
         *,
         num_columns: int,
         compression: str,
@@ -113,25 +152,29 @@ class LaneStaging:
         self._compression = compression
         self._store = store
         self._chunk_size_bytes = chunk_size_bytes
-        self._target_bytes = chunk_target_bytes(len(groups), chunk_size_bytes=chunk_size_bytes)
+        self._target_bytes = chunk_target_bytes(len(lanes), chunk_size_bytes=chunk_size_bytes)
+        self._num_columns = num_columns
         self._lanes = [
             _Lane(
-                group=group,
-                table=BlockTableBuilder(num_columns=num_columns),
-                chunk_bytes=(self._target_bytes + self._target_bytes * number // len(groups)) // 2,
+                group=lane.group,
+                table=BlockTableBuilder(num_columns=num_columns, numbers=lane.numbers),
+                chunk_bytes=(self._target_bytes + self._target_bytes * number // len(lanes)) // 2,
+                stored_blocks=lane.num_blocks,
+                refs=list(lane.refs),
             )
-            for number, group in enumerate(groups)
+            for number, lane in enumerate(lanes)
         ]
         self._in_flight_bytes = in_flight_bytes
         self._encode_pool = ThreadPoolExecutor(encode_threads, thread_name_prefix="forebay-encode")
         self._store_pool = ThreadPoolExecutor(store_threads, thread_name_prefix="forebay-store")
         self._encoding: deque[tuple[_Lane, Future[EncodedBlock], int]] = deque()
-        self._storing: deque[tuple[_Lane, Future[Ref], int]] = deque()
+        self._storing: deque[tuple[_Lane, Future[Ref], int, int]] = deque()
         self._encoding_bytes = 0
         self._storing_bytes = 0
         self._compressors = threading.local()
         self._stop = threading.Event()
         self.failure: BaseException | None = None
+        self.stored_bytes = 0
 
     def add(self, lane: int, block: BlockBuilder) -> None:
         """Take over the next block of `lane`; waits while too much is under way. Raises what an earlier store raised."""
@@ -156,10 +199,33 @@ class LaneStaging:
             self._store_pending(lane)
             entries.append(LaneEntry.of(table, encoded_table=encoded, offset=offset, group=lane.group))
             offset = entries[-1].end
+        self.drain()
+        self.close()
+        return Staged(refs=tuple(self.refs()), lanes=tuple(entries))
+
+    def drain(self) -> None:
+        """Wait until every store that was begun is durable."""
         while self._storing:
             self._settle_store()
-        self.close()
-        return Staged(refs=tuple(ref for lane in self._lanes for ref in lane.refs), lanes=tuple(entries))
+
+    def refs(self) -> Iterator[Ref]:
+        """All chunks that are durable, in the object's order."""
+        return (ref for lane in self._lanes for ref in lane.refs)
+
+    def progress(self, told: Sequence[tuple[int, int]] = ()) -> tuple[LaneProgress, ...]:
+        """What is durable of each lane, but for the first chunks and blocks, so many as were told before."""
+        return tuple(starmap(self._progress, zip_longest(self._lanes, told, fillvalue=(0, 0))))
+
+    def _progress(self, lane: _Lane, told: tuple[int, int]) -> LaneProgress:
+        num_refs, first = told
+        numbers = lane.table.numbers(first, lane.stored_blocks)
+        return LaneProgress(
+            group=lane.group,
+            refs=tuple(lane.refs[num_refs:]),
+            numbers=tuple(numbers),
+            num_blocks=lane.stored_blocks - first,
+            num_rows=sum(numbers[:: 1 + 4 * self._num_columns]),
+        )
 
     def close(self) -> None:
         """Forget what has not begun, and wait for what has, which makes no further request."""
@@ -182,8 +248,9 @@ class LaneStaging:
         lane, future, decoded_bytes = self._encoding.popleft()
         block = future.result()
         self._encoding_bytes -= decoded_bytes
-        lane.table.append(block)
+        # In this order: what is stored to make room for the block does not hold it.
         self._append(lane, [part.data for part in block.parts])
+        lane.table.append(block)
 
     def _append(self, lane: _Lane, parts: Sequence[Data]) -> None:
         size_bytes = sum(map(len, parts))
@@ -196,18 +263,21 @@ class LaneStaging:
     def _store_pending(self, lane: _Lane) -> None:
         parts, size_bytes = lane.pending, lane.pending_bytes
         lane.pending, lane.pending_bytes = [], 0
+        num_blocks = lane.table.num_blocks
         if size_bytes <= self._chunk_size_bytes:
-            self._submit(lane, parts, size_bytes)
+            self._submit(lane, parts, size_bytes, num_blocks=num_blocks)
             return
-        for piece in cut(b"".join(parts), size_bytes=self._chunk_size_bytes):
-            self._submit(lane, [piece], len(piece))
+        pieces = cut(b"".join(parts), size_bytes=self._chunk_size_bytes)
+        for number, piece in enumerate(pieces, start=1):
+            # Only with the last piece the blocks are there wholly.
+            self._submit(lane, [piece], len(piece), num_blocks=num_blocks if number == len(pieces) else 0)
 
-    def _submit(self, lane: _Lane, parts: list[Data], size_bytes: int) -> None:
+    def _submit(self, lane: _Lane, parts: list[Data], size_bytes: int, *, num_blocks: int) -> None:
         while self._storing and (self._storing[0][1].done() or self._storing_bytes + size_bytes > self._in_flight_bytes):
             self._settle_store()
         future = self._store_pool.submit(self._store_parts, parts, lane.group)
         future.add_done_callback(self._note_failure)
-        self._storing.append((lane, future, size_bytes))
+        self._storing.append((lane, future, size_bytes, num_blocks))
         self._storing_bytes += size_bytes
 
     def _store_parts(self, parts: list[Data], group: str) -> Ref:
@@ -215,9 +285,11 @@ class LaneStaging:
 
     def _settle_store(self) -> None:
         """Wait for the oldest store and note its reference."""
-        lane, future, size_bytes = self._storing.popleft()
+        lane, future, size_bytes, num_blocks = self._storing.popleft()
         lane.refs.append(future.result())
+        lane.stored_blocks = max(lane.stored_blocks, num_blocks)
         self._storing_bytes -= size_bytes
+        self.stored_bytes += size_bytes
 
     def _note_failure(self, future: Future[Ref]) -> None:
         if not future.cancelled() and self.failure is None:

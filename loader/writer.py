@@ -5,7 +5,9 @@ Theory of operation
 Rows are checked against the schema, gathered (`loader.lanes.RowBuffer`), dealt to the lanes by strides
 (`loader.lanes.LaneDealer`), encoded by all cores and stored as chunks in the background (`loader.staging.LaneStaging`).
 `commit` stores what is left, adds the index and gives the whole its name in one compare-and-swap. Before that nothing is
-visible; a writer that dies leaves nothing.
+visible; a writer that dies leaves nothing, unless it has named its parts (`ShardWriter.name_part`) for another to go on with.
+
+Chunks without a name are garbage two epochs of garbage collection later, so a writer that lives so long touches its own again.
 
 Memory is bounded: with L lanes, L x (block + chunk), where a chunk is 8 MiB up to 64 lanes, 512 MiB / L up to 512 lanes and
 1 MiB beyond; and besides 32 MiB of rows until the number of lanes is known, 8 MiB afterwards, 64 MiB in encoding, and
@@ -20,11 +22,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from types import TracebackType
 from typing import Final, Literal
 
+from client import anchoring
 from client.catalog import Commit
 from client.client import Client
 from client.manifest import Ref
@@ -39,11 +43,12 @@ from loader.columns import ColumnType, EncodedColumn, Schema
 from loader.errors import InvalidOption, WriterClosed
 from loader.index import DatasetIndex
 from loader.lanes import DEAL_BYTES, DECIDE_BYTES, DEFAULT_MAX_LANES, LaneDealer, RowBuffer, check_num_lanes, choose_num_lanes
-from loader.staging import Data, LaneStaging, cut
+from loader.staging import Data, LaneProgress, LaneStaging, cut
 
 __all__ = ["CONTENT_TYPE", "DEFAULT_BLOCK_BYTES", "METADATA_KEY", "ShardWriter", "usable_cores"]
 
 CONTENT_TYPE: Final = "application/x-forebay-dataset"
+PART_CONTENT_TYPE: Final = "application/x-forebay-build"
 METADATA_KEY: Final = "forebay-dataset"
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
 _OWN_BYTES: Final = 256
@@ -172,9 +177,73 @@ class ShardWriter:
             self._deal_gathered()
             return
         with self._closed_on_error():
+            self._keep()
             # Large enough as it is: not copied.
             self._dealer.deal(self._buffer.take())
             self._dealer.deal(batch)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of the chunks that this writer has stored so far."""
+        return 0 if self._staging is None else self._staging.stored_bytes
+
+    def progress(self, told: Sequence[tuple[int, int]] = ()) -> tuple[LaneProgress, ...]:
+        """Wait for the stores under way, and say what is durable of each lane, as `LaneStaging.progress` does.
+
+        Nothing before the lanes are open, which needs 32 MiB of rows unless their number was given.
+        """
+        self._check_open()
+        if self._staging is None:
+            return ()
+        with self._closed_on_error():
+            self._staging.drain()
+        return self._staging.progress(told)
+
+    def go_on(self, lanes: Sequence[LaneProgress], *, first_row: int) -> None:
+        """Take up what another writer of the same columns, block size and rows has left behind, before anything is written.
+
+        Parameters
+        ----------
+        lanes : sequence of LaneProgress
+            What it said of its progress.
+        first_row : int
+            Number of the row that will be written first. Rows from there on that are durable already are passed over.
+
+        Raises
+        ------
+        NotEnoughReplicas
+            If some of the chunks are not there any more.
+        """
+        self._check_open()
+        assert not self.num_rows and self._dealer is None
+        with self._closed_on_error():
+            _, staging = self._open_lanes(lanes, first_row=first_row)
+            self._uploader.anchor_again(staging.refs())
+        self.num_rows = first_row
+
+    def name_part(self, key: str, refs: Sequence[Ref], description: bytes, *, metadata: Mapping[str, str]) -> ObjectInfo:
+        """Make an object of chunks that were stored, so that they outlive this writer: the chunks, then `description`.
+
+        Raises
+        ------
+        PreconditionFailed
+            If there is such an object: another writer goes on from the same point.
+        """
+        self._check_open()
+        with self._closed_on_error():
+            pieces = cut(description, size_bytes=self._client.config.chunk_size_bytes)
+            record = ObjectRecord(
+                write_id=new_write_id(),
+                content=make_content([*refs, *map(self._uploader.store, pieces)], self._uploader),
+                content_type=PART_CONTENT_TYPE,
+                metadata=metadata,
+                ack=self._policy.ack,
+                replicas=self._policy.replicas,
+                created_s=time.time(),
+            )
+            write = Commit(bucket=self._bucket, key=key, record=record, condition=Condition(if_none_match="*"))
+            # An anchor holds for all that this writer has stored, or for nothing: so all of it is touched for a new one.
+            return anchoring.commit(self._client.catalog, write, self._uploader, refs_of=self._all_refs)
 
     def commit(self) -> ObjectInfo:
         """Store what is left and give the dataset its name. The writer is closed afterwards, in any case.
@@ -212,18 +281,35 @@ class ShardWriter:
         elif self._state == "open":
             self.commit()
 
+    def _all_refs(self, record: ObjectRecord) -> Iterator[Ref]:
+        staged = () if self._staging is None else self._staging.refs()
+        return chain(staged, self._client.refs_of(record))
+
+    def _keep(self) -> None:
+        """Touch what was stored again if an epoch of garbage collection has passed."""
+        if self._staging is not None and self._client.cluster.anchor.epoch > self._uploader.anchor.epoch:
+            # None may be on its way under the old anchor.
+            self._staging.drain()
+            self._uploader.anchor_again(self._staging.refs())
+
     def _deal_gathered(self) -> None:
         undecided = self._dealer is None and self._num_lanes is None
         if self._buffer.num_bytes < (DECIDE_BYTES if undecided else DEAL_BYTES):
             return
         with self._closed_on_error():
-            dealer = self._dealer or self._open_lanes(self._num_lanes or DEFAULT_MAX_LANES)[0]
+            dealer = self._dealer or self._open_lanes(self._new_lanes(self._num_lanes or DEFAULT_MAX_LANES))[0]
+            self._keep()
             dealer.deal(self._buffer.take())
 
-    def _open_lanes(self, num_lanes: int) -> tuple[LaneDealer, LaneStaging]:
-        config, replicas = self._client.config, self._policy.replicas
+    def _new_lanes(self, num_lanes: int) -> list[LaneProgress]:
+        layout, replicas = self._client.cluster.layout, self._policy.replicas
+        groups = choose_groups(layout, name=self._write_id, num_groups=num_lanes, replicas=replicas)
+        return [LaneProgress(group=group) for group in groups]
+
+    def _open_lanes(self, lanes: Sequence[LaneProgress], *, first_row: int = 0) -> tuple[LaneDealer, LaneStaging]:
+        config = self._client.config
         staging = LaneStaging(
-            choose_groups(self._client.cluster.layout, name=self._write_id, num_groups=num_lanes, replicas=replicas),
+            lanes,
             num_columns=len(self._schema),
             compression=self._compression,
             store=self._store,
@@ -232,7 +318,14 @@ class ShardWriter:
             encode_threads=usable_cores(),
             store_threads=config.max_threads,
         )
-        dealer = LaneDealer(self._schema, num_lanes=num_lanes, block_size_bytes=self._block_size_bytes, emit=staging.add)
+        dealer = LaneDealer(
+            self._schema,
+            num_lanes=len(lanes),
+            block_size_bytes=self._block_size_bytes,
+            emit=staging.add,
+            first_row=first_row,
+            rows_done=[lane.num_rows for lane in lanes],
+        )
         self._dealer, self._staging = dealer, staging
         return dealer, staging
 
@@ -244,7 +337,7 @@ class ShardWriter:
         dealer, staging = self._dealer, self._staging
         if dealer is None or staging is None:
             chosen = choose_num_lanes(self._buffer.num_rows, decoded_bytes=self._buffer.num_bytes)
-            dealer, staging = self._open_lanes(self._num_lanes or chosen)
+            dealer, staging = self._open_lanes(self._new_lanes(self._num_lanes or chosen))
         dealer.deal(self._buffer.take())
         dealer.finish()
         staged = staging.finish()
