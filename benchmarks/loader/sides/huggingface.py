@@ -1,0 +1,74 @@
+"""Hugging Face datasets: an Arrow table, mapped, in torch format, shuffled whole by a `DataLoader`; cold, Parquet streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+from torch.utils.data import DataLoader
+
+from benchmarks.loader.sets import Columns
+from benchmarks.loader.sides.base import Place, rows_of
+
+__all__ = ["HuggingFace"]
+
+_SHUFFLE = 1000
+_FEATURES = {
+    "tokens": datasets.List(datasets.Value("uint16"), length=2048),
+    "blob": datasets.Value("binary"),
+    "label": datasets.Value("int64"),
+    "features": datasets.List(datasets.Value("float32"), length=10),
+}
+
+
+class _Stream:
+    def __init__(self, place: Place, *, batch_size: int | None) -> None:
+        self._place, self._batch_size, self._epoch = place, batch_size, 0
+        if place.cold:
+            shards = [f"{place.url}/{path.name}" for path in sorted(place.data.glob("*.parquet"))]
+            streamed = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
+            self._dataset = streamed.shuffle(seed=0, buffer_size=_SHUFFLE).with_format("torch")
+        else:
+            self._dataset = datasets.load_from_disk(str(place.data)).with_format("torch")
+
+    def epoch(self) -> Iterator[Any]:
+        if self._place.cold:
+            return iter(DataLoader(self._dataset, batch_size=self._batch_size))
+        if self._batch_size is None:
+            self._epoch += 1
+            return iter(self._dataset.shuffle(seed=self._epoch))
+        return iter(DataLoader(self._dataset, batch_size=self._batch_size, shuffle=True))
+
+    def state(self, batches: int) -> object:
+        return None
+
+    def resume(self, state: object) -> None:
+        raise NotImplementedError("a table in random order has no state")
+
+    def close(self) -> None:
+        pass
+
+
+class HuggingFace:
+    """See `base.Side`."""
+
+    packages = ("datasets", "pyarrow")
+
+    def write(self, columns: Columns, place: Place) -> None:
+        features = datasets.Features({name: _FEATURES[name] for name in columns})
+        table = datasets.Dataset.from_generator(
+            rows_of,
+            gen_kwargs={"columns": columns, "rows": place.chosen.rows},
+            features=features,
+            cache_dir=f"{place.data}-made",
+        )
+        if place.compressed:
+            place.data.mkdir(parents=True, exist_ok=True)
+            for number in range(8):
+                table.shard(8, number, contiguous=True).to_parquet(place.data / f"{number}.parquet", compression="zstd")
+        else:
+            table.save_to_disk(place.data)
+
+    def open(self, place: Place, *, batch_size: int | None) -> _Stream:
+        return _Stream(place, batch_size=batch_size)
