@@ -220,11 +220,17 @@ def main() -> None:
             watch.run("write", lambda: fill(client, options.objects))
             watch.run("list", lambda: list_all(client))
             watch.run("verify", lambda: verify_all(client, options.objects))
+        show(report(phases))  # Already, for the rest takes as long.
         with EmbeddedCluster(directory, nodes=NODES + 1) as cluster, Client(list(cluster.endpoints)) as client:
             watch = Watch(cluster, phases)
             found = list(reshape(cluster, client, watch, num_objects=options.objects))
             watch.run("verify again", lambda: verify_all(client, options.objects))
-    for table in (*report(phases), moves(found)):
+    show([*report(phases), moves(found)])
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Print tables."""
+    for table in tables:
         Console(width=160).print(table)
 
 

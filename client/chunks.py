@@ -18,7 +18,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from client.checksum import ReadCheck
+from client.checksum import ReadCheck, xxh3
 from client.cluster import Cluster
 from client.colocated import Colocated, NotColocated
 from client.errors import (
@@ -30,13 +30,14 @@ from client.errors import (
     StoreError,
     from_problem,
 )
-from client.frames import encode_chunks
-from client.manifest import Ref
+from client.frames import CHUNK, PROBLEM, encode_chunks, encode_refs, frames
+from client.manifest import REF_BYTES, Ref
 from client.retry import Deadline
 from client.transport import Response, Sending, Transport
 from client.wire import (
     BATCH_GET_PATH,
     BATCH_PUT_PATH,
+    CHUNKS_GET_PATH,
     EPOCH_HEADER,
     announced_checks,
     chunk_path,
@@ -190,6 +191,16 @@ class ChunkClient:
             raise ProtocolMismatch(f"node {node_id} was sent {len(chunks)} chunks: {str(answer)[:200]}", node_id=node_id)
         return [None if word == "durable" else _refusal(word, node_id=node_id) for word in told]
 
+    def get_many(self, node_id: str, refs: Sequence[Ref]) -> list[memoryview | StoreError]:
+        """Small chunks of `node_id`, within the bounds of `client.frames`; raises what the node answered to all.
+
+        Each is its bytes, verified, `ChunkCorrupt` if other ones came, or what else the node said of it.
+        """
+        body = self._call(node_id, "POST", CHUNKS_GET_PATH, body=encode_refs(refs)).body
+        self._count(http=len(refs), http_bytes=sum(ref.size for ref in refs))
+        came = frames(body, count=len(refs))
+        return [_verified(ref, *frame, node_id=node_id) for ref, frame in zip(refs, came, strict=True)]
+
     def get_objects(self, node_id: str, names: Sequence[tuple[str, str]], *, timeout_s: float | None = None) -> bytes:
         """What `node_id` says of the objects of these (bucket, key): frames as `client.frames` has them, in this order."""
         body = encode_json({"items": names})
@@ -220,9 +231,7 @@ class ChunkClient:
         if sound is None:
             sound = self._read_over_http(node_id, ref, wide, start=wide_start, deadline=deadline)
         if not sound:
-            raise ChunkCorrupt(
-                f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum", key=str(ref), node_id=node_id
-            )
+            raise _mismatch(ref, node_id=node_id)
         if not exact:
             buffer[:] = wide[start - wide_start : end - wide_start]
 
@@ -354,6 +363,19 @@ def _noting(cluster: Cluster, node_id: str) -> Iterator[None]:
         cluster.failed(node_id)
         raise
     cluster.answered(node_id)
+
+
+def _verified(ref: Ref, kind: int, content: memoryview, *, node_id: str) -> memoryview | StoreError:
+    if kind == PROBLEM:
+        return _refusal(decode_json(bytes(content)), node_id=node_id)
+    payload = content[REF_BYTES:]
+    sound = kind == CHUNK and len(payload) == ref.size and xxh3(payload) == ref.check
+    return payload if sound else _mismatch(ref, node_id=node_id)
+
+
+def _mismatch(ref: Ref, *, node_id: str) -> ChunkCorrupt:
+    message = f"chunk {ref}: the bytes that node {node_id} sent do not match the checksum"
+    return ChunkCorrupt(message, key=str(ref), node_id=node_id)
 
 
 def _stored(answer: Any, *, node_id: str) -> Stored:

@@ -1,4 +1,4 @@
-"""The two bodies in which many small things travel at once. Pure: bytes in, values out; little-endian throughout.
+"""The bodies in which many small things travel at once. Pure: bytes in, values out; little-endian throughout.
 
 Chunks on their way to a node (``POST /v1/chunks:batchPut``):
 
@@ -7,18 +7,22 @@ Chunks on their way to a node (``POST /v1/chunks:batchPut``):
     per chunk u32 partition, u32 size, 32 bytes id
     payloads  one behind the other, in the same order
 
-Objects on their way from a node (the answer to ``POST /v1/objects:batchGet``):
+Which chunks are wanted (``POST /v1/chunks:batchGet``), as many and as large as such a batch may be:
+
+    8 bytes   magic ``FBCHREF1``
+    refs      48 bytes each (`client.manifest`), to the end
+
+Objects on their way from a node (the answer to ``POST /v1/objects:batchGet``), or chunks (to ``chunks:batchGet``):
 
     8 bytes   magic ``FBOBJBA1``
-    frames    one for each object that was asked for, in that order, and nothing behind the last
+    frames    one for each object or chunk that was asked for, in that order, and nothing behind the last
 
     u32       kind
     u32       bytes that follow in this frame
 
-    kind 1    the object is one small chunk, and here it is: its reference (48 bytes, `client.manifest`), its payload,
-              which the node has not verified
-    kind 2    the object's info as JSON, for whoever reads it chunk by chunk
-    kind 3    a problem document, JSON: why this object can't be had
+    kind 1    the object is one small chunk, and here it is: its reference, its payload, which the node has not verified
+    kind 2    the object's info as JSON, for whoever reads it chunk by chunk; never for a chunk
+    kind 3    a problem document, JSON: why this object or chunk can't be had
 
 A length is never believed before it is compared with what came, so a hostile one costs nothing.
 """
@@ -41,13 +45,16 @@ __all__ = [
     "INFO",
     "MAX_BATCH_BYTES",
     "MAX_ITEMS",
+    "MAX_REFS_BYTES",
     "MAX_SMALL_BYTES",
     "OBJECTS_MAGIC",
     "PROBLEM",
     "chunk_head",
     "decode_chunks",
+    "decode_refs",
     "document_frame",
     "encode_chunks",
+    "encode_refs",
     "frames",
     "table_bytes",
 ]
@@ -59,6 +66,8 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024  # Payloads of one batch of chunks.
 OBJECTS_MAGIC = b"FBOBJBA1"
 CHUNK, INFO, PROBLEM = 1, 2, 3
 _CHUNKS_MAGIC = b"FBCHBAT1"
+_REFS_MAGIC = b"FBCHREF1"
+MAX_REFS_BYTES = len(_REFS_MAGIC) + MAX_ITEMS * REF_BYTES  # A request for chunks.
 _CHUNKS = struct.Struct("<8sI")
 _CHUNK = struct.Struct("<II32s")
 _FRAME = struct.Struct("<II")
@@ -103,6 +112,32 @@ def decode_chunks(body: Buffer) -> list[tuple[int, bytes, memoryview]]:
     if place != len(view):
         raise InvalidRequest(f"the chunks of a batch should take {place} bytes, found {len(view)}")
     return chunks
+
+
+def encode_refs(refs: Sequence[Ref]) -> bytes:
+    """Which chunks are wanted, within bounds that are the caller's to keep."""
+    return _REFS_MAGIC + b"".join(ref.pack() for ref in refs)
+
+
+def decode_refs(body: Buffer) -> list[Ref]:
+    """The inverse of `encode_refs`.
+
+    Raises
+    ------
+    InvalidRequest
+        For anything that `encode_refs` would not have made within the bounds of a batch.
+    """
+    view = memoryview(body).cast("B")
+    magic, rest = bytes(view[: len(_REFS_MAGIC)]), view[len(_REFS_MAGIC) :]
+    if magic != _REFS_MAGIC or not rest or len(rest) % REF_BYTES or len(rest) > MAX_ITEMS * REF_BYTES:
+        expected = f"{_REFS_MAGIC!r} and 1 to {MAX_ITEMS} references of {REF_BYTES} bytes"
+        raise InvalidRequest(f"expected {expected}, found {magic!r} and {len(rest)} bytes")
+    refs = [Ref.unpack(rest[place : place + REF_BYTES]) for place in range(0, len(rest), REF_BYTES)]
+    sizes = [ref.size for ref in refs]
+    if min(sizes) == 0 or max(sizes) > MAX_SMALL_BYTES or sum(sizes) > MAX_BATCH_BYTES:
+        found = f"{min(sizes)} to {max(sizes)}, {sum(sizes)} together"
+        raise InvalidRequest(f"chunks in a batch have 1 to {MAX_SMALL_BYTES} bytes, {MAX_BATCH_BYTES} together, found {found}")
+    return refs
 
 
 def chunk_head(ref: Ref) -> bytes:

@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.attempt import Attempt, Overtaken
@@ -29,6 +29,7 @@ from client.errors import (
     StoreError,
     Unauthenticated,
 )
+from client.group_read import SmallRead, read_group
 from client.hedging import Paces, WasteBudget, kind_of
 from client.manifest import Ref
 from client.nearness import MACHINE, ZONES, Nearness
@@ -185,6 +186,35 @@ class ReplicaReader:
         data = bytearray((ref.size if end is None else end) - start)
         self.read_into(ref, memoryview(data), replicas=replicas, start=start, exclude=exclude, deadline=deadline)
         return data
+
+    def read_small(
+        self, wanted: Sequence[tuple[Ref, int]], *, exclude: Collection[str] = ()
+    ) -> list[memoryview | AllReplicasFailed]:
+        """Small chunks, verified, many of them by one request to a node.
+
+        Parameters
+        ----------
+        wanted : sequence of (Ref, int)
+            Chunks, within the bounds of `client.frames`, and how many replicas the record asks for that refers to each.
+        exclude : collection of str
+            Node ids not to ask.
+
+        Returns
+        -------
+        list of memoryview or AllReplicasFailed
+            For each its bytes, or what each replica said.
+        """
+        group = [
+            SmallRead(ref=ref, peers=list(self._first_to_ask(ref, replicas=replicas, exclude=exclude)))
+            for ref, replicas in wanted
+        ]
+        read_group(group, self._chunks)
+        for small in group:
+            self.report_corrupt(small.ref, small.failed)
+            if small.payload is not None:
+                self._count(small.node_id, small.ref.size, hedged=False)
+                self._add(failovers=len(small.failed))
+        return [_all_failed(small.ref, small.failed) if small.payload is None else small.payload for small in group]
 
     def report_corrupt(self, ref: Ref, failed: Mapping[str, StoreError]) -> None:
         """Have the nodes verify their copies that, of all in `failed`, sent corrupt bytes."""

@@ -30,6 +30,7 @@ __all__ = [
     "BATCH_GET_PATH",
     "BATCH_PUT_PATH",
     "CHECK_HEADER",
+    "CHUNKS_GET_PATH",
     "EPOCH_HEADER",
     "MAX_EPOCH",
     "META_PREFIX",
@@ -68,6 +69,7 @@ MAX_EPOCH = 2**30 - 1  # Of a tag that can be told from a time of the clock.
 TIMEOUT_HEADER = "x-forebay-timeout-ms"  # The time that the client has left for the whole request.
 BATCH_GET_PATH = "/v1/objects:batchGet"
 BATCH_PUT_PATH = "/v1/chunks:batchPut"
+CHUNKS_GET_PATH = "/v1/chunks:batchGet"
 META_PREFIX = "x-forebay-meta-"
 PROBLEM_TYPE = "application/problem+json"
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")

@@ -158,9 +158,8 @@ async def touch_chunks(request: Request, node: NodeOf) -> Response:
         if fetch and not durable and await node.pools.gateway.run(_fetched, node, *name):
             durable = await node.pools.disk.run(node.store.touch, *name, epoch=epoch, rehash=False)
         touched.append(durable)
-    if not rehash:
-        # What was hashed was made durable with it; of names that were only seen nobody knows.
-        await node.pools.disk.run(node.store.make_durable, [chunk_id for _, chunk_id in names])
+    # Of names that were only seen nobody knows whether they are durable.
+    await node.pools.disk.run(node.store.make_durable, [chunk_id for _, chunk_id in names])
     return _json({"status": ["durable" if durable else "missing" for durable in touched]})
 
 

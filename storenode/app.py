@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from client.errors import StoreError
 from client.wire import BATCH_PUT_PATH, PROTOCOL, PROTOCOL_HEADER, TIMEOUT_HEADER
-from storenode import admin, batch, gc_route, objects, record_batch, records, reshaping_route, snapshot_routes
+from storenode import admin, batch, chunk_reads, gc_route, objects, record_batch, records, reshaping_route, snapshot_routes
 from storenode.bodies import ResponseAborted
 from storenode.budget import Budget
 from storenode.chunk_batch import ChunkBatchRoute
@@ -64,9 +64,10 @@ def create_app(node: Node) -> App:
     api.state.metrics = metrics
     api.state.num_partitions = num_partitions
     api.state.transfers = Budget("transfers of objects", limit=node.config.max_object_requests)
+    api.state.batch_reads = Budget("batches of chunks that are read", limit=node.config.max_batch_reads)
     api.state.documents = Budget("bytes of documents", limit=node.config.max_document_bytes)
     names = (records.router, snapshot_routes.router, record_batch.router)
-    routers = (*names, objects.router, batch.router, admin.router, reshaping_route.router, gc_route.router)
+    routers = (*names, objects.router, batch.router, chunk_reads.router, admin.router, reshaping_route.router, gc_route.router)
     for router in routers:
         api.include_router(router)
     install_handlers(api, node_id=node.node_id, routers=routers)

@@ -11,19 +11,18 @@ Objects are looked up and read a slice at a time, in one call of a thread each, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from client.errors import ChunkCorrupt, InvalidRequest, StoreError, to_problem
-from client.frames import INFO, MAX_ITEMS, MAX_SMALL_BYTES, OBJECTS_MAGIC, PROBLEM, chunk_head, document_frame
+from client.frames import INFO, MAX_ITEMS, MAX_SMALL_BYTES, PROBLEM, chunk_head, document_frame
 from client.manifest import Ref
 from client.record import ObjectInfo
 from client.wire import BATCH_GET_PATH
-from storenode.bodies import BodySender, ResponseAborted
-from storenode.budget import Budget
+from storenode.framed import FRAMES_TYPE, Frames
 from storenode.gate import GrantOf
 from storenode.grants import Grant
 from storenode.node import Node
@@ -31,9 +30,8 @@ from storenode.requests import NodeOf, TransfersOf, json_body
 from storenode.schemas import BYTES, json_body_of, problems
 from storenode.smallchunks import SmallChunks
 
-__all__ = ["FRAMES_TYPE", "router"]
+__all__ = ["router"]
 
-FRAMES_TYPE = "application/vnd.forebay.frames"
 # A key takes up to 1,024 bytes, and some six times that where its characters are escaped.
 _MAX_REQUEST_BYTES = 2 * 1024 * 1024
 _SLICE = 128  # At most 8 MiB of small chunks.
@@ -59,46 +57,18 @@ async def batch_get(request: Request, node: NodeOf, transfers: TransfersOf, gran
     items = value.get("items") if isinstance(value, dict) else None
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
         raise InvalidRequest(f'expected {{"items": [[bucket, key], ...]}} with up to {MAX_ITEMS} objects')
-    return _Frames(node, transfers, list(map(_item, items)), grant)
+    named = list(map(_item, items))
+    return Frames(
+        [named[first : first + _SLICE] for first in range(0, max(1, len(named)), _SLICE)],
+        make=partial(_append, node, grant),
+        pool=node.pools.gateway,
+        room=transfers,
+        stall_timeout_s=node.config.stall_timeout_s,
+    )
 
 
-class _Frames(Response):
-    """A response of frames, made slice by slice while it is sent."""
-
-    media_type = FRAMES_TYPE
-
-    def __init__(self, node: Node, transfers: Budget, items: Sequence[Item], grant: Grant) -> None:
-        super().__init__()
-        # How long it gets is not known before the last item is read.
-        del self.headers["content-length"]
-        self._node = node
-        self._transfers = transfers
-        self._items = items
-        self._grant = grant
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sender = BodySender(send, stall_timeout_s=self._node.config.stall_timeout_s)
-        with self._transfers.take():
-            for first in range(0, max(1, len(self._items)), _SLICE):
-                part = self._items[first : first + _SLICE]
-                try:
-                    frames = await self._node.pools.gateway.run_to_end(
-                        _frames, self._node, part, self._grant, prefix=b"" if first else OBJECTS_MAGIC
-                    )
-                except StoreError as error:
-                    if first:
-                        raise ResponseAborted(f"a later slice of a batch failed: {error.title}: {error.message}") from error
-                    raise
-                if not first:
-                    # Only now, so that a node without metadata or disk says so, and the client asks another one.
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await sender.piece(frames)
-            await sender.end()
-
-
-def _frames(node: Node, items: Sequence[Item], grant: Grant, *, prefix: bytes) -> bytearray:
-    """The frames of a slice, behind `prefix`."""
-    frames = bytearray(prefix)
+def _append(node: Node, grant: Grant, items: Sequence[Item], frames: bytearray) -> None:
+    """The frames of a slice."""
     infos = _look_up(node, items, grant)
     with node.store.small_chunks() as small:
         for info in infos:
@@ -112,7 +82,6 @@ def _frames(node: Node, items: Sequence[Item], grant: Grant, *, prefix: bytes) -
             else:
                 frames += chunk_head(ref)
                 frames += payload
-    return frames
 
 
 def _payload(node: Node, small: SmallChunks, ref: Ref) -> memoryview | None:

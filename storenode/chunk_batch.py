@@ -8,28 +8,24 @@ It knows nothing of objects, and of placement only how many partitions there are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from typing_extensions import Buffer
 
 from client.errors import BodyTooLarge, InvalidRequest, StoreError, to_problem
 from client.frames import MAX_BATCH_BYTES, MAX_ITEMS, decode_chunks, table_bytes
 from client.wire import BATCH_PUT_PATH, encode_json
 from storenode.arriving import Arriving, receive
 from storenode.budget import Budget
-from storenode.chunkstore import ChunkStore
+from storenode.chunkgroup import MAX_MEMBERS
 from storenode.metrics import Metrics
 from storenode.node import Node
 from storenode.problems import problem_response
 from storenode.requests import announced_bytes, epoch_of
 
 __all__ = ["ChunkBatchRoute"]
-
-_GROUP_CHUNKS = 256  # Each holds a descriptor until its group is durable.
 
 
 class ChunkBatchRoute:
@@ -85,9 +81,9 @@ class ChunkBatchRoute:
                     raise InvalidRequest(f"partition {partition}: this cluster has {self._num_partitions}")
             errors: list[StoreError | None] = []
             # Group by group, so that a client that goes away ends it.
-            for first in range(0, len(chunks), _GROUP_CHUNKS):
-                group = chunks[first : first + _GROUP_CHUNKS]
-                errors += await node.pools.batch.run_to_end(_store, node.store, group, epoch=epoch)
+            for first in range(0, len(chunks), MAX_MEMBERS):
+                group = chunks[first : first + MAX_MEMBERS]
+                errors += await node.pools.batch.run_to_end(node.store.put_group, group, epoch=epoch)
         return Response(encode_json({"chunks": [self._told(error) for error in errors]}), media_type="application/json")
 
     def _told(self, error: StoreError | None) -> str | dict[str, Any]:
@@ -95,10 +91,3 @@ class ChunkBatchRoute:
             return "durable"
         self._metrics.chunk_failed(error.code)
         return to_problem(error)
-
-
-def _store(store: ChunkStore, group: Sequence[tuple[int, bytes, Buffer]], *, epoch: int) -> Sequence[StoreError | None]:
-    try:
-        return store.put_group(group, epoch=epoch)
-    except StoreError as error:
-        return [error] * len(group)

@@ -34,7 +34,9 @@ from storenode.chunkfile import ChunkPath
 from storenode.filesystem import FileSystem, disk_error, opened
 from storenode.trailer import Trailer
 
-__all__ = ["ChunkGroup", "Member", "require_reporting_sync"]
+__all__ = ["MAX_MEMBERS", "ChunkGroup", "Member", "require_reporting_sync"]
+
+MAX_MEMBERS = 256  # Each holds a descriptor until its group is durable.
 
 _REPORTING_KERNEL = (5, 8)
 

@@ -124,7 +124,7 @@ class ChunkStore:
     def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]], *, epoch: int = 0) -> list[StoreError | None]:
         """Store small chunks, given as (partition, id, payload), as one durable group; see `storenode.chunkgroup`.
 
-        Each holds a descriptor meanwhile, so the caller bounds their number.
+        Each holds a descriptor meanwhile, so there are at most `MAX_MEMBERS`.
 
         Returns
         -------
@@ -141,8 +141,11 @@ class ChunkStore:
             require_synced=self._dirs.require_synced,
             sync_failed=self._dirs.distrust,
         )
-        with translated(self._dirs.chunks):
-            group.store([member for member in members if _has_its_id(member)])
+        try:
+            with translated(self._dirs.chunks):
+                group.store([member for member in members if _has_its_id(member)])
+        except StoreError as error:
+            return [member.error or error for member in members]
         for member in members:
             if member.taken:
                 # Another writer of the same bytes was faster, perhaps in this very group.
@@ -199,12 +202,12 @@ class ChunkStore:
             return self._screening.screen(at, directory=directory) is Copy.QUARANTINED
 
     def touch(self, partition: int, chunk_id: bytes, *, epoch: int = 0, rehash: bool = True) -> bool:
-        """Make a copy that is here count like one that was just put: tagged, re-hashed, and its name durable.
+        """Tag a copy that is here, and re-hash it; who then relies on it calls `make_durable`.
 
         Parameters
         ----------
         rehash : bool
-            False only looks for its name and tags it; who then relies on the copy calls `make_durable`.
+            False only looks for its name and tags it.
 
         Returns
         -------
@@ -213,13 +216,8 @@ class ChunkStore:
         """
         at = self._dirs.at(partition, chunk_id)
         with self._dirs.opened(at) as directory:
-            if not rehash:
-                return self._screening.tag(at, epoch=epoch, directory=directory)
-            if not self._tagged_sound(at, epoch=epoch, directory=directory):
-                return False
-            self._dirs.require_synced(at)
-            self._dirs.sync(at, directory=directory)
-        return True
+            tagged = self._tagged_sound if rehash else self._screening.tag
+            return tagged(at, epoch=epoch, directory=directory)
 
     def contains(self, partition: int, chunk_id: bytes) -> bool:
         """Whether a file of that name is here: a hint, which promises nothing about its bytes."""

@@ -56,6 +56,7 @@ class NodeConfig(EngineConfig):
     # Requests
     max_connections: int = Field(1024, ge=8, le=65_536, description="Open at once; idle ones make room, else more are refused")
     max_reads: int = Field(512, ge=1, le=65_536, description="Chunks, or parts of them, sent at once; more are refused")
+    max_batch_reads: int = Field(32, ge=1, le=4096, description="Batches of chunks sent at once, 1 MiB of each in memory")
     max_document_bytes: int = Field(64 * MIB, ge=4 * MIB, description="Bodies of JSON held at once, all requests together")
     stall_timeout_s: float = Field(60.0, gt=0, description="Longest time in which a client sends, takes or asks nothing")
 
@@ -95,7 +96,7 @@ class NodeConfig(EngineConfig):
     repair_grace_s: float = Field(2.0, ge=0, description="How long a new object's last replica may take before it is fetched")
     repair_base_s: float = Field(0.5, gt=0, description="First pause before a repair that failed is tried again")
     repair_max_s: float = Field(30.0, gt=0, description="Longest such pause")
-    max_repair_threads: int = Field(4, ge=1, le=64, description="Missing chunks fetched at once, in memory as a whole")
+    max_repair_threads: int = Field(4, ge=1, le=64, description="Missing chunks fetched at once, or groups of small ones")
     max_pending_repairs: int = Field(10_000, ge=16, le=1_000_000, description="Objects, and chunks, that wait for repair")
     follow_wait_s: float = Field(0.5, gt=0, description="Longest wait for changes; how late a new layout is noticed")
     rebalance_rate_bytes_per_s: int = Field(

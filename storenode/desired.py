@@ -7,9 +7,8 @@ nodes they lie. Nothing else counts: what peers report is a hint, and what this 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from client.errors import StoreError
@@ -17,6 +16,7 @@ from client.manifest import Ref
 from client.reader import ContentReader
 from client.record import ObjectRecord
 from client.retry import Backoff
+from storenode.fetching import Fetching
 from storenode.metastore import KeyValue, MetaStore
 from storenode.pace import Pace
 from storenode.repair import Copies
@@ -44,7 +44,7 @@ class Shortfall:
     rehashed_bytes : int
         Of copies that were re-hashed where they lie, because others are about to be given up for them.
     error : StoreError or None
-        Why the first missing one could not be had; None if nothing was tried.
+        Why one of them could not be had, or looked for; None if nothing was tried.
     """
 
     num_missing: int = 0
@@ -55,14 +55,14 @@ class Shortfall:
 
 
 class DesiredSet:
-    """Brings this node's disk up to single records.
+    """Brings this node's disk up to records.
 
     Parameters
     ----------
     copies : Copies
         This node's disk and its peers.
     num_threads : int
-        Chunks fetched at once; memory is as many chunks.
+        Chunks, or groups of small ones, fetched at once; memory is as many.
     pace : Pace
         What chunks keep to that a change of the layout moves.
     """
@@ -79,52 +79,53 @@ class DesiredSet:
         """Stop the threads; fetches in progress end first."""
         self._pool.shutdown()
 
-    def ensure(self, record: ObjectRecord, *, fetch: bool, stopping: Callable[[], bool] = lambda: False) -> Shortfall:
-        """Look for every chunk of `record` that placement gives this node, and fetch those that are not here.
+    def ensure(self, records: Iterable[ObjectRecord], *, stopping: Callable[[], bool] = lambda: False) -> list[Shortfall]:
+        """Look for every chunk of `records` that placement gives this node, and fetch those that are not here.
 
-        Where layouts that are not retired disagree about the holders of a chunk, that it is here is not enough: copies
-        elsewhere are given up because of what this node says, so that it is re-hashed.
+        Small ones are fetched in groups, across records. Where layouts that are not retired disagree about the holders of a
+        chunk, that it is here is not enough: copies elsewhere are given up because of what this node says, so that it is
+        re-hashed.
 
         Parameters
         ----------
-        fetch : bool
-            False only counts what is missing.
         stopping : callable
-            True ends the walk; what was not looked at counts as one missing chunk.
+            True ends the walk; what was not looked at of a record counts as one missing chunk.
 
-        Raises
-        ------
-        AllReplicasFailed, MetadataCorrupt
-            A manifest can't be read, so what lies below it is unknown. Nothing may be concluded about the record.
+        Returns
+        -------
+        list of Shortfall
+            One for each of `records`. Of one with a manifest that can't be read, nothing may be concluded.
         """
-        tally = _Tally()
-        under_way: deque[tuple[Ref, Future[None]]] = deque()
+        fetching = Fetching(self._copies, self._pool, max_in_flight=self._num_threads)
+        tallies = []
         try:
-            for ref in self.refs(record):
-                if stopping():
-                    tally.num_missing += 1
-                    break
-                if not self._copies.belongs_here(ref, replicas=record.replicas):
-                    continue
-                moving = fetch and self._copies.is_moving(ref, replicas=record.replicas)
-                if moving:
-                    self._pace.take(ref.size)
-                # Tagged, because from here on this node answers for the copy.
-                if self._copies.chunks.touch(ref.partition, ref.id, epoch=self._copies.epoch, rehash=moving):
-                    tally.rehashed_bytes += ref.size if moving else 0
-                    with self._lock:
-                        self._seen[ref.id[0]] = ref.id
-                    continue
-                if not fetch:
-                    tally.num_missing += 1
-                    continue
-                if len(under_way) >= self._num_threads:
-                    tally.settle(*under_way.popleft())
-                under_way.append((ref, self._pool.submit(self._copies.restore, ref, replicas=record.replicas)))
+            for record in records:
+                tallies.append(tally := _Tally())
+                try:
+                    self._look(record, tally, fetching, stopping=stopping)
+                except StoreError as error:
+                    tally.missing(error)
         finally:
-            while under_way:
-                tally.settle(*under_way.popleft())
-        return tally.shortfall()
+            fetching.finish()
+        return [tally.shortfall() for tally in tallies]
+
+    def _look(self, record: ObjectRecord, tally: _Tally, fetching: Fetching, *, stopping: Callable[[], bool]) -> None:
+        for ref in self.refs(record):
+            if stopping():
+                tally.missing(None)
+                return
+            if not self._copies.belongs_here(ref, replicas=record.replicas):
+                continue
+            moving = self._copies.is_moving(ref, replicas=record.replicas)
+            if moving:
+                self._pace.take(ref.size)
+            # Tagged, because from here on this node answers for the copy.
+            if self._copies.chunks.touch(ref.partition, ref.id, epoch=self._copies.epoch, rehash=moving):
+                tally.rehashed_bytes += ref.size if moving else 0
+                with self._lock:
+                    self._seen[ref.id[0]] = ref.id
+            else:
+                fetching.add(ref, replicas=record.replicas, then=tally.fetched)
 
     def make_durable(self) -> None:
         """Make durable what `ensure` has found to be here; whoever notes durably that it is here calls this before.
@@ -160,25 +161,26 @@ class _Tally:
     """Counts outcomes while a record is walked."""
 
     def __init__(self) -> None:
-        self.num_missing = 0
         self.rehashed_bytes = 0
+        self._num_missing = 0
         self._num_fetched = 0
         self._fetched_bytes = 0
         self._error: StoreError | None = None
 
-    def settle(self, ref: Ref, future: Future[None]) -> None:
-        try:
-            future.result()
-        except StoreError as error:
-            self.num_missing += 1
-            self._error = self._error or error
+    def missing(self, error: StoreError | None) -> None:
+        self._num_missing += 1
+        self._error = self._error or error
+
+    def fetched(self, ref: Ref, error: StoreError | None) -> None:
+        if error is not None:
+            self.missing(error)
             return
         self._num_fetched += 1
         self._fetched_bytes += ref.size
 
     def shortfall(self) -> Shortfall:
         return Shortfall(
-            num_missing=self.num_missing,
+            num_missing=self._num_missing,
             num_fetched=self._num_fetched,
             fetched_bytes=self._fetched_bytes,
             rehashed_bytes=self.rehashed_bytes,

@@ -30,12 +30,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from client.cluster import Cluster
 from client.errors import CursorExpired, StoreError
+from client.record import ObjectRecord
 from storenode.cursor import Cursor, CursorFile
 from storenode.desired import (
     RECORDS_END,
@@ -59,8 +60,8 @@ log = logging.getLogger(__name__)
 
 # What a sweep found incomplete is older than any revision, so there is no cursor until it is complete.
 _SWEPT = 0
-# Records in one step, so that following and saving get their turn.
-_MAX_SWEPT_PER_STEP = 256
+# Records in one step, so that following and saving get their turn. What they lack is fetched together.
+_MAX_SWEPT_PER_STEP = 1024
 _MAX_RETRIES_PER_STEP = 256
 
 
@@ -163,7 +164,7 @@ class Follower:
         self._layout_version = -1
         self._incarnation: str | None = None
         self._seen = 0  # The highest revision of this incarnation.
-        self._sweep: Iterator[KeyValue] | None = None
+        self._swept_to: str | None = None  # The last key that the sweep has done; None: there is no sweep.
         self._progress = Progress()
         self._saved_s = float("-inf")
         self._outages = Outages(log)
@@ -225,8 +226,8 @@ class Follower:
     def step(self) -> float | None:
         """A part of a sweep, what is due again, and the changes since the last step."""
         self._find_position()
-        if self._sweep is not None:
-            self._sweep_on(self._sweep)
+        if self._swept_to is not None:
+            self._sweep_on(self._swept_to)
         self._retry()
         pause_s = self._patience_s()
         if self._has_room() and not self._worker.stopping:
@@ -252,7 +253,7 @@ class Follower:
         with self._lock:
             self._turned_away = None
         if durable is not None and (durable.layout, durable.incarnation) == (layout_version, incarnation):
-            self._position, self._sweep = durable.revision, None
+            self._position, self._swept_to = durable.revision, None
         else:
             self._begin_sweep()
 
@@ -261,21 +262,25 @@ class Follower:
         # Read before the first page: what changes from here on is followed, see `scan_records`.
         self._position = self._store.revision()
         log.info("going through all records: this node has no usable cursor for revision %d", self._position)
-        self._sweep = chain.from_iterable(scan_records(self._store))
+        self._swept_to = ""
 
-    def _sweep_on(self, sweep: Iterator[KeyValue]) -> None:
+    def _sweep_on(self, after: str) -> None:
         """Go through some more records: what a new layout moves comes at a rate, and what changes meanwhile wants its turn."""
+        records = chain.from_iterable(scan_records(self._store, after=after))
+        done = self._complete(self._in_time(islice(records, _MAX_SWEPT_PER_STEP)), revision=_SWEPT)
+        if len(done) == _MAX_SWEPT_PER_STEP or next(records, None) is not None:
+            # Only now: what fails in the middle of a step takes no record out of the sweep.
+            self._swept_to = done[-1]
+        else:
+            self._swept_to = None
+            log.info("went through all records; %d wait for chunks that could not be had", len(self._pending))
+
+    def _in_time(self, items: Iterable[KeyValue]) -> Iterator[KeyValue]:
         end_s = self._clock() + self._watch_s
-        for item in islice(sweep, _MAX_SWEPT_PER_STEP):
-            self._complete(item, revision=_SWEPT)
+        for item in items:
+            yield item
             if self._worker.stopping or self._clock() > end_s:
                 return
-        following = list(islice(sweep, 1))
-        if following:
-            self._sweep = chain(following, sweep)
-        else:
-            log.info("went through all records; %d wait for chunks that could not be had", len(self._pending))
-            self._sweep = None
 
     def _has_room(self) -> bool:
         """Whether to look for further changes. Those not tried yet come first, so that only what fails can fill the set."""
@@ -299,7 +304,7 @@ class Follower:
         self._position = watched.revision
 
     def _patience_s(self) -> float:
-        if self._sweep is not None or self._worker.stopping:
+        if self._swept_to is not None or self._worker.stopping:
             return 0.0
         with self._lock:
             next_s = self._pending.next_due_s()
@@ -307,33 +312,43 @@ class Follower:
 
     def _retry(self) -> None:
         with self._lock:
-            due = self._pending.due(self._clock())
-        for key in due[:_MAX_RETRIES_PER_STEP]:
-            if self._worker.stopping:
-                return
-            item = self._store.get(key)
+            due = self._pending.due(self._clock())[:_MAX_RETRIES_PER_STEP]
+        if not due:
+            return
+        items = self._store.get_many(due)
+        for key, item in zip(due, items, strict=True):
             if item is None:
                 # Deleted, or moved aside as an older version, which is a change of its own.
                 self._settle(key)
-            else:
-                self._complete(item, revision=None)
+        self._complete((item for item in items if item is not None), revision=None)
 
-    def _complete(self, item: KeyValue, *, revision: int | None) -> None:
-        """Bring this node up to one record; if that fails, the record waits and holds back `revision`."""
-        what = f"completing {item.key}"
-        try:
-            record = decode_record(item)
-            shortfall = self._desired.ensure(record, fetch=True, stopping=lambda: self._worker.stopping)
-        except StoreError as error:
-            self._put_off(item.key, error, revision=revision)
-            return
-        if shortfall.num_fetched:
-            log.info("%s: fetched %d chunks, %d bytes", what, shortfall.num_fetched, shortfall.fetched_bytes)
-        self._progress = self._progress.plus(shortfall)
-        if shortfall.num_missing:
-            self._put_off(item.key, shortfall.error, revision=revision)
-            return
-        self._settle(item.key)
+    def _complete(self, items: Iterable[KeyValue], *, revision: int | None) -> list[str]:
+        """Bring this node up to records, whose keys are returned; those for which that fails wait and hold back `revision`."""
+        taken: list[str] = []
+        keys: list[str] = []  # Of those that could be decoded.
+
+        def records() -> Iterator[ObjectRecord]:
+            for item in items:
+                taken.append(item.key)
+                try:
+                    record = decode_record(item)
+                except StoreError as error:
+                    self._put_off(item.key, error, revision=revision)
+                    continue
+                keys.append(item.key)
+                yield record
+
+        shortfalls = self._desired.ensure(records(), stopping=lambda: self._worker.stopping)
+        for key, shortfall in zip(keys, shortfalls, strict=True):
+            self._progress = self._progress.plus(shortfall)
+            if shortfall.num_missing:
+                self._put_off(key, shortfall.error, revision=revision)
+            else:
+                self._settle(key)
+        if num_fetched := sum(shortfall.num_fetched for shortfall in shortfalls):
+            size_bytes = sum(shortfall.fetched_bytes for shortfall in shortfalls)
+            log.info("fetched %d chunks, %d bytes, for %d records up to %s", num_fetched, size_bytes, len(keys), keys[-1])
+        return taken
 
     def _put_off(self, key: str, error: StoreError | None, *, revision: int | None) -> None:
         if error is not None:
@@ -360,7 +375,7 @@ class Follower:
     def _cursor(self) -> Cursor | None:
         """The newest cursor that is true now, None if there is none."""
         with self._lock:
-            if self._position is None or self._sweep is not None:
+            if self._position is None or self._swept_to is not None:
                 return None
             position = self._position
             held_back = [self._pending.oldest_revision(), self._turned_away]

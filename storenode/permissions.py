@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from client.wire import BATCH_GET_PATH, BATCH_PUT_PATH
+from client.wire import BATCH_GET_PATH, BATCH_PUT_PATH, CHUNKS_GET_PATH
 from storenode.grants import Verb
 
 __all__ = ["Need", "needed"]
@@ -66,6 +66,7 @@ _NEEDS: dict[str, Need] = {
     "HEAD /v1/chunks/*/*": _READ_CHUNKS,
     "PUT /v1/chunks/*/*": _WRITE_CHUNKS,
     f"POST {BATCH_PUT_PATH}": _WRITE_CHUNKS,
+    f"POST {CHUNKS_GET_PATH}": _READ_CHUNKS,
     "POST /v1/chunks:have": _READ_CHUNKS,
     "POST /v1/chunks:verify": _READ_CHUNKS,
     "POST /v1/chunks:touch": _WRITE_CHUNKS,

@@ -16,7 +16,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from client.cluster import Cluster
@@ -103,13 +103,46 @@ class Copies:
             cost a timeout.
         DiskFull, DiskFailed
         """
+        self._require_peer(ref, replicas=replicas)
+        payload = self.reader.read(ref, replicas=replicas, exclude=(self.node_id,))
+        self.chunks.put(ref.partition, ref.id, payload, epoch=self.epoch)
+
+    def restore_small(self, wanted: Sequence[tuple[Ref, int]]) -> list[StoreError | None]:
+        """Do the same for many small chunks at once, given with the numbers of their replicas.
+
+        Parameters
+        ----------
+        wanted : sequence of (Ref, int)
+            At most a group (`storenode.chunkgroup`) that fits into a batch (`client.frames`).
+
+        Returns
+        -------
+        list of StoreError or None
+            For each None if it is here now, durably, else what `restore` would have raised.
+        """
+        outcomes: dict[tuple[Ref, int], StoreError | None] = {}
+        for ref, replicas in wanted:
+            try:
+                self._require_peer(ref, replicas=replicas)
+            except AllReplicasFailed as error:
+                outcomes[ref, replicas] = error
+        asked = [chunk for chunk in wanted if chunk not in outcomes]
+        came: list[tuple[tuple[Ref, int], memoryview]] = []
+        for chunk, payload in zip(asked, self.reader.read_small(asked, exclude=(self.node_id,)), strict=True):
+            if isinstance(payload, StoreError):
+                outcomes[chunk] = payload
+            else:
+                came.append((chunk, payload))
+        stored = self.chunks.put_group([(ref.partition, ref.id, payload) for (ref, _), payload in came], epoch=self.epoch)
+        outcomes.update(zip((chunk for chunk, _ in came), stored, strict=True))
+        return [outcomes[chunk] for chunk in wanted]
+
+    def _require_peer(self, ref: Ref, *, replicas: int) -> None:
         holders = self.cluster.layouts.holders(ref.partition, count=replicas)
         peers = [node_id for node_id in holders if node_id != self.node_id]
         if all(self.cluster.suspected(node_id) for node_id in peers):
             named = ", ".join(peers) or "none, for it has one replica"
             raise AllReplicasFailed(f"chunk {ref}: no other replica is up ({named})", key=str(ref))
-        payload = self.reader.read(ref, replicas=replicas, exclude=(self.node_id,))
-        self.chunks.put(ref.partition, ref.id, payload, epoch=self.epoch)
 
     def mend(self, partition: int, chunk_id: bytes) -> bool:
         """Make this node's copy sound, whatever it is now; returns whether it had to be fetched.

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from client.errors import ChunkCorrupt, ChunkNotFound, StoreError
+from client.record import ObjectRecord
 from storenode.chunkstore import ChunkStore
 from storenode.desired import DesiredSet, scan_records
 from storenode.follower import Follower
@@ -140,22 +141,31 @@ class Scrub:
 
     def _look_for_missing(self, run: JobRun, at: ScrubCursor) -> None:
         for page in scan_records(self._store, after=at.after):
-            for item in page:
-                at = self._complete(item, replace(at, after=item.key))
+            if page:
+                at = self._complete(page, replace(at, after=page[-1].key))
                 run.advance(cursor=at.encode(), detail=at.describe())
 
-    def _complete(self, item: KeyValue, at: ScrubCursor) -> ScrubCursor:
-        try:
-            shortfall = self._desired.ensure(decode_record(item), fetch=True)
-        except StoreError as error:
+    def _complete(self, page: list[KeyValue], at: ScrubCursor) -> ScrubCursor:
+        """Fetch together what the records of a page lack."""
+        records: list[tuple[KeyValue, ObjectRecord]] = []
+        num_waiting = 0
+        for item in page:
+            try:
+                records.append((item, decode_record(item)))
+            except StoreError as error:
+                num_waiting += self._postpone(item, error)
+        shortfalls = self._desired.ensure(record for _, record in records)
+        for (item, _), shortfall in zip(records, shortfalls, strict=True):
+            if shortfall.num_missing:
+                num_waiting += self._postpone(item, shortfall.error)
+        num_fetched = sum(shortfall.num_fetched for shortfall in shortfalls)
+        return replace(at, num_fetched=at.num_fetched + num_fetched, num_waiting=at.num_waiting + num_waiting)
+
+    def _postpone(self, item: KeyValue, error: StoreError | None) -> int:
+        if error is not None:
             log.warning("scrub: %s can't be completed now: %s", item.key, error.message)
-            self._follower.postpone(item.key, revision=item.mod_revision)
-            return replace(at, num_waiting=at.num_waiting + 1)
-        at = replace(at, num_fetched=at.num_fetched + shortfall.num_fetched)
-        if shortfall.num_missing:
-            self._follower.postpone(item.key, revision=item.mod_revision)
-            return replace(at, num_waiting=at.num_waiting + 1)
-        return at
+        self._follower.postpone(item.key, revision=item.mod_revision)
+        return 1
 
 
 def _parse_place(text: str) -> tuple[int, bytes] | None:

@@ -14,14 +14,17 @@ from client.errors import InvalidRequest, ProtocolMismatch
 from client.frames import (
     CHUNK,
     INFO,
+    MAX_BATCH_BYTES,
     MAX_ITEMS,
     MAX_SMALL_BYTES,
     OBJECTS_MAGIC,
     PROBLEM,
     chunk_head,
     decode_chunks,
+    decode_refs,
     document_frame,
     encode_chunks,
+    encode_refs,
     frames,
     table_bytes,
 )
@@ -85,6 +88,34 @@ def test_a_hostile_size_of_a_chunk_is_refused(size: int) -> None:
 def test_chunks_of_another_version_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="FBCHBAT2"):
         decode_chunks(b"FBCHBAT2" + chunks_of([b"x"])[8:])
+
+
+def ref(size: int) -> Ref:
+    return Ref(partition=3, id=bytes(32), size=size, check=2**64 - 1)
+
+
+@given(st.lists(payloads, min_size=1, max_size=5))
+def test_references_come_out_as_they_went_in(bodies: list[bytes]) -> None:
+    refs = [ref_of(body) for body in bodies]
+    assert decode_refs(encode_refs(refs)) == refs
+
+
+@given(st.lists(payloads, min_size=1, max_size=2), st.data())
+def test_references_of_another_length_are_refused(bodies: list[bytes], data: st.DataObject) -> None:
+    whole = encode_refs([ref_of(body) for body in bodies])
+    cut = data.draw(st.integers(0, len(whole) - 1).filter(lambda length: length != 8 + REF_BYTES))
+    for body in (whole[:cut], whole + b"\0", b"FBCHREF2" + whole[8:]):
+        with pytest.raises(InvalidRequest, match=f"1 to {MAX_ITEMS} references"):
+            decode_refs(body)
+
+
+@pytest.mark.parametrize("sizes", [[0], [1, MAX_SMALL_BYTES + 1], [MAX_SMALL_BYTES] * (MAX_BATCH_BYTES // MAX_SMALL_BYTES + 1)])
+def test_references_to_more_than_a_batch_holds_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(InvalidRequest, match=f"{MAX_BATCH_BYTES} together"):
+        decode_refs(encode_refs([ref(size) for size in sizes]))
+    with pytest.raises(InvalidRequest, match="references"):
+        decode_refs(encode_refs([ref(1)] * (MAX_ITEMS + 1)))
+    assert len(decode_refs(encode_refs([ref(1)] * MAX_ITEMS))) == MAX_ITEMS
 
 
 @given(st.lists(payloads | documents, max_size=5))

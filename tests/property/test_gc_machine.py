@@ -373,7 +373,7 @@ class GcMachine(RuleBasedStateMachine):
         node = self.nodes[node_id]
         assert node.desired is not None
         try:
-            shortfall = node.desired.ensure(record, fetch=True)
+            (shortfall,) = node.desired.ensure([record])
         except AllReplicasFailed:
             return  # Of a record that is gone, with its manifest.
         node.desired.make_durable()

@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 from client.chunks import ChunkClient, Stored
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
-from client.errors import ChunkNotFound
+from client.errors import ChunkNotFound, StoreError
 from client.manifest import Ref
 from client.objects import ObjectStore
 from client.placement import Layout, Node
@@ -84,7 +84,10 @@ class _Disk(ScriptedFileSystem):
 
 
 # Reading changes nothing: to end before a read is to end after the change before it.
-_CHANGES = ("create_unnamed", "write", "link", "rename", "unlink", "stamp_file", "stamp_name", "sync_data", "sync")
+_CHANGES = (
+    *("create_unnamed", "write", "link", "rename", "unlink", "stamp_file", "stamp_name"),
+    *("sync_data", "sync", "sync_everything"),
+)
 
 
 class _Meta(HookedMeta):
@@ -193,6 +196,15 @@ class _Chunks(ChunkClient):
                 statuses.append("missing")
         return statuses
 
+    def get_many(self, node_id: str, refs: Sequence[Ref]) -> list[memoryview | StoreError]:
+        found: list[memoryview | StoreError] = []
+        for ref in refs:
+            try:
+                found.append(memoryview(self._world.read(node_id, ref.partition, ref.id)))
+            except ChunkNotFound as error:
+                found.append(error)
+        return found
+
     def fetch_into(
         self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, deadline: Deadline | None = None
     ) -> None:
@@ -240,7 +252,8 @@ class World:
         self._store = SqliteMetaStore(self.root / "meta.sqlite")
         self.meta = _Meta(self._store, self.points)
         settings: dict[str, Any] = {"deadline_s": 5.0, "retry_base_s": 0.0001, "max_threads": 1, "max_in_flight_chunks": 1}
-        config = ClientConfig(chunk_size_bytes=64 * 1024, **settings)
+        # So that some chunks are small ones, which go in groups, and some are not.
+        config = ClientConfig(chunk_size_bytes=96 * 1024, **settings)
         self.cluster = Cluster(self._view, ttl_s=0.0, suspect_s=0.0, min_refresh_s=0.0)
         catalog = MetaCatalog(self.meta, marker_ttl_s=600.0)
         self.store = ObjectStore(catalog, self.cluster, _Chunks(self, self.cluster), config)

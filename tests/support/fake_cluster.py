@@ -33,7 +33,7 @@ from client.errors import (
     TruncatedBody,
     to_problem,
 )
-from client.frames import OBJECTS_MAGIC, decode_chunks
+from client.frames import OBJECTS_MAGIC, decode_chunks, decode_refs
 from client.http_catalog import HttpCatalog
 from client.manifest import Ref
 from client.objects import ObjectStore
@@ -41,7 +41,7 @@ from client.placement import Layout, Layouts, Node
 from client.record import BucketPolicy, Condition, ObjectRecord
 from client.transport import Into, Response, Sending, Transport
 from client.wire import EPOCH_HEADER, VERSION_HEADER, WRITE_ID_HEADER, encode_json
-from tests.support.fake_node import FakeNode, Fault, get_chunk, object_frame, put_small, verify
+from tests.support.fake_node import FakeNode, Fault, chunk_frame, get_chunk, object_frame, put_small, verify
 from tests.support.fake_store import FakeCatalog
 
 __all__ = ["Clock", "FakeCluster", "FakeNode", "Fault", "quick_config"]
@@ -211,6 +211,9 @@ class _FakeTransport(Transport):
             case ["v1", "chunks:batchPut"]:
                 self._cluster.tag(node, [chunk[:2] for chunk in decode_chunks(request.body)], request)
                 return _json({"chunks": [put_small(node, *chunk) for chunk in decode_chunks(request.body)]})
+            case ["v1", "chunks:batchGet"]:
+                body = OBJECTS_MAGIC + b"".join(chunk_frame(node, ref) for ref in decode_refs(request.body))
+                return Response(status=200, headers={}, body=body, size=len(body))
             case ["v1", "chunks:touch"]:
                 names = [(partition, bytes.fromhex(name)) for partition, name in request.json["chunks"]]
                 if request.json.get("fetch"):

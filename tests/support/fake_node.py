@@ -18,11 +18,12 @@ from client.errors import (
     to_problem,
 )
 from client.frames import INFO, PROBLEM, chunk_head, document_frame
+from client.manifest import Ref
 from client.transport import Response
 from client.wire import CHECK_HEADER, SEGMENTS_HEADER, parse_range
 from tests.support.fake_store import FakeCatalog
 
-__all__ = ["FakeNode", "Fault", "get_chunk", "object_frame", "put_small", "verify"]
+__all__ = ["FakeNode", "Fault", "chunk_frame", "get_chunk", "object_frame", "put_small", "verify"]
 
 Fault = Literal["down", "silent", "busy", "full", "missing", "corrupt", "swapped", "short", "drops replies", "no metadata"]
 
@@ -78,6 +79,13 @@ def get_chunk(node: FakeNode, key: tuple[int, bytes], *, byte_range: str | None)
     words = (f"{check:016x}" for check in struct.unpack(f"<{len(checks) // 8}Q", checks))
     headers = {CHECK_HEADER: f"{xxh3(chunk):016x}", SEGMENTS_HEADER: ",".join(words)}
     return Response(status=200 if byte_range is None else 206, headers=headers, body=bytes(sent), size=len(sent))
+
+
+def chunk_frame(node: FakeNode, ref: Ref) -> bytes:
+    try:
+        return chunk_head(ref) + get_chunk(node, (ref.partition, ref.id), byte_range=None).body
+    except StoreError as error:
+        return document_frame(PROBLEM, to_problem(error))
 
 
 def put_small(node: FakeNode, partition: int, chunk_id: bytes, payload: memoryview) -> str | dict[str, Any]:

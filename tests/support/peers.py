@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from typing_extensions import Buffer
@@ -77,6 +77,17 @@ class FakeReader:
             return bytearray(self._peers.payload(ref.partition, ref.id)[start:end])
         except (EndpointUnreachable, ChunkNotFound) as exc:
             raise AllReplicasFailed(f"chunk {ref}: {exc.message}", key=str(ref)) from exc
+
+    def read_small(
+        self, wanted: Sequence[tuple[Ref, int]], *, exclude: Collection[str] = ()
+    ) -> list[memoryview | AllReplicasFailed]:
+        found: list[memoryview | AllReplicasFailed] = []
+        for ref, replicas in wanted:
+            try:
+                found.append(memoryview(self.read(ref, replicas=replicas, exclude=exclude)))
+            except AllReplicasFailed as error:
+                found.append(error)
+        return found
 
     def read_into(self, ref: Ref, buffer: memoryview, *, replicas: int, start: int = 0, exclude: Collection[str] = ()) -> None:
         buffer[:] = self.read(ref, replicas=replicas, start=start, end=start + len(buffer))

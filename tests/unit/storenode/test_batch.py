@@ -14,7 +14,7 @@ from client.frames import CHUNK, INFO, MAX_SMALL_BYTES, PROBLEM, frames
 from client.manifest import REF_BYTES, Ref
 from client.record import BucketPolicy, ObjectInfo
 from client.wire import BATCH_GET_PATH
-from storenode.batch import FRAMES_TYPE
+from storenode.framed import FRAMES_TYPE
 from tests.support.asgi import Answer, ask, call
 from tests.support.nodes import TestBed, open_node
 
@@ -163,7 +163,7 @@ def test_an_answer_that_can_not_go_on_is_broken_off(
     monkeypatch.setattr(type(bed.node.store), "small_chunks", once)
     answer = batch(bed, *[["data", "a"]] * 200)
     assert (answer.status, answer.complete) == (200, False)
-    assert "was broken off: a later slice" in caplog.text
+    assert "was broken off: a later part" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_a_directory_whose_sync_failed_takes_no_chunks_until_the_next_start(tmp_
 # --- touching
 
 
-def test_touching_counts_only_a_sound_copy_and_makes_it_durable(tmp_path: Path) -> None:
+def test_touching_counts_only_a_sound_copy_which_can_then_be_made_durable(tmp_path: Path) -> None:
     fs = VolatileFileSystem()
     store = open_store(tmp_path, fs)
     assert not store.touch(5, ID)
@@ -187,6 +187,7 @@ def test_touching_counts_only_a_sound_copy_and_makes_it_durable(tmp_path: Path) 
         store.put(5, ID, PAYLOAD)
     fs.revive()
     assert store.touch(5, ID)
+    store.make_durable([ID])
     fs.power_cut()
     assert store.verify(5, ID)
     flip_bit(path_of(tmp_path), 3)
@@ -200,5 +201,6 @@ def test_a_touch_does_not_count_where_a_sync_has_failed(tmp_path: Path) -> None:
     fs.fail(OSError(errno.EIO, "I/O error"), method="sync")
     with pytest.raises(DiskFailed):
         store.put(5, ID, PAYLOAD)
+    assert store.touch(5, ID)
     with pytest.raises(DiskFailed, match="restart the node"):
-        store.touch(5, ID)
+        store.make_durable([ID])

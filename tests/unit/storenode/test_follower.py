@@ -6,16 +6,17 @@ import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from client.errors import CursorExpired, DiskFailed
+from client.errors import CursorExpired, DiskFailed, MetadataUnavailable
 from client.manifest import Entry, Manifest, make_ref
 from client.record import Content, ObjectRecord
 from client.wire import encode_json
 from storenode.cursor import Cursor
 from storenode.filesystem import opened, write_new
-from storenode.metastore import Delete, Put
+from storenode.metastore import Delete, Put, Range
 from storenode.trailer import Trailer
 from tests.support.filesystem import VolatileFileSystem
 from tests.support.node_bench import GRACE_S, NodeBench
@@ -103,11 +104,11 @@ def test_a_sweep_with_a_record_that_waits_gives_no_cursor(bench: NodeBench) -> N
     assert bench.saved == Cursor(revision=bench.store.revision(), layout=1)
 
 
-def test_a_sweep_of_several_pages_gives_no_cursor_before_the_last_one(bench: NodeBench) -> None:
+def test_a_sweep_of_several_steps_gives_no_cursor_before_the_last_one(bench: NodeBench) -> None:
     content = Content(size=0, digest="")
     value = encode_json(ObjectRecord(write_id="w", content=content).to_json())
-    for first in range(0, 300, 100):
-        bench.store.txn([], [Put(key=f"obj/bucket/{number:03d}", value=value) for number in range(first, first + 100)])
+    for first in range(0, 1100, 100):
+        bench.store.txn([], [Put(key=f"obj/bucket/{number:04d}", value=value) for number in range(first, first + 100)])
     bench.follower.step()
     assert bench.saved is None and bench.follower.complete_to is None
     bench.steps(3)
@@ -261,3 +262,44 @@ def test_another_incarnation_of_the_metadata_leads_to_a_sweep_and_the_highest_re
     assert bench.holds(ref), "revisions of another incarnation say nothing"
     assert saved == Cursor(revision=bench.store.revision(), layout=1, incarnation="another")
     assert saved.seen == bench.store.revision()
+
+
+def test_metadata_that_fails_in_the_middle_of_a_sweep_ends_nothing(bench: NodeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = Content(size=0, digest="")
+    value = encode_json(ObjectRecord(write_id="w", content=content).to_json())
+    for first in range(0, 600, 100):
+        bench.store.txn([], [Put(key=f"obj/bucket/{number:03d}", value=value) for number in range(first, first + 100)])
+    last = bench.object("zzz, behind two pages")
+    answers, answer = 0, bench.store.range
+
+    def fail_once(*args: Any, **options: Any) -> Range:
+        nonlocal answers
+        answers += 1
+        if answers == 2:
+            raise MetadataUnavailable("no answer")
+        return answer(*args, **options)
+
+    monkeypatch.setattr(bench.store, "range", fail_once)
+    with pytest.raises(MetadataUnavailable):
+        bench.steps(1)
+    assert bench.saved is None
+    bench.steps()
+    assert bench.holds(last)
+    assert bench.saved == Cursor(revision=bench.store.revision(), layout=1)
+
+
+def test_small_chunks_of_many_records_become_durable_together(tmp_path: Path) -> None:
+    disk = VolatileFileSystem()
+    bench = NodeBench(tmp_path, fs=disk)
+    refs = [bench.object(f"object {index}") for index in range(50)]
+    lost = make_ref(b"lost", partitions=PARTITIONS)
+    bench.commit("lost", Content(size=lost.size + refs[0].size, digest="", refs=(lost, refs[0])))
+    disk.calls.clear()
+    bench.steps(1)
+    assert disk.methods.count("sync_everything") == 2 and disk.methods.count("sync_data") == 0
+    disk.power_cut()
+    assert all(bench.holds(ref) for ref in refs) and not bench.holds(lost)
+    assert bench.saved is None and bench.follower.num_pending == 1
+    # The one that two records name was fetched once.
+    assert bench.follower.progress.fetched_chunks == 50
+    bench.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from client.frames import PROBLEM, encode_chunks, frames
+from client.frames import PROBLEM, encode_chunks, encode_refs, frames
 from client.manifest import make_ref
 from client.record import BucketPolicy, Content, ObjectRecord
 from client.wire import PROTOCOL, PROTOCOL_HEADER, decode_json, encode_json
@@ -41,6 +41,7 @@ ITEM_BY_ITEM = {"POST /v1/records:batchGet", "POST /v1/records:batchPut", "POST 
 OPEN = {"GET /healthz", "GET /readyz"}
 BODIES = {
     "PUT /v1/chunks/{partition}/{id}": PAYLOAD,
+    "POST /v1/chunks:batchGet": encode_refs([REF]),
     "POST /v1/chunks:batchPut": encode_chunks([(REF, PAYLOAD)]),
     "POST /v1/chunks:have": NAMES,
     "POST /v1/chunks:touch": NAMES,
@@ -63,6 +64,7 @@ VERB_OF: dict[str, Verb] = {
     "GET /v1/chunks/{partition}/{id}": "read",
     "HEAD /v1/chunks/{partition}/{id}": "read",
     "PUT /v1/chunks/{partition}/{id}": "write",
+    "POST /v1/chunks:batchGet": "read",
     "POST /v1/chunks:batchPut": "write",
     "POST /v1/chunks:have": "read",
     "POST /v1/chunks:verify": "read",
