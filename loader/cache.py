@@ -5,11 +5,13 @@ Theory of operation
 One file per column block, named by the dataset's digest and the block's place, holding the decoded bytes. A file appears
 whole or not at all (written aside, then renamed), so several processes may share a directory and any of them may die. It is
 read by pread into the caller's buffer and verified by the block's own check every time: a damaged file is deleted and
-counts as a miss. Nothing here is ever the only copy of anything.
+counts as a miss. Nothing here is ever the only copy of anything. Who fetches a block claims it first (`loader.claims`), and
+whoever wants it meanwhile finds it here a moment later.
 
 The directory is bounded: what does not fit is not kept. Blocks of other datasets make room, those used longest ago first.
 Those of the same dataset do not: an epoch reads each block once, so the one used longest ago is the one needed next, and a
-cache of half a dataset would never hit.
+cache of half a dataset would never hit. They go only when there is more than the limit, because it was made smaller or
+several processes have written at once.
 
 What others write is seen by looking at the directory, after every 1/64 of the limit that this process wants to add.
 """
@@ -23,10 +25,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from loader.block import check_decoded
+from loader.claims import claimed
 from loader.errors import BlockCorrupt, InvalidOption
 
 __all__ = ["DiskCache"]
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 _LOOKS: Final = 64
 _EVICT_ABOVE: Final = 0.95
 _EVICT_TO: Final = 0.9
+_ABANDONED_S: Final = 3600.0  # No write takes as long; who left it is dead.
 _USED_AGAIN_S: Final = 3600.0  # Noting each use would have the file system write an inode for each block that is read.
 
 
@@ -65,6 +70,7 @@ class DiskCache:
         self._used_bytes = 0
         self._wanted_bytes = 0  # Since the directory was looked at.
         self._writable = True
+        self._full = False
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self._directory, os.W_OK | os.X_OK):
@@ -109,6 +115,7 @@ class DiskCache:
                 file.write(data)
             # No fsync: after a power cut a file may be torn, which its check finds.
             os.replace(aside, self._path(place))
+            self._writable = True
         except OSError as exc:
             if self._writable:
                 log.warning("blocks can't be cached in %s, and are fetched each time: %s", self._directory, exc)
@@ -119,6 +126,16 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
             raise
+
+    @contextmanager
+    def claim(self, lane: int, block: int) -> Iterator[None]:
+        """Be the only one on this host to fetch a block, which may have been kept here meanwhile."""
+        with ExitStack() as stack:
+            # What is not going to be kept is not waited for: each would fetch it after the other.
+            if self._writable and not self._full:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(claimed(f"{self._directory}/.{lane}-{block}"))
+            yield
 
     def _path(self, place: tuple[int, int, int]) -> str:
         lane, block, column = place
@@ -134,21 +151,21 @@ class DiskCache:
             self._wanted_bytes += size
             if self._wanted_bytes * _LOOKS > self._limit_bytes:
                 self._look()
-            if self._used_bytes + size > self._limit_bytes:
-                return False
-            self._used_bytes += size
-            return True
+            self._full = self._used_bytes + size > self._limit_bytes
+            if not self._full:
+                self._used_bytes += size
+            return not self._full
 
     def _look(self) -> None:
         """Count what is there, and evict if that is too much."""
-        files = list(self._files())
+        files = sorted(self._files(), key=lambda file: file[2])
         self._wanted_bytes, self._used_bytes = 0, sum(size for _, size, _ in files)
-        if self._used_bytes <= self._limit_bytes * _EVICT_ABOVE:
-            return
-        for path, size, _ in sorted(files, key=lambda file: file[2]):
-            if self._used_bytes <= self._limit_bytes * _EVICT_TO:
-                break
-            if os.path.dirname(path) != str(self._directory):
+        others_to = self._limit_bytes * (_EVICT_TO if self._used_bytes > self._limit_bytes * _EVICT_ABOVE else 1)
+        abandoned_s = time.time() - _ABANDONED_S
+        for path, size, used_s in files:
+            directory, name = os.path.split(path)
+            keep_to = self._limit_bytes if directory == str(self._directory) else others_to
+            if self._used_bytes > keep_to or (name.startswith(".") and used_s < abandoned_s):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
                 self._used_bytes -= size

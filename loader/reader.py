@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,8 @@ class ColumnCache(Protocol):
     def read_into(self, place: tuple[int, int, int], out: memoryview, *, check: int) -> bool: ...
 
     def write(self, place: tuple[int, int, int], data: memoryview) -> None: ...
+
+    def claim(self, lane: int, block: int) -> AbstractContextManager[None]: ...
 
 
 class DatasetReader:
@@ -158,15 +161,32 @@ class DatasetReader:
         StoreError
             If they can't be had; the message says which block that was and how long it took.
         """
-        table, cached = self.table(lane), 0
-        missing: list[tuple[int, memoryview]] = []
-        for column, out in zip(columns, outs, strict=True):
-            check = int(table.check[block, column])
-            if self.cache is not None and self.cache.read_into((lane, block, column), out, check=check):
-                cached += len(out)
-            else:
-                missing.append((column, out))
-        for run in _adjacent(missing, table, block):
+        wanted = list(zip(columns, outs, strict=True))
+        if self.cache is None:
+            self._fetch_columns(lane, block, wanted)
+            return 0
+        missing = self._not_cached(self.cache, lane, block, wanted)
+        if missing:
+            with self.cache.claim(lane, block):
+                # Another process may have had the claim until now.
+                missing = self._not_cached(self.cache, lane, block, missing)
+                self._fetch_columns(lane, block, missing)
+        return sum(map(len, outs)) - sum(len(out) for _, out in missing)
+
+    def _not_cached(
+        self, cache: ColumnCache, lane: int, block: int, wanted: Sequence[tuple[int, memoryview]]
+    ) -> list[tuple[int, memoryview]]:
+        """Fill from the cache what is there; the rest."""
+        checks = self.table(lane).check[block]
+        return [
+            (column, out)
+            for column, out in wanted
+            if not cache.read_into((lane, block, column), out, check=int(checks[column]))
+        ]
+
+    def _fetch_columns(self, lane: int, block: int, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        table = self.table(lane)
+        for run in _adjacent(wanted, table, block):
             start = int(table.offsets[block, run[0][0]])
             end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
             stored = self._stored(end - start)
@@ -175,7 +195,6 @@ class DatasetReader:
                 first = int(table.offsets[block, column]) - start
                 part = stored[first : first + int(table.stored_size[block, column])]
                 self._decode(part, table, lane, block, column, out)
-        return cached
 
     def row(self, number: int, *, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Row `number` of the written order: numpy arrays or scalars, bytes, str or JSON values by column name.

@@ -58,7 +58,7 @@ def test_a_node_of_which_little_is_known_is_measured_by_all(paces: Paces) -> Non
 def test_reads_are_compared_with_their_kind(paces: Paces) -> None:
     answer(paces, "a", *[0.03] * 8)
     others = [kind_of(500_000, on_this_host=True), kind_of(50_000, on_this_host=False)]
-    assert [paces.patience_s("a", kind) for kind in others] == [0.25, 0.25]
+    assert [paces.patience_s("a", kind) for kind in others] == [0.1, 0.1]
     assert kind_of(400_000, on_this_host=False) == KIND
 
 

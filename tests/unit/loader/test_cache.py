@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import xxhash
 from loader.cache import DiskCache
 from loader.errors import InvalidOption
 
+WAIT_S = 10.0
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 
 
@@ -202,3 +205,106 @@ def test_a_use_is_noted_once_an_hour_and_not_each_time(tmp_path: Path) -> None:
     os.utime(path, (now - 7200, now - 7200))
     assert found(cache, 0)
     assert path.stat().st_mtime > now - 600
+
+
+def test_a_smaller_limit_holds_also_for_what_is_there(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    for number in range(9):
+        put(cache, number)
+        os.utime(tmp_path / DIGEST[:32] / f"1-{number}-0", (1000 + number, 1000 + number))
+    smaller = DiskCache(tmp_path, digest=DIGEST, limit_bytes=4_500)
+    assert used(tmp_path) == 4_000
+    assert [number for number in range(9) if found(smaller, number)] == [5, 6, 7, 8]
+
+
+def test_what_a_dead_writer_left_aside_goes_after_an_hour(tmp_path: Path) -> None:
+    DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    for name, age_s in ((".old", 4000), (".new", 100)):
+        path = tmp_path / DIGEST[:32] / name
+        path.write_bytes(b"half a block")
+        os.utime(path, (time.time() - age_s, time.time() - age_s))
+    DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    assert [path.name for path in files(tmp_path)] == [".new"]
+
+
+# Claims
+
+
+def is_claimed(cache: DiskCache, block: int, *, within_s: float = 0.05) -> bool:
+    """Whether somebody else's claim is waited for."""
+    began_s = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loader.claims._PATIENCE_S", within_s)
+        with cache.claim(1, block):
+            return time.monotonic() - began_s >= within_s
+
+
+def test_a_block_is_claimed_by_one_and_the_next_one_waits(tmp_path: Path) -> None:
+    caches = [DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000) for _ in range(2)]
+    wants, order = threading.Event(), []
+
+    def second() -> None:
+        wants.set()
+        with caches[1].claim(1, 1):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with caches[0].claim(1, 1), caches[0].claim(1, 2):
+            claiming = pool.submit(second)
+            assert wants.wait(WAIT_S)
+            assert not wait([claiming], timeout=0.05).done
+            order.append("first")
+        claiming.result(WAIT_S)
+    assert order == ["first", "second"]
+    assert files(tmp_path) == []
+
+
+def test_a_claim_goes_with_a_holder_that_is_killed(tmp_path: Path) -> None:
+    context = get_context("fork")
+    claimed = context.Event()
+
+    def die_with_a_claim() -> None:
+        with DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000).claim(1, 1):
+            claimed.set()
+            signal.pause()
+
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    child = context.Process(target=die_with_a_claim)
+    child.start()
+    assert claimed.wait(WAIT_S)
+    assert is_claimed(cache, 1)
+    child.kill()
+    child.join()
+    child.close()
+    # What it left is taken over.
+    assert len(files(tmp_path)) == 1
+    assert not is_claimed(cache, 1, within_s=WAIT_S)
+    assert files(tmp_path) == []
+
+
+def test_whoever_gave_up_waiting_leaves_the_claim_to_its_holder(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    with cache.claim(1, 1):
+        assert is_claimed(cache, 1)
+        assert len(files(tmp_path)) == 1
+        assert is_claimed(cache, 1)
+
+
+@pytest.mark.parametrize("case", ["full", "unwritable"])
+def test_what_will_not_be_kept_is_not_waited_for(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=500 if case == "full" else 10_000)
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if case == "unwritable":
+        monkeypatch.setattr("loader.cache.os.replace", fail)
+    put(cache, 1)
+    with cache.claim(1, 1):
+        assert not is_claimed(cache, 1, within_s=WAIT_S)
+
+
+def test_a_claim_that_cannot_be_made_stops_nobody(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", digest=DIGEST, limit_bytes=10_000)
+    (tmp_path / "cache" / DIGEST[:32]).rmdir()
+    assert not is_claimed(cache, 1, within_s=WAIT_S)
