@@ -17,12 +17,13 @@ import torch
 
 from client.errors import EndpointUnreachable
 from loader.errors import (
+    BlockCorrupt,
     ColumnError,
     DatasetNotFound,
     InvalidOption,
 )
 from tests.golden.tiny import NUM_ROWS, tiny_dataset, tiny_row
-from tests.support.memory_store import MemoryDataset, dataset_bytes
+from tests.support.memory_store import MemoryDataset, dataset_bytes, open_reader
 
 ROWS = 50
 CONTENT = dataset_bytes({"row": "int64", "data": "uint8[100]"}, {"row": np.arange(ROWS), "data": np.zeros((ROWS, 100), "u1")})
@@ -109,6 +110,26 @@ def test_only_asked_columns_are_there_and_fetched() -> None:
     assert bytes_read(source) == ROWS * 8 + tables_bytes
     with pytest.raises(ColumnError, match="'nothing'"):
         len(dataset(columns=["nothing"]))
+
+
+def test_damage_to_columns_that_nobody_asked_for_is_not_even_seen() -> None:
+    values = {
+        "row": np.arange(ROWS),
+        "photo": [b"\xff\xd8\xff" + bytes([row] * 200) for row in range(ROWS)],
+        "text": ["x"] * ROWS,
+    }
+    content = bytearray(dataset_bytes({"row": "int64", "photo": "jpeg", "text": "str"}, values, block_size_bytes=4096))
+    reader, _ = open_reader(bytes(content))
+    for lane, entry in enumerate(reader.index.lanes):
+        table = reader.table(lane)
+        for start, size in zip(table.offsets[:, 1].tolist(), table.stored_size[:, 1].tolist(), strict=True):
+            content[entry.offset + start : entry.offset + start + size] = bytes(size)
+    wanted = dataset(bytes(content), columns=["text", "row"])
+    assert sorted(row for batch in wanted for row in batch["row"].tolist()) == list(range(ROWS))
+    with pytest.raises(BlockCorrupt, match="column 'photo'"):
+        list(dataset(bytes(content)))
+    with pytest.raises(ColumnError, match="'label': expected one of the columns row, photo, text, found no such column"):
+        list(dataset(bytes(content), columns=["label"]))
 
 
 def test_transform_makes_the_items() -> None:

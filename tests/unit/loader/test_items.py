@@ -119,6 +119,12 @@ def test_wrong_collate_functions_are_named() -> None:
     assert raised.value.__notes__[0] == "in collate of column 'text'"
 
 
+def test_samples_of_a_large_batch_are_shared_by_threads_and_keep_their_rows() -> None:
+    source = dataset(transform=lambda sample, rng: (int(sample["row"]), rng.random()), batch_size=50, yield_samples=True)
+    random = EpochRandom(seed=0, epoch=0)
+    assert sorted(source) == [(row, random.of_row(row).random()) for row in range(ROWS)]
+
+
 def test_sample_that_is_asked_for_by_its_number_is_that_of_the_epoch() -> None:
     source = dataset(transform=lambda sample, rng: (int(sample["row"]), rng.random()), batch_size=None, seed=5)
     source.set_epoch(3)
