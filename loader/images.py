@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from loader.buffers import BufferPool
 from loader.column_type import MAX_VALUE_BYTES, ColumnType
 from loader.errors import ColumnError, ImageUnreadable, InvalidOption
+from loader.torch_threads import use_one_torch_thread
 
 __all__ = ["Decode", "ImageBatch", "ImageColumn", "Pixels", "image_columns"]
 
@@ -123,6 +124,7 @@ class ImageBatch:
 
     def decode(self, start: int, end: int) -> None:
         """Decode the images ``[start, end)``; raises `ImageUnreadable`."""
+        use_one_torch_thread()
         for place in range(start, min(end, len(self._values))):
             self._out[place] = self._column.pixels(self._values[place], row=self._rows[place])
 

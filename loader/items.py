@@ -22,6 +22,7 @@ from loader.collate import Collate
 from loader.images import ImageBatch, ImageColumn
 from loader.jobs import Job
 from loader.stage import Stage
+from loader.torch_threads import use_one_torch_thread
 from loader.transforms import EpochRandom, ItemTransform
 
 __all__ = ["ItemMaker", "Part"]
@@ -123,7 +124,8 @@ class ItemMaker:
                 for decoding in images.values()
                 for place in range(0, len(rows), _IMAGES_PER_PIECE)
             ]
-            yield Job(pieces=pieces or [_nothing], finish=partial(self._batch, batch, images, rows, number))
+            # A batch without images has only to be finished, but not in the stager's thread.
+            yield Job(pieces=pieces or [use_one_torch_thread], finish=partial(self._batch, batch, images, rows, number))
 
     def _batch(self, batch: Batch, images: Mapping[str, ImageBatch], rows: Int64s, number: int) -> Part:
         batch.update((name, decoding.tensors()) for name, decoding in images.items())
@@ -150,11 +152,8 @@ class ItemMaker:
 
     def _make_samples(self, items: list[Any], rows: Int64s, start: int, end: int) -> None:
         """Replace samples `start` to `end` by what becomes of them."""
+        use_one_torch_thread()
         items[start:end] = map(self.sample, items[start:end], rows[start:end].tolist())
-
-
-def _nothing() -> None:
-    """A batch without images has only to be finished, but not in the stager's thread."""
 
 
 def _numbers(stage: Stage) -> Int64s:
