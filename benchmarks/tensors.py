@@ -1,10 +1,11 @@
 """Models and checkpoints beside their peers and limits, in one run: ``make bench SUITE=tensors``.
 
 A state of float32 tensors (64 MiB each, and some small ones), R=2, quorum, three nodes on this machine. Saving: beside two
-local copies that are hashed (BLAKE3) and fsynced, as two nodes must do at least, torch.save with fsync, and torch's own distributed
-checkpoint to files. Loading: into tensors that are there, beside the bare GET of the same object into one buffer, and on the
-host of the nodes beside torch.load(mmap=True) followed by a read of every byte. And: bytes that a second save sends, how long
-``async_save`` keeps the training loop, what resharded loads read, and eight readers of a new model beside a writer.
+local copies that are hashed (BLAKE3) and fsynced, as two nodes must do at least, torch.save with fsync, and torch's own
+distributed checkpoint to files. Loading: into tensors that are there, beside the bare GET of the same object into one buffer,
+and on the host of the nodes beside torch.load(mmap=True) followed by a read of every byte. And: bytes that a second save
+sends, how long ``async_save`` keeps the training loop, what resharded loads read, and eight readers of a new model beside a
+writer.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def renew(tensors: Tensors, *, every: int = 1) -> None:
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The tensor's memory."""
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return tensor.view(torch.uint8).numpy().data
 
 
 def save_cells(bench: Bench, tensors: Tensors) -> list[Result]:

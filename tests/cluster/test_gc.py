@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from client.cli.gc import sweeps
 from client.client import Client
 from client.errors import ObjectNotFound
 from client.verify import verify
+from loader import load_tensors, save_tensors
+from loader.series import Series
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -156,3 +159,23 @@ def test_writes_that_never_pause_lose_nothing_to_sweeps_that_never_pause(quick: 
         refs = {(ref.partition, ref.id) for info in client.list("data").objects for ref in client.reader(info).refs()}
         assert set(chunk_files(quick).values()) == {len(refs)}
         assert is_clean(client)
+
+
+def test_pruned_steps_of_a_series_free_what_nothing_else_refers_to(quick: LiveCluster) -> None:
+    with quick.client() as client:
+        series = Series("forebay://data/run", client=client)
+        frozen = torch.randn(4 * CHUNK_BYTES // 4)  # The same in every step: stored once.
+        for step in range(1, 6):
+            save_tensors(series.url_of(step), {"frozen": frozen, "w": torch.randn(8 * CHUNK_BYTES // 4)}, client=client)
+        series.publish(2, name="best")
+        eventually(lambda: is_clean(client), what="all replicas")
+        before = chunk_files(quick)
+        assert [member.step for member in series.prune(keep_last=1)] == [1, 2, 3, 4]
+        collect(client)
+        collect(client)
+        after = chunk_files(quick)
+        # Of steps 1, 3 and 4 the weights, the headers and the manifests are gone, on each of the three nodes.
+        assert all(before[node] - after[node] >= 3 * (8 + 1) for node in before), (before, after)
+        assert is_clean(client)
+        for url in (series.url_of(5), series.url_of_name("best")):
+            assert torch.equal(load_tensors(url, client=client)["frozen"], frozen)
