@@ -62,8 +62,8 @@ def scaled_by_pillow(data: bytes) -> object:
 
 def by_loader(text: str) -> Callable[[bytes], object]:
     """As the loader does it."""
-    column = ImageColumn(Pixels.parse(text), dataset="bench", name="photo")
-    return lambda data: column.pixels(data, row=0)
+    column = ImageColumn(Pixels.parse(text), name="photo")
+    return lambda data: column.pixels(data, dataset="bench", row=0)
 
 
 def every(decode: Callable[[bytes], object], pictures: list[bytes]) -> Callable[[], None]:

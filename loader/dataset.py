@@ -173,7 +173,8 @@ class ShardedDataset(StreamDataset):
         sample = {name: torch.as_tensor(value) if hasattr(value, "dtype") else value for name, value in row.items()}
         if self._with_index:
             sample["_index"] = torch.tensor(row_number)
-        return self._maker(opened, epoch=self.epoch).sample(sample, row_number)
+        maker = self._maker(opened, epoch=self.epoch)
+        return maker.sample(sample, maker.row(row_number))
 
     def close(self) -> None:
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""

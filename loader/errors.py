@@ -90,14 +90,17 @@ class ImageUnreadable(LoaderError):
 
     Attributes
     ----------
+    dataset : str or None
+        Its URL.
     row : int or None
-        The row's number in the dataset.
+        The row's number in it.
     column : str or None
         The column's name.
     """
 
-    def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
+    def __init__(self, message: str, *, dataset: str | None = None, row: int | None = None, column: str | None = None) -> None:
         super().__init__(message)
+        self.dataset = dataset
         self.row = row
         self.column = column
 
@@ -105,7 +108,7 @@ class ImageUnreadable(LoaderError):
     def of(cls, dataset: str, *, row: int, column: str, size_bytes: int, why: str) -> Self:
         """The error of a row, of which `size_bytes` were there, and `why` they are no image."""
         message = f"{dataset}, row {row}, column {column!r}: expected a JPEG or PNG image, found {size_bytes} bytes: {why}"
-        return cls(message, row=row, column=column)
+        return cls(message, dataset=dataset, row=row, column=column)
 
 
 class BuildUnresumable(LoaderError):

@@ -75,21 +75,20 @@ class ImageColumn:
 
     Parameters
     ----------
-    dataset, name : str
-        What the column belongs to, and its name, for errors.
     pixels : Pixels
         What images become.
+    name : str
+        The column's name, for errors.
     """
 
-    def __init__(self, pixels: Pixels, *, dataset: str, name: str) -> None:
+    def __init__(self, pixels: Pixels, *, name: str) -> None:
         self._pixels = pixels
-        self._dataset = dataset
         self._name = name
         shape = (*(pixels.size or (1, 1)), pixels.channels)
         self._pool = BufferPool(np.dtype(np.uint8), shape, max_idle=_MAX_IDLE_BUFFERS)
 
-    def pixels(self, data: bytes, *, row: int) -> Uint8s:
-        """The image [height, width, channels] of row number `row`.
+    def pixels(self, data: bytes, *, dataset: str, row: int) -> Uint8s:
+        """The image [height, width, channels] of row number `row` of a dataset.
 
         Raises
         ------
@@ -100,15 +99,15 @@ class ImageColumn:
             pixels = _decode(data, self._pixels.channels)
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as exc:
             why = "they begin as neither" if isinstance(exc, UnidentifiedImageError) else str(exc)
-            raise ImageUnreadable.of(self._dataset, row=row, column=self._name, size_bytes=len(data), why=why) from exc
+            raise ImageUnreadable.of(dataset, row=row, column=self._name, size_bytes=len(data), why=why) from exc
         return pixels if self._pixels.size is None else _cover(pixels, self._pixels.size)
 
-    def tensor(self, data: bytes, *, row: int) -> torch.Tensor:
+    def tensor(self, data: bytes, *, dataset: str, row: int) -> torch.Tensor:
         """The image [channels, height, width]; raises `ImageUnreadable`."""
-        return torch.from_numpy(self.pixels(data, row=row)).permute(2, 0, 1)
+        return torch.from_numpy(self.pixels(data, dataset=dataset, row=row)).permute(2, 0, 1)
 
-    def batch(self, values: Sequence[bytes], rows: Sequence[int]) -> ImageBatch:
-        """The images of some rows, to be decoded by several threads."""
+    def batch(self, values: Sequence[bytes], rows: Sequence[tuple[str, int]]) -> ImageBatch:
+        """The images of some rows, each named by dataset and number, to be decoded by several threads."""
         out = [None] * len(values) if self._pixels.size is None else self._pool.take(len(values))
         return ImageBatch(self, values, rows, out)
 
@@ -116,7 +115,9 @@ class ImageColumn:
 class ImageBatch:
     """The images of a batch; `decode` every place once, then take `tensors`."""
 
-    def __init__(self, column: ImageColumn, values: Sequence[bytes], rows: Sequence[int], out: Uint8s | list[Any]) -> None:
+    def __init__(
+        self, column: ImageColumn, values: Sequence[bytes], rows: Sequence[tuple[str, int]], out: Uint8s | list[Any]
+    ) -> None:
         self._column = column
         self._values = values
         self._rows = rows
@@ -126,7 +127,8 @@ class ImageBatch:
         """Decode the images ``[start, end)``; raises `ImageUnreadable`."""
         use_one_torch_thread()
         for place in range(start, min(end, len(self._values))):
-            self._out[place] = self._column.pixels(self._values[place], row=self._rows[place])
+            dataset, row = self._rows[place]
+            self._out[place] = self._column.pixels(self._values[place], dataset=dataset, row=row)
 
     def tensors(self) -> torch.Tensor | list[torch.Tensor]:
         """One tensor [rows, channels, height, width], or one for each row if each has its own size."""
@@ -135,7 +137,7 @@ class ImageBatch:
         return torch.from_numpy(self._out).permute(0, 3, 1, 2)
 
 
-def image_columns(decode: Decode, columns: Mapping[str, ColumnType], *, dataset: str) -> dict[str, ImageColumn]:
+def image_columns(decode: Decode, columns: Mapping[str, ColumnType]) -> dict[str, ImageColumn]:
     """What decodes the columns that `decode` asks for, of those that are read.
 
     Raises
@@ -152,7 +154,7 @@ def image_columns(decode: Decode, columns: Mapping[str, ColumnType], *, dataset:
             expected = f"a column of jpeg, png or bytes that is read: {', '.join(able) or 'there is none'}"
             found = str(columns[name]) if name in columns else "no such column"
             raise ColumnError.mismatch(name, expected=expected, found=f"{found} to be decoded")
-        made[name] = ImageColumn(Pixels.parse(text), dataset=dataset, name=name)
+        made[name] = ImageColumn(Pixels.parse(text), name=name)
     return made
 
 

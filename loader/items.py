@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
+from operator import itemgetter
 from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from loader.batch import Batch, batches_of, samples_of
 from loader.collate import Collate
@@ -23,11 +21,9 @@ from loader.images import ImageBatch, ImageColumn
 from loader.jobs import Job
 from loader.stage import Stage
 from loader.torch_threads import use_one_torch_thread
-from loader.transforms import EpochRandom, ItemTransform
+from loader.transforms import ItemTransform, RowGenerators
 
-__all__ = ["ItemMaker", "Part"]
-
-Int64s = npt.NDArray[np.int64]
+__all__ = ["ItemMaker", "Part", "RowNames"]
 
 _SAMPLES_PER_JOB: Final = 16  # One by one, handing them from thread to thread would cost more than most transforms.
 _IMAGES_PER_PIECE: Final = 8
@@ -54,13 +50,47 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowNames:
+    """Which rows an item is made of.
+
+    Attributes
+    ----------
+    names : list of (str, int)
+        Of each row its dataset's URL, and its number there.
+    epochs : list of int
+        The epoch of this dataset in which it comes.
+    """
+
+    names: list[tuple[str, int]]
+    epochs: list[int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, places: slice) -> RowNames:
+        return RowNames(names=self.names[places], epochs=self.epochs[places])
+
+    def __str__(self) -> str:
+        """The first few: ``rows 3, 5 of forebay://bucket/a, row 4 of forebay://bucket/b and 29 more``."""
+        parts = []
+        for dataset, group in groupby(self.names[:_NAMED_ROWS], key=itemgetter(0)):
+            numbers = [str(number) for _, number in group]
+            parts.append(f"{'rows' if len(numbers) > 1 else 'row'} {', '.join(numbers)} of {dataset}")
+        return ", ".join(parts) + (f" and {len(self) - _NAMED_ROWS} more" if len(self) > _NAMED_ROWS else "")
+
+    def generators(self, seed: int) -> RowGenerators:
+        """The random numbers of each."""
+        return RowGenerators(seed=seed, epochs=self.epochs, rows=[number for _, number in self.names])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemMaker:
     """Makes the items of one iteration.
 
     Attributes
     ----------
-    where : str
-        What is read, for errors: ``"forebay://bucket/key, epoch 3"``.
+    datasets : sequence of str
+        URLs of what is read.
     names : sequence of str
         Names of the columns.
     whole_batches : bool
@@ -73,18 +103,19 @@ class ItemMaker:
         What becomes of a column of a batch.
     transform : ItemTransform or None
         Applied to each item last.
-    random : EpochRandom
-        Of the epoch.
+    seed, epoch : int
+        Of the stream.
     """
 
-    where: str
+    datasets: Sequence[str]
     names: Sequence[str]
     whole_batches: bool
     with_index: bool
     images: Mapping[str, ImageColumn]
     collate: Mapping[str, Collate]
     transform: ItemTransform | None
-    random: EpochRandom
+    seed: int
+    epoch: int
 
     @property
     def in_threads(self) -> bool:
@@ -105,20 +136,34 @@ class ItemMaker:
         else:
             yield from self._sample_jobs(stage)
 
-    def sample(self, sample: dict[str, Any], row: int) -> Any:
-        """The item of a single sample, row number `row`."""
+    def sample(self, sample: dict[str, Any], rows: RowNames) -> Any:
+        """The item of a single sample."""
+        ((dataset, row),) = rows.names
         for name, column in self.images.items():
-            sample[name] = column.tensor(sample[name], row=row)
+            sample[name] = column.tensor(sample[name], dataset=dataset, row=row)
         if self.transform is None:
             return sample
-        with _noted(f"{self.where}, row {row}"):
-            return self.transform(sample, self.random, np.array([row]))
+        with _noted(f"row {row} of {dataset}, epoch {self.epoch}"):
+            return self.transform(sample, rows.generators(self.seed))
+
+    def row(self, number: int) -> RowNames:
+        """Row `number` of the only dataset, in this epoch."""
+        return RowNames(names=[(self.datasets[0], number)], epochs=[self.epoch])
+
+    def _rows(self, stage: Stage) -> RowNames:
+        assert stage.numbers is not None
+        of = [self.datasets[0]] * len(stage.numbers)
+        if stage.components is not None:
+            of = [self.datasets[component] for component in stage.components.tolist()]
+        epochs = [self.epoch] * len(of) if stage.epochs is None else stage.epochs.tolist()
+        return RowNames(names=list(zip(of, stage.numbers.tolist(), strict=True)), epochs=epochs)
 
     def _batch_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
         batches = batches_of(stage, self.names, with_index=self.with_index, as_ragged=self.collate)
+        all_rows = self._rows(stage)
         for number, (start, end), batch in zip(stage.batches, pairwise((0, *stage.ends)), batches, strict=True):
-            rows = _numbers(stage)[start:end]
-            images = {name: column.batch(batch[name], rows.tolist()) for name, column in self.images.items()}
+            rows = all_rows[start:end]
+            images = {name: column.batch(batch[name], rows.names) for name, column in self.images.items()}
             pieces = [
                 partial(decoding.decode, place, place + _IMAGES_PER_PIECE)
                 for decoding in images.values()
@@ -127,22 +172,22 @@ class ItemMaker:
             # A batch without images has only to be finished, but not in the stager's thread.
             yield Job(pieces=pieces or [use_one_torch_thread], finish=partial(self._batch, batch, images, rows, number))
 
-    def _batch(self, batch: Batch, images: Mapping[str, ImageBatch], rows: Int64s, number: int) -> Part:
+    def _batch(self, batch: Batch, images: Mapping[str, ImageBatch], rows: RowNames, number: int) -> Part:
         batch.update((name, decoding.tensors()) for name, decoding in images.items())
-        with _noted(f"{self.where}, batch {number} of {_some(rows)}"):
+        with _noted(f"batch {number} of epoch {self.epoch}: {rows}"):
             for name, function in self.collate.items():
                 with _noted(f"collate of column {name!r}"):
                     batch[name] = function(batch[name])
-            item = batch if self.transform is None else self.transform(batch, self.random, rows)
+            item = batch if self.transform is None else self.transform(batch, rows.generators(self.seed))
         return Part(batches=(number,), ends=[len(rows)], items=(item,))
 
     def _sample_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
         samples = samples_of(stage, self.names, with_index=self.with_index)
-        batches_per_job, start = max(1, _SAMPLES_PER_JOB // stage.ends[0]), 0
+        all_rows, batches_per_job, start = self._rows(stage), max(1, _SAMPLES_PER_JOB // stage.ends[0]), 0
         for first in range(0, len(stage.batches), batches_per_job):
             batches = slice(first, first + batches_per_job)
             ends = [end - start for end in stage.ends[batches]]
-            rows, items = _numbers(stage)[start : start + ends[-1]], list(islice(samples, ends[-1]))
+            rows, items = all_rows[start : start + ends[-1]], list(islice(samples, ends[-1]))
             pieces = [
                 partial(self._make_samples, items, rows, place, place + _SAMPLES_PER_JOB)
                 for place in range(0, len(items), _SAMPLES_PER_JOB)
@@ -150,20 +195,11 @@ class ItemMaker:
             yield Job(pieces=pieces, finish=partial(Part, batches=stage.batches[batches], ends=ends, items=items))
             start += ends[-1]
 
-    def _make_samples(self, items: list[Any], rows: Int64s, start: int, end: int) -> None:
+    def _make_samples(self, items: list[Any], rows: RowNames, start: int, end: int) -> None:
         """Replace samples `start` to `end` by what becomes of them."""
         use_one_torch_thread()
-        items[start:end] = map(self.sample, items[start:end], rows[start:end].tolist())
-
-
-def _numbers(stage: Stage) -> Int64s:
-    assert stage.numbers is not None
-    return stage.numbers
-
-
-def _some(rows: Int64s) -> str:
-    more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-    return f"rows {', '.join(map(str, rows[:_NAMED_ROWS].tolist()))}{more}"
+        for place in range(start, min(end, len(items))):
+            items[place] = self.sample(items[place], rows[place : place + 1])
 
 
 @contextmanager

@@ -207,12 +207,21 @@ class Walk(Generic[T]):
 
     def _gather(self, plan: Plan, batches: range) -> Stage:
         share, lanes, columns = plan.share, self.opened.lanes, self.opened.arena.gather(plan)
-        numbers = components = None
+        numbers = components = epochs = None
         if self.spec.with_index:
             numbers = self.opened.arena.indexes(plan) * lanes.strides[share.lanes] + lanes.ranks[share.lanes]
-            components = lanes.components[share.lanes] if len(self.opened.datasets) > 1 else None
-        ends = share.ends.tolist()
-        return Stage(columns=columns, numbers=numbers, pad=share.pad, ends=ends, batches=batches, components=components)
+            if len(self.opened.datasets) > 1:
+                components = lanes.components[share.lanes]
+                epochs = np.array(self._origin)[components] + share.steps // lanes.rows[share.lanes]
+        return Stage(
+            columns=columns,
+            numbers=numbers,
+            pad=share.pad,
+            ends=share.ends.tolist(),
+            batches=batches,
+            components=components,
+            epochs=epochs,
+        )
 
     # Planning
 

@@ -78,6 +78,8 @@ class Stage:
         Numbers of the batches.
     components : int64 [rows] or None
         Which dataset each row is of, if numbers are wanted and there are several.
+    epochs : int64 [rows] or None
+        The epoch of this dataset in which the row comes; where there is one dataset, it is the stream's.
     """
 
     columns: list[Column]
@@ -86,6 +88,7 @@ class Stage:
     ends: list[int]
     batches: range
     components: Int64s | None = None
+    epochs: Int64s | None = None
 
 
 class Maker(Protocol[T_co]):

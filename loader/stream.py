@@ -36,7 +36,7 @@ from loader.receipt import Meters, Receipt
 from loader.stage import Epochs, StreamSpec
 from loader.stager import Stager
 from loader.state import LoaderState
-from loader.transforms import EpochRandom, ItemTransform, Transform
+from loader.transforms import ItemTransform, Transform
 from loader.worker_state import state_of_loader
 from loader.writer import usable_cores
 
@@ -318,7 +318,7 @@ class StreamDataset(IterableDataset[Any]):
         meters = Meters(store=opened.totals)
         epochs = Epochs(
             lane_order_of=self._lane_orders(opened),
-            maker_of=partial(_maker_of, maker=maker, url=opened.url, seed=self._seed),
+            maker_of=partial(_maker_of, maker=maker),
             receipt_of=partial(_receipt_of, blocks_per_sample=opened.blocks_per_sample, meters=meters),
         )
         return Stager(opened, spec, epochs).start()
@@ -335,14 +335,15 @@ class StreamDataset(IterableDataset[Any]):
                 raise ColumnError.mismatch(name, expected=expected, found="a collate function for another")
         kinds = dict(zip(opened.names, opened.datasets[0].kinds, strict=True))
         return ItemMaker(
-            where=f"{opened.url}, epoch {epoch}",
+            datasets=tuple(dataset.reader.url for dataset in opened.datasets),
             names=opened.names,
             whole_batches=self._whole_batches,
             with_index=self._with_index,
-            images=image_columns(self._decode, kinds, dataset=opened.url),
+            images=image_columns(self._decode, kinds),
             collate=self._collate,
             transform=self._transform,
-            random=EpochRandom(seed=self._seed, epoch=epoch),
+            seed=self._seed,
+            epoch=epoch,
         )
 
     def _move(self, epoch: int, *, start: int = 0) -> None:
@@ -393,8 +394,8 @@ def _usual_order(opened: OpenStream, epoch: int) -> tuple[int, ...]:
     return () if opened.mixture is None else opened.mixture.lane_order
 
 
-def _maker_of(epoch: int, *, maker: ItemMaker, url: str, seed: int) -> ItemMaker:
-    return replace(maker, where=f"{url}, epoch {epoch}", random=EpochRandom(seed=seed, epoch=epoch))
+def _maker_of(epoch: int, *, maker: ItemMaker) -> ItemMaker:
+    return replace(maker, epoch=epoch)
 
 
 def _receipt_of(epoch: int, *, blocks_per_sample: float, meters: Meters) -> Receipt:

@@ -15,6 +15,7 @@ import inspect
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, overload
 
 import blake3
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from loader.errors import InvalidOption
 
-__all__ = ["EpochRandom", "ItemTransform", "RowGenerators", "Transform"]
+__all__ = ["ItemTransform", "RowGenerators", "Transform", "row_generator"]
 
 Transform = Callable[..., Any]
 """Takes an item, and ``rng`` or ``rngs`` if it names them; what it returns is the item."""
@@ -31,23 +32,31 @@ Transform = Callable[..., Any]
 _KEY_CONTEXT: Final = b"forebay row-philox-1\x00"
 
 
-class EpochRandom:
-    """The random numbers of an epoch's rows."""
+@lru_cache(maxsize=1024)
+def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    material = _KEY_CONTEXT + struct.pack("<QQ", seed, epoch)
+    return np.frombuffer(blake3.blake3(material).digest(length=16), "<u8").astype(np.uint64)
 
-    def __init__(self, *, seed: int, epoch: int) -> None:
-        material = _KEY_CONTEXT + struct.pack("<QQ", seed, epoch)
-        self._key = np.frombuffer(blake3.blake3(material).digest(length=16), "<u8").astype(np.uint64)
 
-    def of_row(self, row: int) -> np.random.Generator:
-        """A new generator of a row, at its beginning."""
-        return np.random.Generator(np.random.Philox(key=self._key, counter=np.array([0, 0, 0, row], np.uint64)))
+def row_generator(*, seed: int, epoch: int, row: int) -> np.random.Generator:
+    """A new generator of a row in an epoch, at its beginning."""
+    return np.random.Generator(np.random.Philox(key=_key(seed, epoch), counter=np.array([0, 0, 0, row], np.uint64)))
 
 
 class RowGenerators(Sequence[np.random.Generator]):
-    """A generator for each of some rows, made when it is asked for."""
+    """A generator for each of some rows, made when it is asked for.
 
-    def __init__(self, random: EpochRandom, rows: npt.NDArray[np.int64]) -> None:
-        self._random = random
+    Parameters
+    ----------
+    seed : int
+        Of the stream.
+    epochs, rows : sequence of int
+        The epoch and the number of each row, of the dataset that it is of.
+    """
+
+    def __init__(self, *, seed: int, epochs: Sequence[int], rows: Sequence[int]) -> None:
+        self._seed = seed
+        self._epochs = epochs
         self._rows = rows
 
     def __len__(self) -> int:
@@ -58,9 +67,12 @@ class RowGenerators(Sequence[np.random.Generator]):
     @overload
     def __getitem__(self, place: slice) -> RowGenerators: ...
     def __getitem__(self, place: int | slice) -> np.random.Generator | RowGenerators:
-        if isinstance(place, slice):
-            return RowGenerators(self._random, self._rows[place])
-        return self._random.of_row(int(self._rows[place]))
+        epochs, rows = self._epochs[place], self._rows[place]
+        if isinstance(epochs, int) and isinstance(rows, int):
+            return row_generator(seed=self._seed, epoch=epochs, row=rows)
+        assert not isinstance(epochs, int)
+        assert not isinstance(rows, int)
+        return RowGenerators(seed=self._seed, epochs=epochs, rows=rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +94,11 @@ class ItemTransform:
             raise InvalidOption("the transform takes rngs, one for each row of a batch, but gets single samples: take rng")
         return cls(call=call, takes_rng="rng" in names, takes_rngs="rngs" in names)
 
-    def __call__(self, item: Any, random: EpochRandom, rows: npt.NDArray[np.int64]) -> Any:
-        """The transformed item, whose rows have these numbers."""
+    def __call__(self, item: Any, generators: RowGenerators) -> Any:
+        """The transformed item, whose rows have these generators."""
         given: dict[str, Any] = {}
         if self.takes_rng:
-            given["rng"] = random.of_row(int(rows[0]))
+            given["rng"] = generators[0]
         if self.takes_rngs:
-            given["rngs"] = RowGenerators(random, rows)
+            given["rngs"] = generators
         return self.call(item, **given)

@@ -27,7 +27,7 @@ from loader.columns import Schema
 from loader.index import FOOTER_BYTES, DatasetIndex, Footer
 from loader.lane import LaneEntry
 from loader.order import LaneOrder, lane_lengths, lane_permutation, locate_row, row_number
-from loader.transforms import EpochRandom
+from loader.transforms import row_generator
 
 FOLDER = Path(__file__).parent
 NUM_ROWS = 23
@@ -171,7 +171,7 @@ def order_vectors() -> dict[str, Any]:
         shares.append({**options, "positions": positions, "pad": [[share.pad.tolist() for share in run] for run in runs]})
     draws = []
     for seed, epoch, row in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (2**64 - 1, 2**63, 2**48 - 1)):
-        bits = EpochRandom(seed=seed, epoch=epoch).of_row(row).bit_generator.random_raw(5)
+        bits = row_generator(seed=seed, epoch=epoch, row=row).bit_generator.random_raw(5)
         draws.append({"seed": seed, "epoch": epoch, "row": row, "draws": [int(draw) for draw in np.asarray(bits)]})
     return {
         "row_draws": draws,

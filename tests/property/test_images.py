@@ -46,7 +46,7 @@ def test_hostile_images_give_only_one_error(source: bytes, changes: list[tuple[i
         data[place % len(data)] = value
     pixels = Pixels.parse(text)
     try:
-        found = ImageColumn(pixels, dataset="set", name="photo").pixels(bytes(data[:cut]), row=3)
+        found = ImageColumn(pixels, name="photo").pixels(bytes(data[:cut]), dataset="set", row=3)
     except ImageUnreadable as error:
         assert error.row == 3
     else:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.collate import pad
-from loader.transforms import EpochRandom, RowGenerators
+from loader.transforms import RowGenerators, row_generator
 from tests.support.memory_store import MemoryDataset, dataset_bytes
 
 
@@ -44,7 +44,7 @@ stops = st.tuples(st.sampled_from([1, 2, 3]), st.integers(1, 40), st.integers(0,
 @settings(max_examples=30)
 @given(num_rows=st.integers(0, 150), num_lanes=st.integers(1, 9), stops=st.lists(stops, min_size=1, max_size=4))
 def test_every_sample_comes_once_and_augmented_alike(num_rows: int, num_lanes: int, stops: list[Any]) -> None:
-    content, random = content_of(num_rows, num_lanes), EpochRandom(seed=4, epoch=0)
+    content = content_of(num_rows, num_lanes)
     state, found = MemoryDataset(content, seed=4, shuffle=True).state_dict(), []
     for place, (world_size, batch_size, take, whole_batches, num_threads) in enumerate(stops):
         states = []
@@ -65,4 +65,4 @@ def test_every_sample_comes_once_and_augmented_alike(num_rows: int, num_lanes: i
         state = states[0]
         if state["epoch"]:
             break
-    assert sorted(found) == [(row, random.of_row(row).random()) for row in range(num_rows)]
+    assert sorted(found) == [(row, row_generator(seed=4, epoch=0, row=row).random()) for row in range(num_rows)]

@@ -22,7 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from client.errors import AllReplicasFailed
 from loader.errors import InvalidOption, LoaderError, StateInvalid, StateUnavailable
 from loader.ranks import Worker
-from loader.transforms import EpochRandom, RowGenerators
+from loader.transforms import RowGenerators, row_generator
 from tests.support.memory_store import MemoryDataset, dataset_bytes
 
 pytestmark = [
@@ -74,8 +74,8 @@ def test_workers_of_every_start_method_make_the_same_batches(context: str, num_w
     source = dataset(with_index=True, transform=jitter)
     batches = list(loader(source, context=context, num_workers=num_workers))
     assert rows(batches) == EPOCHS[0]
-    random = EpochRandom(seed=3, epoch=0)
-    assert [batch["draws"] for batch in batches] == [[random.of_row(row).random() for row in batch] for batch in EPOCHS[0]]
+    draws = [[row_generator(seed=3, epoch=0, row=row).random() for row in batch] for batch in EPOCHS[0]]
+    assert [batch["draws"] for batch in batches] == draws
     assert all(batch["thread"].startswith("forebay-make") for batch in batches)
     assert all(batch["text"] == [f"row {row}" for row in batch["_index"].tolist()] for batch in batches)
     assert source.epoch == 1

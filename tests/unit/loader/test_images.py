@@ -35,7 +35,7 @@ def encoded(pixels: Uint8s | Image.Image, kind: str = "PNG", **options: Any) -> 
 
 
 def decoded(data: bytes, text: str) -> Uint8s:
-    found = ImageColumn(Pixels.parse(text), dataset=URL, name="photo").tensor(data, row=5)
+    found = ImageColumn(Pixels.parse(text), name="photo").tensor(data, dataset=URL, row=5)
     assert found.dtype == torch.uint8
     return found.permute(1, 2, 0).numpy()
 
@@ -128,7 +128,7 @@ def test_what_is_no_image_gets_one_error_with_its_place(data: bytes, why: str) -
         decoded(data, "uint8[4,*,*]")
     prefix = f"{URL}, row 5, column 'photo': expected a JPEG or PNG image, found {len(data)} bytes: "
     assert raised.value.message.startswith(prefix)
-    assert (raised.value.row, raised.value.column) == (5, "photo")
+    assert (raised.value.dataset, raised.value.row, raised.value.column) == (URL, 5, "photo")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 
 from loader.collate import Padded, pack, pad
 from loader.errors import ColumnError, InvalidOption
-from loader.transforms import EpochRandom
+from loader.items import RowNames
+from loader.transforms import row_generator
 from tests.support.memory_store import URL, MemoryDataset, dataset_bytes
 
 DEADLINE_S = 20.0
@@ -64,10 +65,10 @@ def test_no_more_items_are_made_than_the_threads_have_use_for() -> None:
 @pytest.mark.parametrize(
     ("options", "note"),
     [
-        ({}, "batch 3 of rows 12, 14, 13, 15"),
-        ({"batch_size": 12}, "batch 1 of rows 12, 16, 20, 14, 18, 22, 13, 17 and 4 more"),
-        ({"yield_samples": True}, "row 13"),
-        ({"batch_size": None}, "row 13"),
+        ({}, f"batch 3 of epoch 0: rows 12, 14, 13, 15 of {URL}"),
+        ({"batch_size": 12}, f"batch 1 of epoch 0: rows 12, 16, 20, 14, 18, 22, 13, 17 of {URL} and 4 more"),
+        ({"yield_samples": True}, f"row 13 of {URL}, epoch 0"),
+        ({"batch_size": None}, f"row 13 of {URL}, epoch 0"),
     ],
 )
 def test_error_of_a_transform_stays_what_it_is_and_names_the_rows(options: dict[str, Any], note: str) -> None:
@@ -78,11 +79,11 @@ def test_error_of_a_transform_stays_what_it_is_and_names_the_rows(options: dict[
 
     with pytest.raises(KeyError, match="label") as raised:
         list(dataset(transform=transform, **options))
-    assert raised.value.__notes__ == [f"in {URL}, epoch 0, {note}"]
+    assert raised.value.__notes__ == [f"in {note}"]
     if not options:
         with pytest.raises(KeyError) as raised:
             dataset(transform=transform)[13]
-        assert raised.value.__notes__ == [f"in {URL}, epoch 0, row 13"]
+        assert raised.value.__notes__ == [f"in row 13 of {URL}, epoch 0"]
 
 
 def test_columns_are_collated_before_the_transform() -> None:
@@ -121,8 +122,16 @@ def test_wrong_collate_functions_are_named() -> None:
 
 def test_samples_of_a_large_batch_are_shared_by_threads_and_keep_their_rows() -> None:
     source = dataset(transform=lambda sample, rng: (int(sample["row"]), rng.random()), batch_size=50, yield_samples=True)
-    random = EpochRandom(seed=0, epoch=0)
-    assert sorted(source) == [(row, random.of_row(row).random()) for row in range(ROWS)]
+    assert sorted(source) == [(row, row_generator(seed=0, epoch=0, row=row).random()) for row in range(ROWS)]
+
+
+def test_rows_of_several_datasets_are_named_and_drawn_for_by_their_own_epochs() -> None:
+    rows = RowNames(names=[("a", 3), ("a", 5), ("b", 3), ("a", 3)], epochs=[0, 0, 7, 1])
+    assert str(rows) == "rows 3, 5 of a, row 3 of b, row 3 of a"
+    draws = [generator.random() for generator in rows.generators(2)]
+    expected = [(0, 3), (0, 5), (7, 3), (1, 3)]
+    assert draws == [row_generator(seed=2, epoch=epoch, row=row).random() for epoch, row in expected]
+    assert len(set(draws)) == 4
 
 
 def test_sample_that_is_asked_for_by_its_number_is_that_of_the_epoch() -> None:
@@ -130,5 +139,5 @@ def test_sample_that_is_asked_for_by_its_number_is_that_of_the_epoch() -> None:
     source.set_epoch(3)
     streamed = dict(source)
     source.set_epoch(3)
-    assert source[17] == (17, streamed[17]) == (17, EpochRandom(seed=5, epoch=3).of_row(17).random())
+    assert source[17] == (17, streamed[17]) == (17, row_generator(seed=5, epoch=3, row=17).random())
     assert source[-1][0] == ROWS - 1

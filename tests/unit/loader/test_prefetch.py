@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from loader.assignment import Split
 from loader.errors import BlockCorrupt
 from loader.handoff import HandOff, StreamClosed
 from loader.jobs import Job
+from loader.mixture import Component, Mixture
 from loader.opened import OpenDataset, OpenStream
 from loader.reader import DatasetReader
 from loader.receipt import Meters, Receipt
@@ -309,3 +312,32 @@ def test_hand_off_waits_for_room_and_for_items() -> None:
     for call in (queue.get, lambda: queue.put(5)):
         with pytest.raises(StreamClosed):
             call()
+
+
+def test_rows_of_a_mixture_come_in_the_epochs_of_their_datasets() -> None:
+    shapes, parts = ((10, 2), (33, 4)), []
+    for num_rows, num_lanes in shapes:
+        rows = np.arange(num_rows)
+        parts.append(open_reader(dataset_bytes({"row": "int64"}, {"row": rows}, num_lanes=num_lanes))[0])
+    components = tuple(
+        Component(digest=part.index.digest, num_rows=num_rows, num_lanes=num_lanes, weight=2048)
+        for part, (num_rows, num_lanes) in zip(parts, shapes, strict=True)
+    )
+    mixture = Mixture(components=components, seed=0, epoch_samples=100)
+    opened = OpenStream.of([OpenDataset(store=MemoryStore({}), reader=part, columns=(0,)) for part in parts], mixture=mixture)
+    wanted = spec(num_rows=100, num_lanes=6, with_index=True, shuffle=True, follow=True)
+    wanted = replace(wanted, split=replace(wanted.split, mixture=mixture))
+    seen = defaultdict(list)
+    with stager(opened, wanted) as stages:
+        for _ in range(3):
+            for stage in drain(stages):
+                assert stage.components is not None
+                assert stage.epochs is not None
+                rows = np.asarray(stage.columns[0]).tolist()
+                for place in zip(stage.components.tolist(), stage.epochs.tolist(), rows, strict=True):
+                    seen[place[:2]].append(place[2])
+    for number, (num_rows, _) in enumerate(shapes):
+        *whole, last = sorted(epoch for component, epoch in seen if component == number)
+        assert whole == list(range(last))
+        assert all(sorted(seen[number, epoch]) == list(range(num_rows)) for epoch in whole)
+        assert len(set(seen[number, last])) == len(seen[number, last])

@@ -8,26 +8,28 @@ import numpy as np
 import pytest
 
 from loader.errors import InvalidOption
-from loader.transforms import EpochRandom, ItemTransform, RowGenerators
-
-RANDOM = EpochRandom(seed=7, epoch=2)
+from loader.transforms import ItemTransform, RowGenerators, row_generator
 
 
-def raw(random: EpochRandom, row: int) -> list[int]:
-    return [int(draw) for draw in np.asarray(random.of_row(row).bit_generator.random_raw(3))]
+def raw(*, seed: int = 7, epoch: int = 2, row: int = 5) -> list[int]:
+    return [int(draw) for draw in np.asarray(row_generator(seed=seed, epoch=epoch, row=row).bit_generator.random_raw(3))]
 
 
-@pytest.mark.parametrize(("seed", "epoch", "row"), [(8, 2, 5), (7, 3, 5), (7, 2, 6)])
-def test_draws_differ_by_seed_epoch_and_row(seed: int, epoch: int, row: int) -> None:
-    assert not set(raw(EpochRandom(seed=seed, epoch=epoch), row)) & set(raw(RANDOM, 5))
+@pytest.mark.parametrize("other", [{"seed": 8}, {"epoch": 3}, {"row": 6}])
+def test_draws_differ_by_seed_epoch_and_row(other: dict[str, int]) -> None:
+    assert raw() == raw()
+    assert not set(raw()) & set(raw(**other))
+
+
+def first(epoch: int, row: int) -> float:
+    return float(row_generator(seed=7, epoch=epoch, row=row).random())
 
 
 def test_generators_are_those_of_the_rows() -> None:
-    generators = RowGenerators(RANDOM, np.array([9, 4, 9]))
+    generators = RowGenerators(seed=7, epochs=[2, 2, 3], rows=[9, 4, 9])
     assert len(generators) == 3
-    draws = [generator.random() for generator in generators]
-    assert draws == [RANDOM.of_row(row).random() for row in (9, 4, 9)]
-    assert [generator.random() for generator in generators[1:]] == draws[1:]
+    assert [generator.random() for generator in generators] == [first(2, 9), first(2, 4), first(3, 9)]
+    assert [generator.random() for generator in generators[1:]] == [first(2, 4), first(3, 9)]
 
 
 def plain(item: Any) -> Any:
@@ -44,10 +46,10 @@ class WithBoth:
 
 
 def test_transform_gets_the_generators_that_it_names() -> None:
-    rows = np.array([4, 9])
-    first, second = (RANDOM.of_row(row).random() for row in (4, 9))
-    results = [ItemTransform.of(call, whole_batches=True)("item", RANDOM, rows) for call in (plain, with_rng, WithBoth(), str)]
-    assert results == ["item", ("item", first), ("item", first, [first, second]), "item"]
+    generators = RowGenerators(seed=7, epochs=[2, 2], rows=[4, 9])
+    one, two = first(2, 4), first(2, 9)
+    results = [ItemTransform.of(call, whole_batches=True)("item", generators) for call in (plain, with_rng, WithBoth(), str)]
+    assert results == ["item", ("item", one), ("item", one, [one, two]), "item"]
 
 
 def test_generators_of_many_rows_are_for_batches_only() -> None:
