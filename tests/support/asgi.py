@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,13 +92,24 @@ async def ask(
         When it is set the client goes away, after all that it had to send.
     """
     pieces = [body] if isinstance(body, bytes) else list(body)
+    scope = _scope(method, path, headers=headers or {}, size=sum(map(len, pieces)), announce=announce)
+    gone = gone or asyncio.Event()
+    if vanish:
+        gone.set()
+    client = _Client(pieces, ends=not (vanish or stall), gone=gone, waiting=waiting)
+    scope["extensions"] = {RECEIVE_INTO: client.receive_into, WHEN_GONE: client.then.append}
+    async with _leaving(leave, client.then):
+        await app(scope, client.receive, client.send)
+    return client.answer(has_body=method != "HEAD")
+
+
+def _scope(method: str, path: str, *, headers: Mapping[str, str], size: int, announce: bool | int) -> dict[str, Any]:
     # An epoch as any client gives it; routes that have nothing to do with chunks do not look at it.
-    sent = {EPOCH_HEADER: "0", **{name.lower(): value for name, value in (headers or {}).items()}}
-    size = sum(map(len, pieces))
+    sent = {EPOCH_HEADER: "0", **{name.lower(): value for name, value in headers.items()}}
     if announce is not False and (size or announce is not True):
         sent["content-length"] = str(size if announce is True else announce)
     raw_path, _, query = path.partition("?")
-    scope: dict[str, Any] = {
+    return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -112,28 +123,39 @@ async def ask(
         "server": ("127.0.0.1", 7070),
         "client": ("127.0.0.1", 1),
     }
-    ends = not (vanish or stall)
-    coming: list[Message] = [
-        {"type": "http.request", "body": piece, "more_body": not (ends and number == len(pieces) - 1)}
-        for number, piece in enumerate(pieces)
-    ]
-    gone = gone or asyncio.Event()
-    if vanish:
-        gone.set()
-    came: list[Message] = []
 
-    async def receive() -> Message:
-        if coming:
-            return coming.pop(0)
-        if waiting is not None:
-            waiting.set()
-        await gone.wait()
+
+class _Client:
+    """What the application sees of the client, and what it sent to it.
+
+    Attributes
+    ----------
+    then : list of callable
+        What the application wants to be told when the client goes away.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], *, ends: bool, gone: asyncio.Event, waiting: asyncio.Event | None) -> None:
+        self._coming: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": not (ends and number == len(pieces) - 1)}
+            for number, piece in enumerate(pieces)
+        ]
+        self._gone = gone
+        self._waiting = waiting
+        self._came: list[Message] = []
+        self.then: list[Callable[[], None]] = []
+
+    async def receive(self) -> Message:
+        if self._coming:
+            return self._coming.pop(0)
+        if self._waiting is not None:
+            self._waiting.set()
+        await self._gone.wait()
         return {"type": "http.disconnect"}
 
-    async def receive_into(view: memoryview, progress: Callable[[int], None]) -> None:
+    async def receive_into(self, view: memoryview, progress: Callable[[int], None]) -> None:
         filled, more = 0, True
         while more:
-            message = await receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise TruncatedBody("the client went away")
             piece, more = message["body"], message["more_body"]
@@ -145,30 +167,26 @@ async def ask(
         if filled < len(view):
             raise TruncatedBody("the body ended early")
 
-    then: list[Callable[[], None]] = []
-    scope["extensions"] = {RECEIVE_INTO: receive_into, WHEN_GONE: then.append}
-
-    async def send(message: Message) -> None:
+    async def send(self, message: Message) -> None:
         # What a server holds on to must not change later, so it is looked at only in the end.
-        came.append(message)
+        self._came.append(message)
         await asyncio.sleep(0)
 
-    async with _leaving(leave, then):
-        await app(scope, receive, send)
-    if not came:
-        return Answer()
-    start, rest = came[0], came[1:]
-    assert start["type"] == "http.response.start", start
-    answer = Answer(
-        status=start["status"],
-        headers={name.decode(): value.decode("latin-1") for name, value in start["headers"]},
-        pieces=[bytes(message.get("body", b"")) for message in rest],
-        complete=bool(rest) and not rest[-1].get("more_body", False),
-    )
-    announced = answer.headers.get("content-length")
-    if answer.complete and announced is not None and method != "HEAD":
-        assert int(announced) == len(answer.body), "a server would refuse this"
-    return answer
+    def answer(self, *, has_body: bool) -> Answer:
+        if not self._came:
+            return Answer()
+        start, rest = self._came[0], self._came[1:]
+        assert start["type"] == "http.response.start", start
+        answer = Answer(
+            status=start["status"],
+            headers={name.decode(): value.decode("latin-1") for name, value in start["headers"]},
+            pieces=[bytes(message.get("body", b"")) for message in rest],
+            complete=bool(rest) and not rest[-1].get("more_body", False),
+        )
+        announced = answer.headers.get("content-length")
+        if answer.complete and announced is not None and has_body:
+            assert int(announced) == len(answer.body), "a server would refuse this"
+        return answer
 
 
 @asynccontextmanager
