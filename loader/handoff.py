@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 __all__ = ["HandOff", "Place", "StreamClosed"]
@@ -90,6 +91,18 @@ class HandOff(Generic[T]):
                 self._error = place.error
                 raise place.error
             return place.item
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is true that `wake` tells of; raises `StreamClosed`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or condition())
+            if self._closed:
+                raise StreamClosed
+
+    def wake(self) -> None:
+        """Have those that wait look again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Drop what is ready, and wake up both sides."""

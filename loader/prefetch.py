@@ -109,7 +109,7 @@ class Walk(Generic[T]):
     ready : HandOff
         What was made, and None at the end of each epoch, for the training loop.
     reading : int
-        The epoch that the training loop is in.
+        The epoch that the training loop is in, or was in last.
     """
 
     def __init__(self, opened: OpenStream, spec: StreamSpec, epochs: Epochs[T]) -> None:
@@ -159,6 +159,11 @@ class Walk(Generic[T]):
             for pool in pools:
                 pool.join()
 
+    def read_next(self) -> None:
+        """Note that the training loop is in the next epoch now."""
+        self.reading += 1
+        self.ready.wake()
+
     def receipt(self, epoch: int) -> Receipt:
         """The receipt of an epoch; those of earlier ones are forgotten."""
         with self._receipts_lock:
@@ -183,7 +188,9 @@ class Walk(Generic[T]):
         """Plan ahead, and hand over what was planned first; False after the last."""
         self._plan_ahead()
         if not self._planned:
-            return False
+            if (epoch := self._epoch) is not None:
+                self.ready.wait_for(lambda: epoch.number == self.reading)
+            return epoch is not None
         planned = self._planned.popleft()
         try:
             for fetch in planned.fetches:
@@ -261,6 +268,8 @@ class Walk(Generic[T]):
         open_slots = planner.num_open + self._leaving_slots
         if planned and (self._planned_rows >= MAX_PLANNED_ROWS or planner.num_taken > 2 * open_slots + self._ahead_slots):
             return False
+        if epoch.number != self.reading and epoch.num_opened >= self._num_lanes:
+            return False  # Perhaps nobody reads that epoch: a block of each lane is enough to begin with.
         count = min(self._batches_per_stage, len(epoch.todo), 1 << min(self._num_stages, 30))
         plan = planner.plan(self._share(epoch, count))
         while plan is None:
@@ -282,8 +291,8 @@ class Walk(Generic[T]):
         return True
 
     def _plan_end(self, epoch: _Epoch[T]) -> bool:
-        """Plan the end of an epoch; False if there is one on the way: epochs may have no batches at all."""
-        if not all(planned.batches for planned in self._planned):
+        """Plan the end of an epoch; False before that epoch is read."""
+        if epoch.number != self.reading:
             return False
         following = keep = None
         if self.spec.follow:

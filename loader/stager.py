@@ -60,16 +60,16 @@ class Stager(Generic[T]):
 
     def next(self) -> T | None:
         """What was made next, None after the last of an epoch; raises what went wrong in a thread, or `StreamClosed`."""
-        made = self._walk.ready.get()
-        if made is None:
-            self._walk.reading += 1
-        return made
+        return self._walk.ready.get()
 
     def receipt(self) -> Receipt:
-        """The receipt of the epoch that is next."""
+        """The receipt of the epoch that is read."""
         return self._walk.receipt(self._walk.reading)
 
-    def goes_on_with(self, opened: OpenStream, spec: StreamSpec) -> bool:
-        """Whether what is next is what a new stager would begin with."""
+    def take_over(self, opened: OpenStream, spec: StreamSpec) -> bool:
+        """Begin the next epoch, if that is exactly what a new stager would begin with; at the end of an epoch."""
         walk = self._walk
-        return walk.pid == os.getpid() and walk.opened is opened and replace(walk.spec, epoch=walk.reading, start=0) == spec
+        if walk.pid != os.getpid() or walk.opened is not opened or replace(walk.spec, epoch=walk.reading + 1, start=0) != spec:
+            return False
+        walk.read_next()
+        return True

@@ -311,7 +311,7 @@ class StreamDataset(IterableDataset[Any]):
 
     def _stager_of(self, opened: OpenStream, spec: StreamSpec, maker: ItemMaker) -> Stager[Part]:
         """The stager that runs already, if it comes to exactly what is wanted; else a new one."""
-        if self._ahead is not None and self._ahead.goes_on_with(opened, spec):
+        if self._ahead is not None and self._ahead.take_over(opened, spec):
             stager, self._ahead = self._ahead, None
             return stager
         self._end_ahead()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 
 from client.errors import AllReplicasFailed
 from loader.assignment import Assignment, run_of_rank
+from loader.handoff import HandOff
 from loader.order import LaneOrder
 from tests.support.memory_store import MemoryDataset, dataset_bytes
 
@@ -124,6 +125,28 @@ def test_epochs_that_follow_each_other_are_those_read_alone_within_the_same_memo
         alone.close()
     assert len(slots) == 1
     assert len(threads) == 1
+    source.close()
+
+
+@pytest.mark.parametrize("num_rows", [ROWS, 8])
+def test_epoch_that_nobody_reads_yet_costs_about_a_block_of_each_lane(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = threading.Semaphore(0)
+    wait_for = HandOff.wait_for
+
+    def noted_wait(queue: HandOff[Any], condition: Callable[[], bool]) -> None:
+        waits.release()
+        wait_for(queue, condition)
+
+    monkeypatch.setattr(HandOff, "wait_for", noted_wait)
+    values = {"row": np.arange(num_rows), "data": np.zeros((num_rows, 1016), "u1")}
+    content = dataset_bytes({"row": "int64", "data": "uint8[1016]"}, values, compression="none")  # A block is a row.
+    source = MemoryDataset(content, batch_size=8, shuffle=True, prefetch_bytes=1 << 20)
+    watch = Watch(source)
+    for epoch in range(3):
+        assert len(rows(source)) == num_rows // 8
+        assert waits.acquire(timeout=DEADLINE_S)
+        blocks = sum(count for (start, end), count in watch.counts.items() if end - start == 1024)
+        assert blocks == num_rows * (epoch + 1) + 8
     source.close()
 
 
