@@ -49,6 +49,7 @@ KEPT_EPOCHS: Final = 8
 KEPT_S: Final = 30 * 86400.0
 AGREE_TIMEOUT_S: Final = 600.0
 _WATCH_S: Final = 30.0
+_KNOWN_EPOCHS: Final = 4
 
 
 class _Pinned(NamedTuple):
@@ -59,7 +60,7 @@ class _Pinned(NamedTuple):
 
 
 class LaneAgreement:
-    """What one rank knows of the orders that its run has agreed on. Pickles, to workers and back.
+    """What one rank knows of the orders that its run has agreed on. Thread-safe; pickles, to workers.
 
     Parameters
     ----------
@@ -106,8 +107,9 @@ class LaneAgreement:
             folder = _Folder(store, reader, run_id=self._run_id, world_size=self._world_size)
             body = folder.get(_epoch_name(epoch)) or self._pin(folder, epoch=epoch)
             order = _decoded_order(body, num_lanes=reader.index.num_lanes, where=folder.key(_epoch_name(epoch)))
-            pinned = _Pinned(order, name=f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
-            self._known = {**dict(list(self._known.items())[-1:]), place: pinned}
+            pinned = _Pinned(order, f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
+            # Replaced as a whole: another thread may be at the same.
+            self._known = {**dict(list(self._known.items())[1 - _KNOWN_EPOCHS :]), place: pinned}
         return pinned
 
     def _pin(self, folder: _Folder, *, epoch: int) -> bytes:
