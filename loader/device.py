@@ -234,7 +234,8 @@ class DevicePrefetcher:
         tensors: list[torch.Tensor] = []
         for source, room in zip(sources, rooms, strict=True):
             if room:
-                part = buffer[offset : offset + source.nbytes].view(source.dtype).view(source.shape)
+                layout = torch.empty_like(source, device="meta")  # Channels stay last where they are.
+                part = buffer[offset : offset + source.nbytes].view(source.dtype).as_strided(layout.shape, layout.stride())
                 tensors.append(self._streams.copy(part.copy_(source)))
                 offset += room
             else:

@@ -18,7 +18,7 @@ from tests.support.recipe import PAGE, recipes
 
 ROOT = Path(__file__).parents[2]
 NUM_ROWS = 1500
-SINGLE = {"plain": 2, "device": 1, "workers": 1, "stateful": 1}  # How often each row is seen.
+SINGLE = {"plain": 2, "transform": 1, "device": 1, "workers": 1, "stateful": 1}  # How often each row is seen.
 TWO_RANKS = {"ddp": 1, "fsdp": 1, "mesh": 2, "locality": 1}
 
 

@@ -122,6 +122,13 @@ def test_a_buffer_is_not_used_again_before_its_copies_are_done() -> None:
     assert all(bool((tensor == tensor[0]).all()) for tensor in moved)
 
 
+def test_images_keep_their_channels_last() -> None:
+    image = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 4, 5, 3).permute(0, 3, 1, 2)
+    (moved,) = DevicePrefetcher([image], "cpu", streams=SlowDevice())
+    assert torch.equal(moved, image)
+    assert moved.stride() == image.stride()
+
+
 def test_what_the_device_takes_as_it_is_is_kept_until_it_was_copied() -> None:
     pinned = torch.arange(10.0)
     device = SlowDevice(taken=[pinned])
