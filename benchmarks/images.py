@@ -18,6 +18,7 @@ from PIL import Image
 
 from benchmarks.measure import Cell, Result, measure, report
 from loader.images import ImageColumn, Pixels
+from loader.torch_threads import use_one_torch_thread
 
 PICTURES = 16
 SETS = {"256 x 256": (256, 256, 90), "375 x 500": (375, 500, 90), "500 x 500": (500, 500, 95)}
@@ -61,7 +62,7 @@ def scaled_by_pillow(data: bytes) -> object:
 
 
 def by_loader(text: str) -> Callable[[bytes], object]:
-    """As the loader does it."""
+    """As the loader's threads do it."""
     column = ImageColumn(Pixels.parse(text), name="photo")
     return lambda data: column.pixels(data, dataset="bench", row=0)
 
@@ -85,6 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     results: list[Result] = []
+    use_one_torch_thread()
     for name, (height, width, quality) in SETS.items():
         pictures = [photograph(height, width, quality=quality, rng=rng) for _ in range(PICTURES)]
         size = f"{name}, {sum(map(len, pictures)) // PICTURES // 1000} kB"

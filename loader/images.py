@@ -191,9 +191,7 @@ def _cover(pixels: Uint8s, size: tuple[int, int]) -> Uint8s:
     cut_height = min(height, max(1, round(width * size[0] / size[1])))
     cut_width = min(width, max(1, round(height * size[1] / size[0])))
     top, left = (height - cut_height) // 2, (width - cut_width) // 2
-    # Of memory with gaps torch makes a copy by threads of its own, which in each of our threads are as many as there are cores.
-    cut = np.ascontiguousarray(pixels[top : top + cut_height, left : left + cut_width])
-    planes = torch.from_numpy(cut).permute(2, 0, 1)[np.newaxis]
+    planes = torch.from_numpy(pixels[top : top + cut_height, left : left + cut_width]).permute(2, 0, 1)[np.newaxis]
     scaled = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
     covered: Uint8s = scaled[0].permute(1, 2, 0).numpy()
     return covered
