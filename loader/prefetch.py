@@ -66,6 +66,8 @@ class _Epoch(Generic[T]):
         Batches that are not planned yet.
     num_opened : int
         Visits that were planned.
+    waiting : Share or None
+        The rows of the batches that are next, if they wait for slots.
     """
 
     number: int
@@ -77,6 +79,7 @@ class _Epoch(Generic[T]):
     maker: Maker[T]
     receipt: Receipt
     num_opened: int = 0
+    waiting: Share | None = None
 
     @property
     def cut(self) -> tuple[int, tuple[int, ...]]:
@@ -271,9 +274,11 @@ class Walk(Generic[T]):
         if epoch.number != self.reading and epoch.num_opened >= self._num_lanes:
             return False  # Perhaps nobody reads that epoch: a block of each lane is enough to begin with.
         count = min(self._batches_per_stage, len(epoch.todo), 1 << min(self._num_stages, 30))
-        plan = planner.plan(self._share(epoch, count))
+        share = epoch.waiting or self._share(epoch, count)
+        plan = planner.plan(share)
         while plan is None:
             if planned:
+                epoch.waiting = share
                 return False
             if count > 1:
                 count = -(-count // 2)
@@ -282,6 +287,7 @@ class Walk(Generic[T]):
                 self.opened.arena.grow(2 * self.opened.arena.num_slots)
                 planner.grow(self.opened.arena.num_slots)
             plan = planner.plan(self._share(epoch, count))
+        epoch.waiting = None
         batches, epoch.todo = epoch.todo[:count], epoch.todo[count:]
         fetches = [self._fetchers.submit(self._fetch, visit, epoch) for visit in plan.opened]
         planned.append(_Planned(plan=plan, epoch=epoch, batches=batches, fetches=fetches))
