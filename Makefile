@@ -5,7 +5,7 @@
 #   ARGS     passed on to pytest, or to the benchmark       make test ARGS="-k upload -x"
 #   SUITE    which benchmarks `bench` runs: store, loader,
 #            images, locality, tensors, sockets, placement,
-#            slow_replica, records, scale                   make bench SUITE=loader
+#            slow_replica, records, scale, shuffle          make bench SUITE=loader
 #   MINUTES  how long a soak strikes; SEED decides its
 #            choices, by default a new one                  make soak MINUTES=60 SEED=7
 
@@ -60,7 +60,7 @@ test-e2e: $(INSTALLED)  ## what README shows, run as shown, and docker-compose.y
 
 # As modules: run as scripts they would have their own folder first on the import path, and benchmarks/loader would be the
 # package `loader` to all that it imports.
-bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader|images|locality|tensors|slow_replica|sockets|placement|records|scale
+bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader|images|locality|tensors|slow_replica|sockets|placement|records|scale|shuffle
 	$(BIN)/python -m benchmarks.$(SUITE) $(ARGS)
 
 clean:  ## remove the environment and everything that was generated
