@@ -94,22 +94,21 @@ class LaneAgreement:
             If other ranks did not say in time where they run, or what is stored is no order of these lanes. Errors of the
             store pass through; `Forbidden` if the token may not write below the dataset's key.
         """
-        return self._pinned(store, reader, epoch=epoch).order
+        return self._agreed(store, reader, epoch=epoch).order
 
     def name(self, store: ObjectStore, reader: DatasetReader, *, epoch: int) -> str:
         """What a state calls that order."""
-        return self._pinned(store, reader, epoch=epoch).name
+        known = self._known.get((reader.index.digest, epoch)) or self._agreed(store, reader, epoch=epoch)
+        return known.name
 
-    def _pinned(self, store: ObjectStore, reader: DatasetReader, *, epoch: int) -> _Pinned:
-        place = reader.index.digest, epoch
-        pinned = self._known.get(place)
-        if pinned is None:
-            folder = _Folder(store, reader, run_id=self._run_id, world_size=self._world_size)
-            body = folder.get(_epoch_name(epoch)) or self._pin(folder, epoch=epoch)
-            order = _decoded_order(body, num_lanes=reader.index.num_lanes, where=folder.key(_epoch_name(epoch)))
-            pinned = _Pinned(order, f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
-            # Replaced as a whole: another thread may be at the same.
-            self._known = {**dict(list(self._known.items())[1 - _KNOWN_EPOCHS :]), place: pinned}
+    def _agreed(self, store: ObjectStore, reader: DatasetReader, *, epoch: int) -> _Pinned:
+        # Asked for anew each time: what others have removed since, they would agree on once more.
+        folder = _Folder(store, reader, run_id=self._run_id, world_size=self._world_size)
+        body = folder.get(_epoch_name(epoch)) or self._pin(folder, epoch=epoch)
+        order = _decoded_order(body, num_lanes=reader.index.num_lanes, where=folder.key(_epoch_name(epoch)))
+        pinned = _Pinned(order, f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
+        # Replaced as a whole, for another thread may be at the same.
+        self._known = {**dict(list(self._known.items())[1 - _KNOWN_EPOCHS :]), (reader.index.digest, epoch): pinned}
         return pinned
 
     def _pin(self, folder: _Folder, *, epoch: int) -> bytes:

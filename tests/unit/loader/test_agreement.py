@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -122,6 +123,16 @@ def test_another_process_of_a_rank_needs_no_other_rank(shared: FakeStore) -> Non
             assert worker.order() == orders[0]
             assert worker.order(1) == orders[0]
             worker.store.close()
+
+
+def test_a_rank_trusts_no_memory_of_what_others_agree_on_once_more(shared: FakeStore) -> None:
+    with ranks_of(shared) as ranks:
+        at_once([rank.order for rank in ranks])
+        folder = f"set.lanes/run-1/{ranks[0].reader.index.digest[:16]}-{RANKS}"
+        shared.delete("data", f"{folder}/epoch-0")
+        shared.put("data", f"{folder}/epoch-0", json.dumps([*range(LANES)][::-1]).encode())
+        assert {rank.order() for rank in ranks} == {tuple(range(LANES))[::-1]}
+        assert len({rank.name() for rank in ranks}) == 1
 
 
 def test_ranks_that_do_not_come_are_named(shared: FakeStore) -> None:

@@ -173,6 +173,18 @@ def test_the_state_counts_what_was_handed_out(
             assert prefetcher.state_dict()["epoch"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_state_counts_what_workers_made_and_was_handed_out(expected: list[list[int]]) -> None:
+    with dataset() as source:
+        prefetcher = DevicePrefetcher(DataLoader(source, batch_size=None, num_workers=2), "cpu", depth=3)
+        begun = rows_of(batch for _, batch in zip(range(4), prefetcher, strict=False))
+        state = prefetcher.state_dict()
+    with dataset() as source:
+        prefetcher = DevicePrefetcher(source, "cpu")
+        prefetcher.load_state_dict(state)
+        assert begun + rows_of(iter(prefetcher)) == expected
+
+
 def test_after_a_break_it_goes_on_with_what_was_not_handed_out(expected: list[list[int]]) -> None:
     with dataset() as source:
         prefetcher = DevicePrefetcher(source, "cpu", depth=3)
