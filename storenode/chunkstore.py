@@ -230,10 +230,7 @@ class ChunkStore:
 
         A visible copy may be one whose `put` is still under way, or failed at the fsync of its directory.
         """
-        for chunk_id in {chunk_id[0]: chunk_id for chunk_id in chunk_ids}.values():
-            at = self._dirs.at(0, chunk_id)
-            with self._dirs.opened(at) as directory:
-                self._dirs.sync(at, directory=directory)
+        self._dirs.sync_many([self._dirs.at(0, chunk_id) for chunk_id in {each[0]: each for each in chunk_ids}.values()])
 
     def delete(self, partition: int, chunk_id: bytes) -> bool:
         """Remove a copy; returns whether there was one. A crash may bring it back, which costs space and nothing else."""

@@ -60,8 +60,10 @@ log = logging.getLogger(__name__)
 
 # What a sweep found incomplete is older than any revision, so there is no cursor until it is complete.
 _SWEPT = 0
-# Records in one step, so that following and saving get their turn. What they lack is fetched together.
+# Records in one step, and how long it takes them up, so that following and saving get their turn. Not short: what the records
+# of a step lack is fetched together, and on a busy machine short ones would have groups of a few.
 _MAX_SWEPT_PER_STEP = 1024
+_MAX_SWEEP_S = 5.0
 _MAX_RETRIES_PER_STEP = 256
 
 
@@ -276,7 +278,7 @@ class Follower:
             log.info("went through all records; %d wait for chunks that could not be had", len(self._pending))
 
     def _in_time(self, items: Iterable[KeyValue]) -> Iterator[KeyValue]:
-        end_s = self._clock() + self._watch_s
+        end_s = self._clock() + _MAX_SWEEP_S
         for item in items:
             yield item
             if self._worker.stopping or self._clock() > end_s:
@@ -313,9 +315,7 @@ class Follower:
     def _retry(self) -> None:
         with self._lock:
             due = self._pending.due(self._clock())[:_MAX_RETRIES_PER_STEP]
-        if not due:
-            return
-        items = self._store.get_many(due)
+        items = self._store.get_many(due) if due else []
         for key, item in zip(due, items, strict=True):
             if item is None:
                 # Deleted, or moved aside as an older version, which is a change of its own.

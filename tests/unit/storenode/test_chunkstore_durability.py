@@ -107,6 +107,44 @@ def test_a_copy_whose_sync_failed_can_not_be_made_durable(tmp_path: Path) -> Non
         store.make_durable([ID])
 
 
+def chunks_of_directories(number: int) -> dict[bytes, bytes]:
+    """Payloads by id, each of a directory of its own."""
+    firsts: dict[int, bytes] = {}
+    for each in range(10 * number):
+        firsts.setdefault(blake3_id(b"%d" % each)[0], b"%d" % each)
+    return {blake3_id(payload): payload for payload in list(firsts.values())[:number]}
+
+
+def test_names_in_many_directories_are_made_durable_at_once(tmp_path: Path) -> None:
+    fs = VolatileFileSystem()
+    store = open_store(tmp_path, fs)
+    payloads = chunks_of_directories(9)
+    for chunk_id, payload in payloads.items():
+        fs.fail(SimulatedCrash(), method="sync")
+        with pytest.raises(SimulatedCrash):
+            store.put(5, chunk_id, payload)
+        fs.revive()
+    fs.calls.clear()
+    store.make_durable(payloads)
+    assert (fs.methods.count("sync"), fs.methods.count("sync_everything")) == (0, 1)
+    fs.power_cut()
+    assert all(store.verify(5, chunk_id) for chunk_id in payloads)
+
+
+def test_where_syncing_many_directories_fails_none_of_them_takes_writes(tmp_path: Path) -> None:
+    fs = VolatileFileSystem()
+    store = open_store(tmp_path, fs)
+    payloads = chunks_of_directories(9)
+    fs.fail(OSError(errno.EIO, "I/O error"), method="sync_everything")
+    with pytest.raises(DiskFailed):
+        store.make_durable(payloads)
+    for chunk_id, payload in payloads.items():
+        with pytest.raises(DiskFailed, match="restart the node"):
+            store.put(5, chunk_id, payload)
+    with pytest.raises(DiskFailed, match="restart the node"):
+        store.make_durable(payloads)
+
+
 @pytest.fixture
 def num_put_calls(tmp_path_factory: pytest.TempPathFactory) -> int:
     fs = VolatileFileSystem()
