@@ -15,6 +15,9 @@ from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from loader.batch import Batch, batches_of, samples_of
 from loader.collate import Collate
 from loader.images import ImageBatch, ImageColumn
@@ -24,6 +27,8 @@ from loader.torch_threads import use_one_torch_thread
 from loader.transforms import ItemTransform, RowGenerators
 
 __all__ = ["ItemMaker", "Part", "RowNames"]
+
+Int64s = npt.NDArray[np.int64]
 
 _SAMPLES_PER_JOB: Final = 16  # One by one, handing them from thread to thread would cost more than most transforms.
 _IMAGES_PER_PIECE: Final = 8
@@ -49,38 +54,49 @@ class Part:
     items: Iterable[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowNames:
     """Which rows an item is made of.
 
     Attributes
     ----------
-    names : list of (str, int)
-        Of each row its dataset's URL, and its number there.
-    epochs : list of int
-        The epoch of this dataset in which it comes.
+    datasets : sequence of str
+        URLs.
+    numbers, components, epochs : int64 [rows]
+        Of each row its number, its dataset's place among these, and the epoch of this dataset in which it comes.
     """
 
-    names: list[tuple[str, int]]
-    epochs: list[int]
+    datasets: Sequence[str]
+    numbers: Int64s
+    components: Int64s
+    epochs: Int64s
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.numbers)
 
     def __getitem__(self, places: slice) -> RowNames:
-        return RowNames(names=self.names[places], epochs=self.epochs[places])
+        return RowNames(
+            datasets=self.datasets,
+            numbers=self.numbers[places],
+            components=self.components[places],
+            epochs=self.epochs[places],
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """The URL and the number of each."""
+        return zip(map(self.datasets.__getitem__, self.components.tolist()), self.numbers.tolist(), strict=True)
 
     def __str__(self) -> str:
         """The first few: ``rows 3, 5 of forebay://bucket/a, row 4 of forebay://bucket/b and 29 more``."""
         parts = []
-        for dataset, group in groupby(self.names[:_NAMED_ROWS], key=itemgetter(0)):
+        for dataset, group in groupby(self[:_NAMED_ROWS], key=itemgetter(0)):
             numbers = [str(number) for _, number in group]
             parts.append(f"{'rows' if len(numbers) > 1 else 'row'} {', '.join(numbers)} of {dataset}")
         return ", ".join(parts) + (f" and {len(self) - _NAMED_ROWS} more" if len(self) > _NAMED_ROWS else "")
 
     def generators(self, seed: int) -> RowGenerators:
         """The random numbers of each."""
-        return RowGenerators(seed=seed, epochs=self.epochs, rows=[number for _, number in self.names])
+        return RowGenerators(seed=seed, epochs=self.epochs, rows=self.numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +154,7 @@ class ItemMaker:
 
     def sample(self, sample: dict[str, Any], rows: RowNames) -> Any:
         """The item of a single sample."""
-        ((dataset, row),) = rows.names
+        ((dataset, row),) = rows
         for name, column in self.images.items():
             sample[name] = column.tensor(sample[name], dataset=dataset, row=row)
         if self.transform is None:
@@ -148,22 +164,27 @@ class ItemMaker:
 
     def row(self, number: int) -> RowNames:
         """Row `number` of the only dataset, in this epoch."""
-        return RowNames(names=[(self.datasets[0], number)], epochs=[self.epoch])
+        return self._rows(np.array([number]))
 
-    def _rows(self, stage: Stage) -> RowNames:
+    def _rows(self, numbers: Int64s, components: Int64s | None = None, epochs: Int64s | None = None) -> RowNames:
+        same = np.zeros(len(numbers), np.int64)
+        return RowNames(
+            datasets=self.datasets,
+            numbers=numbers,
+            components=same if components is None else components,
+            epochs=same + self.epoch if epochs is None else epochs,
+        )
+
+    def _rows_of(self, stage: Stage) -> RowNames:
         assert stage.numbers is not None
-        of = [self.datasets[0]] * len(stage.numbers)
-        if stage.components is not None:
-            of = [self.datasets[component] for component in stage.components.tolist()]
-        epochs = [self.epoch] * len(of) if stage.epochs is None else stage.epochs.tolist()
-        return RowNames(names=list(zip(of, stage.numbers.tolist(), strict=True)), epochs=epochs)
+        return self._rows(stage.numbers, stage.components, stage.epochs)
 
     def _batch_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
         batches = batches_of(stage, self.names, with_index=self.with_index, as_ragged=self.collate)
-        all_rows = self._rows(stage)
+        all_rows = self._rows_of(stage)
         for number, (start, end), batch in zip(stage.batches, pairwise((0, *stage.ends)), batches, strict=True):
             rows = all_rows[start:end]
-            images = {name: column.batch(batch[name], rows.names) for name, column in self.images.items()}
+            images = {name: column.batch(batch[name], list(rows)) for name, column in self.images.items()}
             pieces = [
                 partial(decoding.decode, place, place + _IMAGES_PER_PIECE)
                 for decoding in images.values()
@@ -183,7 +204,7 @@ class ItemMaker:
 
     def _sample_jobs(self, stage: Stage) -> Iterator[Job[Part]]:
         samples = samples_of(stage, self.names, with_index=self.with_index)
-        all_rows, batches_per_job, start = self._rows(stage), max(1, _SAMPLES_PER_JOB // stage.ends[0]), 0
+        all_rows, batches_per_job, start = self._rows_of(stage), max(1, _SAMPLES_PER_JOB // stage.ends[0]), 0
         for first in range(0, len(stage.batches), batches_per_job):
             batches = slice(first, first + batches_per_job)
             ends = [end - start for end in stage.ends[batches]]

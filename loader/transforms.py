@@ -50,11 +50,11 @@ class RowGenerators(Sequence[np.random.Generator]):
     ----------
     seed : int
         Of the stream.
-    epochs, rows : sequence of int
+    epochs, rows : int64 [rows]
         The epoch and the number of each row, of the dataset that it is of.
     """
 
-    def __init__(self, *, seed: int, epochs: Sequence[int], rows: Sequence[int]) -> None:
+    def __init__(self, *, seed: int, epochs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
         self._seed = seed
         self._epochs = epochs
         self._rows = rows
@@ -67,12 +67,9 @@ class RowGenerators(Sequence[np.random.Generator]):
     @overload
     def __getitem__(self, place: slice) -> RowGenerators: ...
     def __getitem__(self, place: int | slice) -> np.random.Generator | RowGenerators:
-        epochs, rows = self._epochs[place], self._rows[place]
-        if isinstance(epochs, int) and isinstance(rows, int):
-            return row_generator(seed=self._seed, epoch=epochs, row=rows)
-        assert not isinstance(epochs, int)
-        assert not isinstance(rows, int)
-        return RowGenerators(seed=self._seed, epochs=epochs, rows=rows)
+        if isinstance(place, slice):
+            return RowGenerators(seed=self._seed, epochs=self._epochs[place], rows=self._rows[place])
+        return row_generator(seed=self._seed, epoch=int(self._epochs[place]), row=int(self._rows[place]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

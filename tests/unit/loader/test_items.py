@@ -126,7 +126,9 @@ def test_samples_of_a_large_batch_are_shared_by_threads_and_keep_their_rows() ->
 
 
 def test_rows_of_several_datasets_are_named_and_drawn_for_by_their_own_epochs() -> None:
-    rows = RowNames(names=[("a", 3), ("a", 5), ("b", 3), ("a", 3)], epochs=[0, 0, 7, 1])
+    numbers, components, epochs = np.array([[3, 5, 3, 3], [0, 0, 1, 0], [0, 0, 7, 1]])
+    rows = RowNames(datasets=["a", "b"], numbers=numbers, components=components, epochs=epochs)
+    assert list(rows) == [("a", 3), ("a", 5), ("b", 3), ("a", 3)]
     assert str(rows) == "rows 3, 5 of a, row 3 of b, row 3 of a"
     draws = [generator.random() for generator in rows.generators(2)]
     expected = [(0, 3), (0, 5), (7, 3), (1, 3)]

@@ -26,7 +26,7 @@ def first(epoch: int, row: int) -> float:
 
 
 def test_generators_are_those_of_the_rows() -> None:
-    generators = RowGenerators(seed=7, epochs=[2, 2, 3], rows=[9, 4, 9])
+    generators = RowGenerators(seed=7, epochs=np.array([2, 2, 3]), rows=np.array([9, 4, 9]))
     assert len(generators) == 3
     assert [generator.random() for generator in generators] == [first(2, 9), first(2, 4), first(3, 9)]
     assert [generator.random() for generator in generators[1:]] == [first(2, 4), first(3, 9)]
@@ -46,7 +46,7 @@ class WithBoth:
 
 
 def test_transform_gets_the_generators_that_it_names() -> None:
-    generators = RowGenerators(seed=7, epochs=[2, 2], rows=[4, 9])
+    generators = RowGenerators(seed=7, epochs=np.array([2, 2]), rows=np.array([4, 9]))
     one, two = first(2, 4), first(2, 9)
     results = [ItemTransform.of(call, whole_batches=True)("item", generators) for call in (plain, with_rng, WithBoth(), str)]
     assert results == ["item", ("item", one), ("item", one, [one, two]), "item"]
