@@ -65,14 +65,14 @@ class ArrowPiece:
         )
 
 
-def import_pyarrow(file: InputFile, *, what: str) -> ModuleType:
+def import_pyarrow(file: object, *, what: str) -> ModuleType:
     """The module pyarrow with all that is used of it, or the error that says how to get it."""
     try:
         import pyarrow.csv
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as exc:
-        raise SourceError(f"{file}: reading {what} needs pyarrow; install it with: pip install 'forebay[loader]'") from exc
+        raise SourceError(f"{file}: {what} needs pyarrow; install it with: pip install 'forebay[loader]'") from exc
     module: ModuleType = pyarrow
     return module
 

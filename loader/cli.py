@@ -5,6 +5,7 @@ What the commands run is imported when they run: every ``forebay`` command loads
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from loader.summary import DatasetSummary
     from loader.verify import DatasetHealth
 
-__all__ = ["build", "head", "info", "register", "verify"]
+__all__ = ["build", "export", "head", "info", "register", "verify"]
 
 MAX_FAULTS_SHOWN = 20
 Dataset = Annotated[str, typer.Argument(metavar="BUCKET/KEY", help="The dataset; forebay://bucket/key is the same.")]
@@ -33,7 +34,7 @@ Version = Annotated[int | None, typer.Option("--version", help="This version, no
 def register(app: typer.Typer) -> None:
     """Add the commands to the ``forebay`` command line."""
     group = typer.Typer(help="Build datasets and look into them.", no_args_is_help=True)
-    for command in (build, info, head, verify):
+    for command in (build, info, head, verify, export):
         group.command()(command)
     app.add_typer(group, name="dataset")
 
@@ -152,6 +153,29 @@ def verify(ctx: typer.Context, dataset: Dataset, version: Version = None, as_jso
             out.note(f"and {plural(len(health.faults) - MAX_FAULTS_SHOWN, 'more fault')}; --json shows all")
         out.note("hint: `forebay verify` counts the copies of its chunks; damaged ones are repaired from the others")
         raise typer.Exit(FAILED)
+
+
+def export(
+    ctx: typer.Context,
+    dataset: Dataset,
+    target: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder: a path, or a URL that fsspec writes.")],
+    file_format: Annotated[str, typer.Option("--format", help="parquet, or mds for MosaicML Streaming.")],
+    compression: Annotated[str, typer.Option(help="zstd:1 to zstd:22, or none.")] = "zstd:3",
+    version: Version = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a dataset as files of another format, rows in written order."""
+    from loader.export import export_dataset, parse_format
+
+    out = Output(as_json=as_json)
+    with connect(ctx) as store:
+        reader = _open(store, dataset, version=version)
+        with out.progress("export", total=reader.index.num_rows, unit="count") as progress:
+            result = export_dataset(
+                reader, target, file_format=parse_format(file_format), compression=compression, on_rows=progress.advance
+            )
+    text = f"wrote {result.target}: {plural(result.num_rows, 'row')} in {plural(result.num_files, 'file')}, "
+    out.document(asdict(result), text + human_size(result.size_bytes))
 
 
 def _open(store: ObjectStore, dataset: str, *, version: int | None) -> DatasetReader:

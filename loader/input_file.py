@@ -23,7 +23,7 @@ import zstandard
 
 from loader.source_rows import SourceError
 
-__all__ = ["Found", "InputFile", "InputStream", "below", "find_inputs", "opened", "reading", "streamed"]
+__all__ = ["Found", "InputFile", "InputStream", "below", "file_system", "find_inputs", "opened", "reading", "streamed"]
 
 PACKED: Final = ("", ".gz", ".zst", ".zstd")
 """What the name of a file that is decompressed on the way may end in besides its own suffix."""
@@ -71,7 +71,7 @@ class InputFile:
         """Its bytes, seekable."""
         if self.is_local:
             return open(self.path, "rb")
-        fs, path = _file_system(self.path)
+        fs, path = file_system(self.path)
         return cast(BinaryIO, fs.open(path, "rb"))
 
 
@@ -242,7 +242,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of fsspec that a URL is of, and the path in it; raises `SourceError` without fsspec."""
     try:
         import fsspec
     except ImportError as exc:
@@ -252,7 +253,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _find_remote(given: str) -> list[Found]:
-    fs, path = _file_system(given)
+    fs, path = file_system(given)
     matches = sorted(fs.glob(path), key=lambda match: match.split("/")) if glob.has_magic(path) else [path]
     found = []
     for match in matches:
