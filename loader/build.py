@@ -32,6 +32,7 @@ from client.objects import ObjectStore
 from client.parallel import bounded_map
 from client.record import ObjectInfo
 from loader.build_journal import BuildJournal, Start, fingerprint, remove_expired
+from loader.build_ray import encoding_on_ray, num_ray_cpus
 from loader.columns import ColumnType, EncodedColumn, Schema
 from loader.errors import BuildUnresumable, InvalidOption
 from loader.index import DatasetIndex
@@ -62,6 +63,7 @@ READ_AHEAD_BYTES: Final = 512 << 20
 
 Batch = tuple[EncodedColumn, ...]
 OnBytes = Callable[[int], None]
+Encode = Callable[[Piece], tuple[Piece, Batch]]
 
 
 def _ignore(_num_bytes: int) -> None:
@@ -133,6 +135,7 @@ def build_dataset(
     block_size_bytes: int | None = None,
     num_lanes: int | None = None,
     num_workers: int | None = None,
+    on_ray: bool = False,
     resume: bool = False,
     endpoints: str | list[str] | None = None,
     client: ObjectStore | None = None,
@@ -150,6 +153,8 @@ def build_dataset(
         As for `ShardWriter`.
     num_workers : int, optional
         Threads or processes that read and check the input; by default one for each core. The dataset does not depend on it.
+    on_ray : bool
+        Read and check the input on the machines of a Ray cluster (`loader.build_ray`).
     resume : bool
         Go on where the same build was killed, if it was, and leave in the store what it takes to go on from this one: objects
         under ``.builds/`` in the bucket, for at most `loader.build_journal.KEPT_S` after the last of them.
@@ -193,8 +198,9 @@ def build_dataset(
             if left is not None:
                 writer.go_on(left.lanes, first_row=left.start.row)
             resumed_rows = writer.num_rows
-            workers = num_workers or _num_workers(plan.source)
-            _write(plan, writer, journal, start=start, num_workers=workers, on_bytes=on_bytes)
+            workers = num_workers or _num_workers(plan.source, num_ray_cpus() if on_ray else usable_cores())
+            with encoding_on_ray(plan.schema) if on_ray else _encoder(plan, num_workers=workers) as encode:
+                _write(plan, writer, journal, encode, start=start, num_workers=workers, on_bytes=on_bytes)
             info = writer.commit()
         if journal is not None:
             journal.discard()
@@ -233,6 +239,7 @@ def _write(
     plan: BuildPlan,
     writer: ShardWriter,
     journal: BuildJournal | None,
+    encode: Encode,
     *,
     start: Start | None,
     num_workers: int,
@@ -240,35 +247,25 @@ def _write(
 ) -> None:
     """Write all rows that are not durable yet, and note in the journal what becomes so."""
     starts: list[Start] = []
-    noted_bytes = 0
-    batches = _batches(plan, start=start, num_workers=num_workers, on_bytes=on_bytes)
-    for number, (piece, batch) in batches:
-        starts.append(Start(piece=number, place=piece.place, row=writer.num_rows))
-        writer.write_checked(batch)
-        on_bytes(piece.input_bytes)
-        if journal is not None and writer.stored_bytes - noted_bytes >= PART_BYTES:
-            noted_bytes = writer.stored_bytes
-            begin = journal.add(writer, starts)
-            starts = [each for each in starts if begin is None or each.row >= begin.row]
+    noted_bytes, first = 0, 0 if start is None else start.piece
+    pieces = plan.source.pieces(plan.schema, exact=plan.exact)
+    if start is not None:
+        pieces = _from(pieces, start, on_bytes=on_bytes)
+    # Closed at an error too, so that no piece is still being read when the caller sees it.
+    with closing(bounded_map(encode, pieces, max_parallel=num_workers)) as encoded:
+        for number, (piece, batch) in enumerate(encoded, start=first):
+            starts.append(Start(piece=number, place=piece.place, row=writer.num_rows))
+            writer.write_checked(batch)
+            on_bytes(piece.input_bytes)
+            if journal is not None and writer.stored_bytes - noted_bytes >= PART_BYTES:
+                noted_bytes = writer.stored_bytes
+                begin = journal.add(writer, starts)
+                starts = [each for each in starts if begin is None or each.row >= begin.row]
 
 
-def _num_workers(source: Source) -> int:
+def _num_workers(source: Source, num_cores: int) -> int:
     # Each has a piece in hand and one that is ready or waits.
-    return max(1, min(usable_cores(), MAX_PARALLEL_PIECES, READ_AHEAD_BYTES // (2 * source.piece_bytes)))
-
-
-def _batches(
-    plan: BuildPlan, *, start: Start | None, num_workers: int, on_bytes: OnBytes
-) -> Iterator[tuple[int, tuple[Piece, Batch]]]:
-    """The checked rows of all pieces from `start` on, in order, with the number of each piece."""
-    first = 0 if start is None else start.piece
-    with _encoder(plan, num_workers=num_workers) as encode:
-        pieces = plan.source.pieces(plan.schema, exact=plan.exact)
-        if start is not None:
-            pieces = _from(pieces, start, on_bytes=on_bytes)
-        # Closed at an error too, so that no piece is still being read when the caller sees it.
-        with closing(bounded_map(encode, pieces, max_parallel=num_workers)) as encoded:
-            yield from enumerate(encoded, start=first)
+    return max(1, min(num_cores, MAX_PARALLEL_PIECES, READ_AHEAD_BYTES // (2 * source.piece_bytes)))
 
 
 def _from(pieces: Iterator[Piece], start: Start, *, on_bytes: OnBytes) -> Iterator[Piece]:
@@ -286,7 +283,7 @@ def _from(pieces: Iterator[Piece], start: Start, *, on_bytes: OnBytes) -> Iterat
 
 
 @contextmanager
-def _encoder(plan: BuildPlan, *, num_workers: int) -> Iterator[Callable[[Piece], tuple[Piece, Batch]]]:
+def _encoder(plan: BuildPlan, *, num_workers: int) -> Iterator[Encode]:
     """What encodes a piece: in the calling thread, or in a process that the thread waits for."""
     if not plan.source.in_processes or num_workers == 1 or plan.source.input_bytes < MIN_PROCESS_BYTES:
         yield lambda piece: (piece, piece.encode(plan.schema))

@@ -69,6 +69,9 @@ def build(
             "--resume", help="Go on where the same command was killed, and leave what it takes to go on from this one."
         ),
     ] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Read on the machines of the Ray cluster that RAY_ADDRESS names; needs forebay[ray].")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a dataset from files. Rows keep the order of the input; nothing is visible before all of it is."""
@@ -89,6 +92,7 @@ def build(
             block_size_bytes=block_size_bytes,
             num_lanes=num_lanes,
             num_workers=num_workers,
+            on_ray=on_ray,
             resume=resume,
             client=store,
             on_bytes=progress.advance,

@@ -156,14 +156,13 @@ def test_labels_are_kept_with_the_dataset(tmp_path: Path) -> None:
 
 
 def test_large_files_are_read_ahead_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module, "usable_cores", lambda: 64)
     (tmp_path / "small.bin").write_bytes(b"x")
-    assert _num_workers(open_source([tmp_path])) == 16
+    assert _num_workers(open_source([tmp_path]), 64) == 16
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(100 << 20)
-    assert _num_workers(open_source([tmp_path])) == 2
+    assert _num_workers(open_source([tmp_path]), 64) == 2
     monkeypatch.setattr(build_module, "READ_AHEAD_BYTES", 1)
-    assert _num_workers(open_source([tmp_path])) == 1
+    assert _num_workers(open_source([tmp_path]), 64) == 1
 
 
 def test_a_failing_store_ends_the_build_with_its_error(tmp_path: Path) -> None:
