@@ -3,7 +3,7 @@
 #   PYTHON   the interpreter that makes the environment     make PYTHON=python3.13 test
 #   VENV     where the environment lies                     make VENV=.venv-3.13 test
 #   ARGS     passed on to pytest, or to the benchmark       make test ARGS="-k upload -x"
-#   SUITE    which benchmarks `bench` runs: store, loader,
+#   SUITE    which benchmarks `bench` runs: store, loader, build,
 #            images, locality, tensors, sockets, placement,
 #            slow_replica, records, scale, shuffle          make bench SUITE=loader
 #   MINUTES  how long a soak strikes; SEED decides its
@@ -60,7 +60,7 @@ test-e2e: $(INSTALLED)  ## what README shows, run as shown, and docker-compose.y
 
 # As modules: run as scripts they would have their own folder first on the import path, and benchmarks/loader would be the
 # package `loader` to all that it imports.
-bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader|images|locality|tensors|slow_replica|sockets|placement|records|scale|shuffle
+bench: $(INSTALLED)  ## figures: make bench SUITE=store|loader|build|images|locality|tensors|slow_replica|sockets|placement|records|scale|shuffle
 	$(BIN)/python -m benchmarks.$(SUITE) $(ARGS)
 
 clean:  ## remove the environment and everything that was generated

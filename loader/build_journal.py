@@ -25,7 +25,7 @@ from typing import Any, Final
 import blake3
 import zstandard
 
-from client.errors import ObjectNotFound, PreconditionFailed
+from client.errors import Forbidden, ObjectNotFound, PreconditionFailed
 from client.manifest import Ref
 from client.objects import ObjectStore
 from client.record import ObjectInfo
@@ -180,7 +180,17 @@ class BuildJournal:
 
 
 def remove_expired(store: ObjectStore, bucket: str, *, now_s: float) -> int:
-    """Remove the parts of builds that were given up long ago; how many that were."""
+    """Remove the parts of builds that were given up long ago; how many that were.
+
+    Whose token does not allow it leaves that to the next build.
+    """
+    try:
+        return _remove_expired(store, bucket, now_s=now_s)
+    except Forbidden:
+        return 0
+
+
+def _remove_expired(store: ObjectStore, bucket: str, *, now_s: float) -> int:
     removed = 0
     for _, parts in groupby(store.walk(bucket, prefix=BUILDS_PREFIX), key=lambda info: info.key.rpartition("/")[0]):
         build = list(parts)

@@ -168,7 +168,9 @@ class InputStream:
             if block is None:
                 break
             self._buffer += block
-        return bytes(self._buffer[:size_bytes])
+        # One copy, and not one of the slice as well.
+        with memoryview(self._buffer) as view:
+            return bytes(view[:size_bytes])
 
     def close(self) -> None:
         """Take no more; the file itself is closed by who opened it."""

@@ -88,10 +88,11 @@ def _parse(header: bytes, *, where: str) -> tuple[bytes, str, int]:
 def _data(stream: InputStream, size: int, *, most: int, where: str) -> bytes:
     if size > most:
         raise SourceError(f"{where}: {size} bytes, more than the {most} that it may have")
-    padded = stream.read(-(-size // _RECORD) * _RECORD)
-    if len(padded) < size:
-        raise SourceError(f"{where}: {len(padded)} of {size} bytes; the archive was cut short")
-    return padded[:size]
+    data = stream.read(size)
+    if len(data) < size:
+        raise SourceError(f"{where}: {len(data)} of {size} bytes; the archive was cut short")
+    stream.read(-size % _RECORD)
+    return data
 
 
 def _pax(data: bytes, *, where: str) -> dict[str, str]:

@@ -19,11 +19,11 @@ from client.errors import StoreError
 from client.parallel import bounded_map
 from loader.block import BlockTable, fixed_view, variable_view
 from loader.columns import ColumnType
+from loader.dataset_record import METADATA_KEY
 from loader.errors import BlockCorrupt, LoaderError
 from loader.index import dataset_digest
 from loader.order import lane_lengths
 from loader.reader import DatasetReader
-from loader.writer import METADATA_KEY
 
 __all__ = ["MAX_FAULTS_PER_LANE", "DatasetFault", "DatasetHealth", "verify_dataset"]
 

@@ -6,7 +6,6 @@ Rows are checked against the schema, gathered (`loader.lanes.RowBuffer`), dealt 
 (`loader.lanes.LaneDealer`), encoded by all cores and stored as chunks in the background (`loader.staging.LaneStaging`).
 `commit` stores what is left, adds the index and gives the whole its name in one compare-and-swap. Before that nothing is
 visible; a writer that dies leaves nothing, unless it has named its parts (`ShardWriter.name_part`) for another to go on with.
-
 Chunks without a name are garbage two epochs of garbage collection later, so a writer that lives so long touches its own again.
 
 Memory is bounded: with L lanes, L x (block + chunk), where a chunk is 8 MiB up to 64 lanes, 512 MiB / L up to 512 lanes and
@@ -18,7 +17,6 @@ Invariant: the dataset's digest depends on schema, rows, L and block size, not o
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -35,24 +33,29 @@ from client.manifest import Ref
 from client.names import format_url, parse_url
 from client.objects import ObjectStore
 from client.placement import choose_groups
-from client.record import MAX_METADATA_BYTES, Condition, ObjectInfo, ObjectRecord
+from client.record import Condition, ObjectInfo, ObjectRecord
 from client.upload import make_content
 from client.write_id import new_write_id
 from loader.block import check_block_size, parse_compression
 from loader.columns import ColumnType, EncodedColumn, Schema
-from loader.errors import InvalidOption, WriterClosed
+from loader.dataset_record import CONTENT_TYPE, METADATA_KEY, PART_CONTENT_TYPE, check_metadata, described
+from loader.errors import WriterClosed
 from loader.index import DatasetIndex
-from loader.lanes import DEAL_BYTES, DECIDE_BYTES, DEFAULT_MAX_LANES, LaneDealer, RowBuffer, check_num_lanes, choose_num_lanes
+from loader.lanes import (
+    DEAL_BYTES,
+    DECIDE_BYTES,
+    DEFAULT_MAX_LANES,
+    LaneDealer,
+    RowBuffer,
+    check_num_lanes,
+    choose_num_lanes,
+    least_bytes,
+)
 from loader.staging import Data, LaneProgress, LaneStaging, cut
 
-__all__ = ["CONTENT_TYPE", "DEFAULT_BLOCK_BYTES", "METADATA_KEY", "ShardWriter", "usable_cores"]
+__all__ = ["DEFAULT_BLOCK_BYTES", "ShardWriter", "usable_cores"]
 
-CONTENT_TYPE: Final = "application/x-forebay-dataset"
-PART_CONTENT_TYPE: Final = "application/x-forebay-build"
-METADATA_KEY: Final = "forebay-dataset"
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
-_OWN_BYTES: Final = 256
-"""Of the object's metadata, for what the writer says of the dataset."""
 
 
 class ShardWriter:
@@ -119,7 +122,7 @@ class ShardWriter:
         self._compression = compression
         self._block_size_bytes = check_block_size(DEFAULT_BLOCK_BYTES if block_size_bytes is None else block_size_bytes)
         self._num_lanes = None if num_lanes is None else check_num_lanes(num_lanes)
-        self._metadata = _check_metadata(metadata or {})
+        self._metadata = check_metadata(metadata or {})
         self._condition = Condition(if_match=if_match, if_none_match=if_none_match)
         self._write_id = new_write_id()
         self._buffer = RowBuffer(self._schema)
@@ -172,7 +175,7 @@ class ShardWriter:
         """Append rows that `Schema.check_batch` of `schema` has checked, here or in another process."""
         self._check_open()
         self.num_rows += len(batch[0])
-        if self._dealer is None or _least_bytes(batch) < DEAL_BYTES:
+        if self._dealer is None or least_bytes(batch) < DEAL_BYTES:
             self._buffer.extend(batch)
             self._deal_gathered()
             return
@@ -348,12 +351,11 @@ class ShardWriter:
         return index, [*staged.refs, *map(self._uploader.store, pieces)]
 
     def _record(self, index: DatasetIndex, refs: list[Ref]) -> ObjectRecord:
-        described = {"format": index.format, "digest": index.digest, "rows": index.num_rows}
         return ObjectRecord(
             write_id=self._write_id,
             content=make_content(refs, self._uploader),
             content_type=CONTENT_TYPE,
-            metadata={**self._metadata, METADATA_KEY: json.dumps(described, separators=(",", ":"))},
+            metadata={**self._metadata, METADATA_KEY: described(index)},
             ack=self._policy.ack,
             replicas=self._policy.replicas,
             created_s=time.time(),
@@ -396,20 +398,3 @@ class ShardWriter:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _least_bytes(batch: tuple[EncodedColumn, ...]) -> int:
-    """Bytes of the fixed columns: a bound from below that costs nothing."""
-    return sum(column.nbytes for column in batch if not isinstance(column, list))
-
-
-def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
-    if METADATA_KEY in metadata:
-        raise InvalidOption(f"metadata: the key {METADATA_KEY!r} is the writer's own; choose another")
-    size, most = (
-        sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items()),
-        MAX_METADATA_BYTES - _OWN_BYTES,
-    )
-    if size > most:
-        raise InvalidOption(f"metadata: {size} bytes; an object has room for {most} beside what the writer adds")
-    return dict(metadata)

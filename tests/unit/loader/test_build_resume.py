@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.errors import Forbidden
 from client.manifest import Ref
 from loader import build as build_module
 from loader import build_journal, source_jsonl, source_numpy
@@ -172,6 +173,19 @@ def test_what_can_not_be_taken_up_is_said(
         monkeypatch.setattr(source_jsonl, "PIECE_BYTES", 4000)
     with pytest.raises(BuildUnresumable, match=words):
         build(rows, fake)
+
+
+def test_a_token_that_may_only_write_builds(
+    rows: Path, store: tuple[FakeStore, FakeCatalog, WatchedChunks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise Forbidden("this token may not list")
+
+    fake, catalog, _ = store
+    monkeypatch.setattr(catalog, "list", refuse)
+    assert build(rows, fake, resume=False).index.num_rows > 0
+    with pytest.raises(Forbidden):
+        build(rows, fake, resume=True)
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])

@@ -17,9 +17,10 @@ from client.cli.app import build_app
 from client.errors import AllReplicasFailed
 from client.manifest import Ref
 from client.record import ObjectInfo
+from loader.dataset_record import METADATA_KEY
 from loader.errors import BlockCorrupt
 from loader.reader import DatasetReader
-from loader.writer import METADATA_KEY, ShardWriter
+from loader.writer import ShardWriter
 from tests.support.fake_store import FakeStore
 from tests.unit.loader.watched_store import watched_store
 

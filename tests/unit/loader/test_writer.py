@@ -16,10 +16,11 @@ from client.objects import ObjectStore
 from client.placement import partition_of
 from client.record import ObjectInfo
 from loader import writer as writer_module
+from loader.dataset_record import CONTENT_TYPE, METADATA_KEY
 from loader.errors import ColumnError, InvalidOption, WriterClosed
 from loader.index import DatasetIndex
 from loader.lanes import DECIDE_BYTES
-from loader.writer import CONTENT_TYPE, METADATA_KEY, ShardWriter
+from loader.writer import ShardWriter
 from tests.golden.tiny import NUM_ROWS, SCHEMA, assemble, open_index, read_rows, tiny_row
 from tests.unit.loader.watched_store import watched_store
 
