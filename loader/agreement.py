@@ -6,7 +6,8 @@ All ranks of a run have an id in common that no other start of the job has. Belo
 dataset's, DIGEST its digest and W the number of ranks, they keep small objects, each created only if it is not there yet:
 
 * ``rank-R``: where rank R runs, as metadata. It removes it once all are known.
-* ``hosts``: the host of each rank; rank 0 makes it when it has seen all of them.
+* ``hosts``: the host of each rank; rank 0 makes it when it has seen all of them. A rank that finds itself elsewhere, because
+  the launcher has started it again under the same id, puts its entry right.
 * ``epoch-E``: the order of the lanes in epoch E (`loader.placed`). Whoever begins the epoch first computes it, from the hosts
   and the layout as it sees them; who comes second reads it, and so does everybody whose own result would have been another.
 
@@ -27,6 +28,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -80,6 +82,7 @@ class LaneAgreement:
         # Of this epoch and the next one, whose first blocks are fetched before this one ends, in another thread.
         self._known: dict[tuple[str, int], _Pinned] = {}
         self._resumed: LoaderState | None = None
+        self._introduced = ""  # Where this rank has said where it is.
 
     def resume(self, saved: LoaderState) -> None:
         """Propose, for the rest of the epoch, the order under which a state was taken."""
@@ -104,6 +107,9 @@ class LaneAgreement:
     def _agreed(self, store: ObjectStore, reader: DatasetReader, *, epoch: int) -> _Pinned:
         # Asked for anew each time: what others have removed since, they would agree on once more.
         folder = _Folder(store, reader, run_id=self._run_id, world_size=self._world_size)
+        if self._introduced != folder.path:
+            self._hosts(folder)
+            self._introduced = folder.path
         body = folder.get(_epoch_name(epoch)) or self._pin(folder, epoch=epoch)
         order = _decoded_order(body, num_lanes=reader.index.num_lanes, where=folder.key(_epoch_name(epoch)))
         pinned = _Pinned(order, f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
@@ -154,9 +160,25 @@ class LaneAgreement:
             folder.put(own, b"", metadata={"rank": str(self._rank), "host": folder.store.host()})
             body = self._gather_hosts(folder) if self._rank == 0 else self._await_hosts(folder)
             folder.delete([folder.key(own)])
-        hosts = json.loads(body)
+        return self._put_right(folder, self._decoded_hosts(folder, body))
+
+    def _put_right(self, folder: _Folder, hosts: list[str]) -> list[str]:
+        """Have the hosts say of this rank where it is."""
+        own = folder.store.host()
+        while hosts[self._rank] != own:
+            etag = folder.store.stat(folder.bucket, folder.key("hosts")).etag
+            hosts = self._decoded_hosts(folder, folder.get("hosts"))
+            hosts[self._rank] = own
+            with suppress(PreconditionFailed):  # Another rank was at it.
+                folder.put("hosts", _encoded(hosts), if_match=etag)
+                break
+            hosts = self._decoded_hosts(folder, folder.get("hosts"))
+        return hosts
+
+    def _decoded_hosts(self, folder: _Folder, body: bytes | None) -> list[str]:
+        hosts = json.loads(body or b"null")
         if not isinstance(hosts, list) or len(hosts) != self._world_size:
-            raise LanesNotAgreed(f"{folder.key('hosts')} names the hosts of {self._world_size} ranks, found {body[:200]!r}")
+            raise LanesNotAgreed(f"{folder.key('hosts')} names the hosts of {self._world_size} ranks, found {body!r:.200}")
         return [str(host) for host in hosts]
 
     def _gather_hosts(self, folder: _Folder) -> bytes:
@@ -188,34 +210,34 @@ class _Folder:
     def __init__(self, store: ObjectStore, reader: DatasetReader, *, run_id: str, world_size: int) -> None:
         self.store = store
         self.reader = reader
-        self._bucket = reader.info.bucket
+        self.bucket = reader.info.bucket
         self._of_dataset = f"{reader.info.key}.lanes/"
-        self._path = f"{self._of_dataset}{run_id}/{reader.index.digest[:16]}-{world_size}/"
+        self.path = f"{self._of_dataset}{run_id}/{reader.index.digest[:16]}-{world_size}/"
 
     def key(self, name: str) -> str:
-        return self._path + name
+        return self.path + name
 
     def get(self, name: str) -> bytes | None:
         try:
-            return self.store.get(self._bucket, self.key(name))
+            return self.store.get(self.bucket, self.key(name))
         except ObjectNotFound:
             return None
 
     def put(self, name: str, body: bytes, **options: Any) -> None:
-        self.store.put(self._bucket, self.key(name), body, **options)
+        self.store.put(self.bucket, self.key(name), body, **options)
 
     def pin(self, name: str, body: bytes) -> tuple[bytes, bool]:
         """Create an object, unless it is there: what it is in the end, and whether that is ours."""
         try:
             self.put(name, body, if_none_match="*")
         except PreconditionFailed:
-            return self.store.get(self._bucket, self.key(name)), False
+            return self.store.get(self.bucket, self.key(name)), False
         return body, True
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             try:
-                self.store.delete(self._bucket, key)
+                self.store.delete(self.bucket, key)
             except ObjectNotFound:
                 continue  # Another process was first.
             except Forbidden as error:
@@ -226,21 +248,21 @@ class _Folder:
         """The objects whose names begin with `prefix`, and those that are added, until the time is up."""
         deadline, prefix = Deadline(timeout_s), self.key(prefix)
         # Asked for first, so that nothing is added unseen between the listing and the watch.
-        after = self.store.catalog.watch(self._bucket, prefix=prefix, after=None, timeout_s=0.0).revision
-        yield from self.store.walk(self._bucket, prefix=prefix)
+        after = self.store.catalog.watch(self.bucket, prefix=prefix, after=None, timeout_s=0.0).revision
+        yield from self.store.walk(self.bucket, prefix=prefix)
         while left_s := deadline.remaining_s():
-            watched = self.store.catalog.watch(self._bucket, prefix=prefix, after=after, timeout_s=min(left_s, _WATCH_S))
+            watched = self.store.catalog.watch(self.bucket, prefix=prefix, after=after, timeout_s=min(left_s, _WATCH_S))
             yield from (info for _, info in watched.changes if info is not None)
             after = watched.revision
 
     def prune(self, *, epoch: int) -> None:
         """Remove orders of long ago: of this run's earlier epochs, and of runs that have pinned nothing for long."""
         runs: dict[str, list[ObjectInfo]] = {}
-        for info in self.store.walk(self._bucket, prefix=self._of_dataset):
+        for info in self.store.walk(self.bucket, prefix=self._of_dataset):
             runs.setdefault(info.key.rpartition("/")[0] + "/", []).append(info)
         oldest_s = time.time() - KEPT_S
         for path, infos in runs.items():
-            if path == self._path:
+            if path == self.path:
                 self.delete(info.key for info in infos if _is_epoch_before(epoch - KEPT_EPOCHS, info.key))
             elif max(info.record.created_s for info in infos) < oldest_s:
                 self.delete(info.key for info in infos)

@@ -31,8 +31,9 @@ _RANK_VARIABLES: Final = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     ("JOB_COMPLETION_INDEX", "WORLD_SIZE"),
 )
+# Not TORCHELASTIC_RESTART_COUNT: each agent of torchrun counts for itself, and only the failures of its own workers.
 _RUN_VARIABLES: Final = (
-    ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+    ("TORCHELASTIC_RUN_ID",),
     ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
 )
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -104,12 +105,12 @@ def _number(name: str) -> int:
 
 
 def resolve_run_id(run_id: str | None) -> str:
-    """What all ranks of one start of a job have in common, and no other start has.
+    """What all ranks of one start of a job have in common, and no other start has, but for those that torchrun makes itself.
 
     Parameters
     ----------
     run_id : str, optional
-        By default what torchrun or Slurm says: the job's id and how often it was started again.
+        By default what torchrun or Slurm says; Slurm also how often the job was started again.
 
     Raises
     ------

@@ -125,6 +125,18 @@ def test_another_process_of_a_rank_needs_no_other_rank(shared: FakeStore) -> Non
             worker.store.close()
 
 
+def test_ranks_that_were_started_again_elsewhere_are_at_hand_from_the_next_epoch_on(shared: FakeStore) -> None:
+    with ranks_of(shared) as ranks:
+        (before,) = set(at_once([rank.order for rank in ranks]))
+    with ExitStack() as stack:
+        again = [Rank(shared, rank, host=RANKS - 1 - rank) for rank in range(RANKS)]
+        for rank in again:
+            stack.callback(rank.store.close)
+        assert set(at_once([rank.order for rank in again])) == {before}
+        (order,) = set(at_once([lambda rank=rank: rank.order(1) for rank in again]))  # type: ignore[misc]
+        assert num_local(order, holders_of_lanes(again[0].reader, again[0].store), hosts=HOSTS[::-1]) == LANES
+
+
 def test_a_rank_trusts_no_memory_of_what_others_agree_on_once_more(shared: FakeStore) -> None:
     with ranks_of(shared) as ranks:
         at_once([rank.order for rank in ranks])

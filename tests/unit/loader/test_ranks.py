@@ -108,7 +108,7 @@ def test_environment_must_hold_numbers_that_fit(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"TORCHELASTIC_RUN_ID": "job-7", "TORCHELASTIC_RESTART_COUNT": "2", "SLURM_JOB_ID": "9"}, "job-7.2"),
+        ({"TORCHELASTIC_RUN_ID": "job-7", "TORCHELASTIC_RESTART_COUNT": "2", "SLURM_JOB_ID": "9"}, "job-7"),
         ({"TORCHELASTIC_RUN_ID": "none", "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0"}, "9.0"),
         ({"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "1"}, "9.0.1"),
     ],
