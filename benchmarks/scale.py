@@ -225,7 +225,7 @@ def main() -> None:
             watch = Watch(cluster, phases)
             found = list(reshape(cluster, client, watch, num_objects=options.objects))
             watch.run("verify again", lambda: verify_all(client, options.objects))
-    show([*report(phases), moves(found)])
+        show([*report(phases), moves(found)])  # Before the directory is removed, which takes minutes.
 
 
 def show(tables: Sequence[Table]) -> None:
