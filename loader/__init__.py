@@ -23,6 +23,7 @@ from loader.errors import LoaderError
 if TYPE_CHECKING:
     from loader.dataset import ShardedDataset as ShardedDataset
     from loader.device import DevicePrefetcher as DevicePrefetcher
+    from loader.receipt import receipt_table as receipt_table
     from loader.tensors import TensorReader as TensorReader
     from loader.tensors import load_tensors as load_tensors
     from loader.tensors import save_tensors as save_tensors
@@ -35,6 +36,7 @@ __all__ = [
     "ShardedDataset",
     "TensorReader",
     "load_tensors",
+    "receipt_table",
     "save_tensors",
 ]
 
@@ -44,6 +46,7 @@ _MODULES = {
     "ShardedDataset": "loader.dataset",
     "TensorReader": "loader.tensors",
     "load_tensors": "loader.tensors",
+    "receipt_table": "loader.receipt",
     "save_tensors": "loader.tensors",
 }
 

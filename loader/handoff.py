@@ -10,13 +10,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["HandOff", "Place", "StreamClosed"]
+__all__ = ["HandOff", "Place", "StillWaiting", "StreamClosed"]
 
 T = TypeVar("T")
 
 
 class StreamClosed(Exception):
     """The stream was closed while somebody waited for it."""
+
+
+class StillWaiting(Exception):
+    """There was nothing to get for a while."""
 
 
 class Place(Generic[T]):
@@ -77,10 +81,11 @@ class HandOff(Generic[T]):
             self._error = self._error or error
             self._changed.notify_all()
 
-    def get(self) -> T:
-        """Wait for the next item; raises `StreamClosed`, or the error."""
+    def get(self, *, patience_s: float | None = None) -> T:
+        """Wait for the next item; raises `StreamClosed`, the error, or, after `patience_s`, `StillWaiting`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._error is not None or not self.is_empty)
+            if not self._changed.wait_for(lambda: self._closed or self._error is not None or not self.is_empty, patience_s):
+                raise StillWaiting
             if self._closed:
                 raise StreamClosed
             if self._error is not None:

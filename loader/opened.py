@@ -176,8 +176,13 @@ class OpenStream:
 
     def totals(self) -> ReadTotals:
         """What was read from the stores so far."""
-        each = [asdict(dataset.reader.totals()) for dataset in self.datasets]
+        readers = {id(dataset.store): dataset.reader for dataset in self.datasets}
+        each = [asdict(reader.totals()) for reader in readers.values()]
         return ReadTotals(**{name: sum(totals[name] for totals in each) for name in each[0]})
+
+    def waits(self) -> list[str]:
+        """What is being fetched, and whom the stores wait for, each with since when."""
+        return list(dict.fromkeys(words for dataset in self.datasets for words in dataset.reader.waits()))
 
     def has_table(self, lane: int) -> bool:
         """Whether the block table of a lane was read already."""

@@ -33,6 +33,7 @@ __all__ = ["ColumnCache", "DatasetReader"]
 _TAIL_BYTES = 64 * 1024  # Read at once from the end: footer, and for most datasets the whole index.
 _MERGE_GAP_BYTES = 64 * 1024  # Columns this close are read in one request: checksum segments are as long.
 _MAX_CACHED_BLOCKS = 64
+_MAX_WAITS = 4  # Told of at once, and as many reads.
 
 
 class ColumnCache(Protocol):
@@ -95,6 +96,7 @@ class DatasetReader:
         self._rows_lock = threading.Lock()
         self._decoded: OrderedDict[tuple[int, int, str], bytearray] = OrderedDict()
         self._scratch = threading.local()
+        self._fetching: dict[int, tuple[str, float]] = {}  # By thread: the block, and since when.
 
     @property
     def schema(self) -> Schema:
@@ -115,6 +117,17 @@ class DatasetReader:
     def totals(self) -> ReadTotals:
         """What was read from the store so far."""
         return self._store.replica_reader.totals()
+
+    def waits(self) -> list[str]:
+        """The blocks that are being read from the store, and the nodes that were asked, those for longest first."""
+        now_s = time.monotonic()
+        blocks = sorted((began_s, what) for what, began_s in list(self._fetching.values()))
+        reads = [(max(read.asked_s.values()), read) for read in self._store.replica_reader.under_way() if read.asked_s]
+        reads.sort(key=lambda item: -item[0])
+        return [f"{self.url}, {what} for {now_s - began_s:.1f} s" for began_s, what in blocks[:_MAX_WAITS]] + [
+            f"chunk {read.ref} of " + ", ".join(f"node {node} for {asked_s:.1f} s" for node, asked_s in read.asked_s.items())
+            for _, read in reads[:_MAX_WAITS]
+        ]
 
     def table(self, lane: int) -> BlockTable:
         """The block table of `lane`, read at first use and kept: 30 bytes for each column of each block."""
@@ -239,7 +252,8 @@ class DatasetReader:
         return DatasetIndex.decode(data, footer=footer)
 
     def _fetch(self, buffer: memoryview, *, start: int, what: str) -> None:
-        began_s = time.monotonic()
+        began_s, ident = time.monotonic(), threading.get_ident()
+        self._fetching[ident] = what, began_s
         try:
             self._content.read_into(buffer, start=start)
         except StoreError as exc:
@@ -249,6 +263,8 @@ class DatasetReader:
                 node_id=exc.node_id,
                 retry_after_s=exc.retry_after_s,
             ) from exc
+        finally:
+            del self._fetching[ident]
 
     def _stored(self, size: int) -> memoryview:
         """A buffer of this thread's own for stored bytes, reused by its next read."""

@@ -4,7 +4,7 @@ Fields of a receipt:
 
     rank, epoch, samples          who read what; samples are those that were handed out
     stall_s                       seconds that the training loop waited for data
-    stalls                        of waits that lasted: how long so far, for which blocks, which nodes and since when
+    stalls                        of waits that lasted: how long so far, for which blocks and nodes and since when
     bytes_cache                   decoded bytes from the cache
     bytes_local, bytes_remote     stored bytes from nodes on this machine, and on others
     bytes_other_zone              of the latter, those from outside of this machine's zone

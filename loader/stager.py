@@ -6,11 +6,14 @@ refer to it, and know the walk only.
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import weakref
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from loader.handoff import StillWaiting
 from loader.opened import OpenStream
 from loader.prefetch import Walk
 from loader.receipt import Receipt
@@ -19,6 +22,10 @@ from loader.stage import Epochs, StreamSpec
 __all__ = ["Stager"]
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_STALL_S = 10.0  # A wait that is told of; it is again after as long.
 
 
 class Stager(Generic[T]):
@@ -59,8 +66,22 @@ class Stager(Generic[T]):
         self._forgotten.detach()
 
     def next(self) -> T | None:
-        """What was made next, None after the last of an epoch; raises what went wrong in a thread, or `StreamClosed`."""
-        return self._walk.ready.get()
+        """What was made next, None after the last of an epoch; raises what went wrong in a thread, or `StreamClosed`.
+
+        While that takes long, the log and the receipt say from time to time what is being waited for.
+        """
+        began_s = time.monotonic()
+        while True:
+            try:
+                return self._walk.ready.get(patience_s=_STALL_S)
+            except StillWaiting:
+                self._tell_of_stall(time.monotonic() - began_s)
+
+    def _tell_of_stall(self, waited_s: float) -> None:
+        waits = self._walk.opened.waits() or ["nothing is being fetched: what makes items of rows takes this long"]
+        words = f"the training loop has waited {waited_s:.0f} s for data; {'; '.join(waits)}"
+        log.warning("%s, epoch %d: %s", self._walk.opened.url, self._walk.reading, words)
+        self.receipt().note_stall(words)
 
     def receipt(self) -> Receipt:
         """The receipt of the epoch that is read."""

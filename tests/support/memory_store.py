@@ -101,6 +101,8 @@ class MemoryStore(ObjectStore):
         Is told the range, and may wait or raise as a store would.
     counted : ReadTotals
         What the store's reader says of itself.
+    waiting : list of UnderWay
+        The reads that it says are being made.
     num_closed : int
         How often it was closed.
     """
@@ -111,6 +113,7 @@ class MemoryStore(ObjectStore):
         self.reads: list[tuple[int, int]] = []
         self.before_read: Callable[[int, int], None] = lambda start, end: None
         self.counted = ReadTotals()
+        self.waiting: list[UnderWay] = []
         self.num_closed = 0
         self.replica_reader = self  # type: ignore[assignment]
 
@@ -133,7 +136,7 @@ class MemoryStore(ObjectStore):
         return replace(self.counted)
 
     def under_way(self) -> list[UnderWay]:
-        return []
+        return self.waiting
 
     def reader(self, info: ObjectInfo) -> Any:
         return MemoryContent(self, self.versions[info.version])
