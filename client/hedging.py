@@ -25,7 +25,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 __all__ = ["Kind", "Paces", "WasteBudget", "kind_of"]
@@ -58,15 +58,29 @@ class _Standing:
     num_under_way: int = 0
 
 
-@dataclass(slots=True)
 class _Measure:
     """Seconds that the last reads of a kind took."""
 
-    samples: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    __slots__ = ("_num_new", "_samples", "late_s", "usual_s")
 
-    def quantile(self, share: float) -> float:
-        ordered = sorted(self.samples)
-        return ordered[int(share * (len(ordered) - 1))]
+    def __init__(self, *, kept: int) -> None:
+        self._samples: deque[float] = deque(maxlen=kept)
+        self._num_new = 0
+        self.usual_s = _UNKNOWN_S / _SLOW
+        self.late_s = _UNKNOWN_S
+
+    def add(self, took_s: float) -> None:
+        self._samples.append(took_s)
+        self._num_new += 1
+        # Sorting them for each read would cost more than all else here.
+        if len(self._samples) >= _ENOUGH and self._num_new >= len(self._samples) // 8:
+            ordered, self._num_new = sorted(self._samples), 0
+            self.usual_s = ordered[len(ordered) // 2]
+            self.late_s = _LATE * ordered[int(0.95 * (len(ordered) - 1))]
+
+    @property
+    def is_known(self) -> bool:
+        return len(self._samples) >= _ENOUGH
 
 
 class Paces:
@@ -112,43 +126,46 @@ class Paces:
         """After how long a read of a node is late."""
         with self._lock:
             measure = self._measures.get((node_id, kind))
-            if measure is None or len(measure.samples) < _ENOUGH or self._is_slow(node_id):
+            if measure is None or not measure.is_known or self._is_slow(node_id):
                 measure = self._all.get(kind)
-            if measure is None or len(measure.samples) < _ENOUGH:
-                return max(self._least_s, _UNKNOWN_S)
-            return max(self._least_s, _LATE * measure.quantile(0.95))
+            return max(self._least_s, _UNKNOWN_S if measure is None else measure.late_s)
 
     def begin(self, node_id: str) -> None:
-        """Note that a read begins."""
+        """Note that a read begins. It ends with one of the following."""
         with self._lock:
             self._standing(node_id).num_under_way += 1
-
-    def end(self, node_id: str) -> None:
-        """Note that a read is over, whatever became of it."""
-        with self._lock:
-            self._standing(node_id).num_under_way -= 1
 
     def answered(self, node_id: str, kind: Kind, took_s: float) -> None:
         """Note that a read of a node ended well, and how long it took."""
         with self._lock:
-            every = self._all.setdefault(kind, _Measure(samples=deque(maxlen=_KEPT_OF_ALL)))
-            median_s = every.quantile(0.5) if len(every.samples) >= _ENOUGH else _UNKNOWN_S / _SLOW
-            usual_s = max(self._least_s / _SLOW, median_s)
-            self._score(node_id, min(_WORST, took_s / usual_s))
-            every.samples.append(took_s)
-            measure = self._measures.setdefault((node_id, kind), _Measure())
+            every = self._all.get(kind)
+            if every is None:
+                every = self._all[kind] = _Measure(kept=_KEPT_OF_ALL)
+            standing = self._standing(node_id)
+            standing.num_under_way -= 1
+            self._score(standing, min(_WORST, took_s / max(self._least_s / _SLOW, every.usual_s)))
+            every.add(took_s)
+            measure = self._measures.get((node_id, kind))
+            if measure is None:
+                measure = self._measures[node_id, kind] = _Measure(kept=_KEPT)
             self._measures.move_to_end((node_id, kind))
-            measure.samples.append(took_s)
-            while len(self._measures) > _MAX_MEASURES:
+            measure.add(took_s)
+            if len(self._measures) > _MAX_MEASURES:
                 self._measures.popitem(last=False)
 
     def beaten(self, node_id: str) -> None:
         """Note that another node had to finish what was asked of this one."""
         with self._lock:
-            self._score(node_id, _WORST)
+            standing = self._standing(node_id)
+            standing.num_under_way -= 1
+            self._score(standing, _WORST)
 
-    def _score(self, node_id: str, ratio: float) -> None:
-        standing = self._standing(node_id)
+    def untold(self, node_id: str) -> None:
+        """Note that a read ended in a way that says nothing about how fast the node is."""
+        with self._lock:
+            self._standing(node_id).num_under_way -= 1
+
+    def _score(self, standing: _Standing, ratio: float) -> None:
         was_slow = standing.score >= _SLOW
         standing.score += _WEIGHT * (ratio - standing.score)
         if standing.score >= _SLOW and not was_slow:

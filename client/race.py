@@ -19,7 +19,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from client.attempt import Attempt
@@ -192,9 +191,8 @@ class Lookout:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    @contextmanager
-    def watching(self, race: Race, *, patience_s: float) -> Iterator[None]:
-        """Look after a read; it is late after `patience_s`, which may be infinite."""
+    def watch(self, race: Race, *, patience_s: float) -> None:
+        """Look after a read until it is let go; it is late after `patience_s`, which may be infinite."""
         due_s = self._clock() + patience_s
         with self._changed:
             self._due[race] = _Due(at_s=due_s, patience_s=patience_s)
@@ -204,11 +202,11 @@ class Lookout:
                     self._thread.start()
                 self._wakes_s = due_s
                 self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:
-                del self._due[race]
+
+    def let_go(self, race: Race) -> None:
+        """No second run of this read begins from now on."""
+        with self._changed:
+            del self._due[race]
 
     def under_way(self) -> list[Race]:
         """The reads that are being made."""

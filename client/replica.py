@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from client.attempt import Attempt, Overtaken
 from client.chunks import ChunkClient
@@ -33,6 +34,7 @@ from client.group_read import SmallRead, read_group
 from client.hedging import Paces, WasteBudget, kind_of
 from client.manifest import Ref
 from client.nearness import MACHINE, ZONES, Nearness
+from client.placement import Layouts
 from client.process import HomeProcess
 from client.race import Lookout, Race
 from client.retry import NEVER, Deadline
@@ -155,19 +157,24 @@ class ReplicaReader:
         """
         self._home.check()
         failed: dict[str, StoreError] = {}
-        first = self._first_to_ask(ref, replicas=replicas, exclude=exclude)
-        nodes = self._to_ask(ref, first, replicas=replicas, exclude=exclude, failed=failed)
+        layouts = self._cluster.layouts
+        first = self._first_to_ask(ref, layouts, replicas=replicas, exclude=exclude)
+        nodes = self._to_ask(ref, first, layouts, replicas=replicas, exclude=exclude, failed=failed)
         race = Race(ref, buffer, start=start, nodes=nodes, failed=failed, deadline=deadline or NEVER)
         patience_s = math.inf
         if self._hedges and len(first) > 1:
             patience_s = self._paces.patience_s(first[0], self._kind(first[0], len(buffer)))
-        with self._lookout.watching(race, patience_s=patience_s):
+        self._lookout.watch(race, patience_s=patience_s)
+        try:
             self._run(race, race.first, buffer)
+        finally:
+            self._lookout.let_go(race)
         race.await_second()
         if race.winner is not None:
             if race.winner is race.second:
                 buffer[:] = race.second_buffer
-            self._add(failovers=len(failed))
+            if failed:
+                self._add(failovers=len(failed))
         self.report_corrupt(ref, dict(failed))
         if race.winner is None:
             raise _all_failed(ref, failed)
@@ -204,8 +211,9 @@ class ReplicaReader:
         list of memoryview or AllReplicasFailed
             For each its bytes, or what each replica said.
         """
+        layouts = self._cluster.layouts
         group = [
-            SmallRead(ref=ref, peers=list(self._first_to_ask(ref, replicas=replicas, exclude=exclude)))
+            SmallRead(ref=ref, peers=list(self._first_to_ask(ref, layouts, replicas=replicas, exclude=exclude)))
             for ref, replicas in wanted
         ]
         read_group(group, self._chunks)
@@ -228,13 +236,13 @@ class ReplicaReader:
                 # Scrub will find the copy if this node lives on.
                 log.warning("node %s could not be told of its corrupt chunk %s: %s", node_id, ref, trouble.message)
 
-    def _first_to_ask(self, ref: Ref, *, replicas: int, exclude: Collection[str]) -> tuple[str, ...]:
+    def _first_to_ask(self, ref: Ref, layouts: Layouts, *, replicas: int, exclude: Collection[str]) -> tuple[str, ...]:
         """The holders that are known, in the order in which to ask them."""
-        layouts = self._cluster.layouts
-        return self._ranked([node for node in layouts.holders(ref.partition, count=replicas) if node not in exclude])
+        holders = layouts.holders(ref.partition, count=replicas)
+        return self._ranked([node for node in holders if node not in exclude], layouts)
 
-    def _ranked(self, nodes: Collection[str]) -> tuple[str, ...]:
-        distances, here = self._nearness.of(self._cluster.layouts), self._chunks.colocated()
+    def _ranked(self, nodes: Collection[str], layouts: Layouts) -> tuple[str, ...]:
+        distances, here = self._nearness.of(layouts), self._chunks.colocated()
         alike = self._cluster.ranked(
             nodes, by=lambda node: (node not in here, distances.get(node, ZONES), self._paces.load(node))
         )
@@ -245,13 +253,13 @@ class ReplicaReader:
         self,
         ref: Ref,
         first: Collection[str],
+        layouts: Layouts,
         *,
         replicas: int,
         exclude: Collection[str],
         failed: Mapping[str, StoreError],
     ) -> Iterator[str]:
         """Whom to ask, one after another. If in the end nobody has it, the layouts are read anew: they may have changed."""
-        layouts = self._cluster.layouts
         yield from first
         if not any(isinstance(error, ChunkNotFound) for error in list(failed.values())):
             return
@@ -264,7 +272,7 @@ class ReplicaReader:
             return
         if newer != layouts:
             holders = newer.holders(ref.partition, count=replicas)
-            yield from self._ranked([node for node in holders if node not in exclude and node not in first])
+            yield from self._ranked([node for node in holders if node not in exclude and node not in first], newer)
 
     def _run_second(self, race: Race, attempt: Attempt) -> None:
         self._add(hedges=1)
@@ -291,12 +299,12 @@ class ReplicaReader:
         began_s, received = self._clock(), attempt.received
         race.asked[node_id] = began_s
         self._paces.begin(node_id)
+        ended = self._paces.untold
         try:
             self._chunks.fetch_into(node_id, race.ref, buffer, start=race.start, deadline=attempt)
-            won = race.win(attempt)
         except Overtaken:
             if attempt is race.first:
-                self._paces.beaten(node_id)
+                ended = self._paces.beaten
             race.waste(attempt.received - received)
             raise
         except (Unauthenticated, Forbidden):
@@ -306,11 +314,12 @@ class ReplicaReader:
             race.failed[node_id] = error
             race.waste(attempt.received - received)
             return False
+        else:
+            ended = partial(self._paces.answered, kind=self._kind(node_id, len(buffer)), took_s=self._clock() - began_s)
         finally:
-            self._paces.end(node_id)
+            ended(node_id)
             del race.asked[node_id]
-        if won:
-            self._paces.answered(node_id, self._kind(node_id, len(buffer)), self._clock() - began_s)
+        if race.win(attempt):
             self._count(node_id, len(buffer), hedged=attempt is not race.first)
         else:
             race.waste(len(buffer))
@@ -326,13 +335,14 @@ class ReplicaReader:
     def _count(self, node_id: str, num_bytes: int, *, hedged: bool) -> None:
         self._budget.earn(num_bytes)
         distance = self._nearness.of(self._cluster.layouts).get(node_id, ZONES)
-        is_local = distance == MACHINE or node_id in self._chunks.colocated()
-        self._add(
-            bytes_local=num_bytes * is_local,
-            bytes_remote=num_bytes * (not is_local),
-            bytes_other_zone=num_bytes * (distance == ZONES and not is_local),
-            bytes_hedged=num_bytes * hedged,
-        )
+        with self._lock:
+            totals = self._totals
+            if distance == MACHINE or node_id in self._chunks.colocated():
+                totals.bytes_local += num_bytes
+            else:
+                totals.bytes_remote += num_bytes
+                totals.bytes_other_zone += num_bytes * (distance == ZONES)
+            totals.bytes_hedged += num_bytes * hedged
 
     def _add(self, **more: int) -> None:
         with self._lock:

@@ -23,7 +23,13 @@ def paces(clock: Clock) -> Paces:
 
 def answer(paces: Paces, node_id: str, *took_s: float) -> None:
     for seconds in took_s:
+        paces.begin(node_id)
         paces.answered(node_id, KIND, seconds)
+
+
+def beat(paces: Paces, node_id: str) -> None:
+    paces.begin(node_id)
+    paces.beaten(node_id)
 
 
 # --- when a read is late
@@ -32,7 +38,7 @@ def answer(paces: Paces, node_id: str, *took_s: float) -> None:
 def test_a_read_is_late_by_what_its_node_needed_lately(paces: Paces) -> None:
     answer(paces, "a", *[0.02] * 30, 0.5, 0.5)
     assert paces.patience_s("a", KIND) == 2 * 0.02  # Two of 32 are beyond the 95th percentile.
-    answer(paces, "a", 0.5)
+    answer(paces, "a", *[0.5] * 4)
     assert paces.patience_s("a", KIND) == 2 * 0.5
 
 
@@ -75,7 +81,7 @@ def test_ordinary_nodes_are_not_slow_whatever_an_answer_costs_now_and_then(paces
 def test_four_reads_that_others_had_to_finish_make_a_node_slow(paces: Paces) -> None:
     for _ in range(4):
         assert paces.slow(["b", "a"]) == []
-        paces.beaten("a")
+        beat(paces, "a")
     assert paces.slow(["b", "a"]) == ["a"]
 
 
@@ -103,7 +109,7 @@ def test_nobody_is_slow_whose_reads_take_less_than_the_least_time(paces: Paces) 
 def test_one_read_goes_to_a_slow_node_now_and_then_and_a_good_answer_ends_it(paces: Paces, clock: Clock) -> None:
     answer(paces, "b", *[0.02] * 20)
     for _ in range(5):
-        paces.beaten("a")
+        beat(paces, "a")
     clock.sleep(AGAIN_S)
     assert paces.slow(["b", "a"]) == ["a"]  # It would not be asked first anyway, so that nothing would be learned.
     assert paces.slow(["a", "b"]) == []
@@ -119,14 +125,14 @@ def test_one_read_goes_to_a_slow_node_now_and_then_and_a_good_answer_ends_it(pac
 
 def test_the_pauses_between_such_reads_grow_to_the_longest(paces: Paces, clock: Clock) -> None:
     for _ in range(5):
-        paces.beaten("a")
+        beat(paces, "a")
     pauses = []
     for _ in range(7):
         began_s = clock()
         while paces.slow(["a", "b"]):
             clock.sleep(AGAIN_S / 64)
         pauses.append((clock() - began_s) / AGAIN_S)
-        paces.beaten("a")
+        beat(paces, "a")
     assert pauses == pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 1, 1], abs=1 / 32)
 
 
@@ -136,15 +142,13 @@ def test_load_counts_in_steps_what_is_under_way(paces: Paces) -> None:
         paces.begin("a")
         loads.append(paces.load("a"))
     assert loads == [0, 0, 0, 0, 1]
-    paces.end("a")
+    paces.untold("a")
     assert (paces.load("a"), paces.load("b")) == (0, 0)
 
 
 def test_what_is_kept_is_bounded(paces: Paces) -> None:
     for number in range(6000):
-        paces.begin(f"n{number}")
         answer(paces, f"n{number}", 0.02)
-        paces.end(f"n{number}")
     assert len(paces._standings) == 1024
     assert len(paces._measures) == 4096
 
