@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from client.client import Client
 from client.errors import Forbidden, StoreError, Unauthenticated
 from client.record import ObjectInfo
 from client.verify import verify
+from loader import ShardedDataset, ShardWriter
 from storenode.grants import Grant, Scope, everything
 from storenode.secret import create_secret, read_secret
 from storenode.tokens import mint
@@ -165,3 +169,28 @@ def sees_all(cluster: LiveCluster, node_id: str, bearer: str) -> bool:
             return set(client.cluster.refresh().endpoints) == set(cluster.node_ids)
         except StoreError:
             return False
+
+
+def test_ranks_agree_on_lanes_with_a_token_for_what_begins_with_the_key_of_the_dataset(
+    guarded: LiveCluster, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoints = list(guarded.endpoints)
+    with (
+        client_of(guarded, token(secret, ALL)) as client,
+        ShardWriter("forebay://data/train", {"row": "int64"}, num_lanes=4, client=client) as writer,
+    ):
+        writer.write_batch({"row": np.arange(100)})
+
+    def read(rank: int, bearer: str) -> list[int]:
+        options: dict[str, Any] = {"rank": rank, "world_size": 2, "batch_size": 4, "endpoints": endpoints}
+        monkeypatch.setenv("FOREBAY_TOKEN", bearer)
+        with ShardedDataset("forebay://data/train", locality=True, run_id="r", tail="uneven", **options) as dataset:
+            return [row for batch in dataset for row in batch["row"].tolist()]
+
+    readers = token(secret, Scope.of(bucket="data", verbs=("read",)))
+    with pytest.raises(Forbidden, match=r"train\.lanes/r/"):
+        read(1, readers)
+    trainer = token(secret, Scope.of(bucket="data", verbs=("read", "write", "delete"), prefix="train"))
+    with ThreadPoolExecutor(2) as pool:
+        rows = [future.result() for future in [pool.submit(read, rank, trainer) for rank in range(2)]]
+    assert sorted(rows[0] + rows[1]) == list(range(100))
