@@ -23,6 +23,7 @@ from loader.errors import LoaderError
 if TYPE_CHECKING:
     from loader.dataset import ShardedDataset as ShardedDataset
     from loader.device import DevicePrefetcher as DevicePrefetcher
+    from loader.mixed import MixedDataset as MixedDataset
     from loader.receipt import receipt_table as receipt_table
     from loader.tensors import TensorReader as TensorReader
     from loader.tensors import load_tensors as load_tensors
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DevicePrefetcher",
     "LoaderError",
+    "MixedDataset",
     "ShardWriter",
     "ShardedDataset",
     "TensorReader",
@@ -42,6 +44,7 @@ __all__ = [
 
 _MODULES = {
     "DevicePrefetcher": "loader.device",
+    "MixedDataset": "loader.mixed",
     "ShardWriter": "loader.writer",
     "ShardedDataset": "loader.dataset",
     "TensorReader": "loader.tensors",

@@ -47,7 +47,7 @@ class WorkerState:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of numbers, and `begin`."""
-        return asdict(self)
+        return asdict(self) | {"begin": self.begin.to_json()}
 
     @classmethod
     def from_json(cls, value: object) -> WorkerState:

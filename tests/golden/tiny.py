@@ -26,6 +26,7 @@ from loader.block import (
 from loader.columns import Schema
 from loader.index import FOOTER_BYTES, DatasetIndex, Footer
 from loader.lane import LaneEntry
+from loader.mixture import Component, Mixture
 from loader.order import LaneOrder, lane_lengths, lane_permutation, locate_row, row_number
 from loader.transforms import row_generator
 
@@ -179,6 +180,24 @@ def order_vectors() -> dict[str, Any]:
         "locate_row": [values.tolist() for values in locate_row(range(13), num_lanes=5)],
         "lane_orders": orders,
         "assignments": shares,
+        "mixture": mixture_vectors(),
+    }
+
+
+def mixture_vectors() -> dict[str, Any]:
+    """Where the positions of a mixture are, which must never change under its algorithm's name."""
+    shapes = ((7, 2, 3000), (2, 1, 96), (100, 8, 1000))
+    components = tuple(
+        Component(digest=f"{number:02x}" * 32, num_rows=rows, num_lanes=lanes, weight=weight)
+        for number, (rows, lanes, weight) in enumerate(shapes)
+    )
+    mixture = Mixture(components=components, seed=7, epoch_samples=50)
+    return {
+        "digest": mixture.digest,
+        "lane_order": list(mixture.lane_order),
+        "before": [mixture.before(position) for position in (0, 1, 2, 3, 1000, 4095, 4096, 5000, 1 << 40)],
+        "begins": [list(mixture.epoch(epoch).begins) for epoch in (0, 1, 100)],
+        "steps": [mixture.epoch(epoch).steps(np.arange(0, 51, 10)).tolist() for epoch in (0, 1, 100)],
     }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from loader.errors import FormatUnsupported, StateInvalid, StateMismatch
+from loader.mixture import MIXTURE_ALGORITHM
 from loader.order import ORDER_ALGORITHM
-from loader.state import LoaderState
+from loader.state import ComponentState, LoaderState
 
 STATE = LoaderState(
     dataset_digest="0f" * 32, dataset_version=12, seed=2**64 - 1, epoch=3, samples_consumed=1000, shuffle=True, lane_map="fixed"
@@ -77,3 +79,41 @@ def test_state_of_another_algorithm_is_refused() -> None:
     other = LoaderState.from_json(STATE.to_json() | {"order_algorithm": "lane-philox-2"})
     with pytest.raises(StateMismatch, match=r"lane-philox-2.*lane-philox-1"):
         other.check_against(**STREAM)
+
+
+MIXED = replace(
+    STATE,
+    dataset_version=0,
+    order_algorithm=MIXTURE_ALGORITHM,
+    components=(
+        ComponentState(digest="0a" * 32, version=3, weight=4000),
+        ComponentState(digest="0b" * 32, version=1, weight=96),
+    ),
+    epoch_samples=5000,
+)
+
+
+def test_state_of_a_mixture_names_its_datasets() -> None:
+    text = json.dumps(MIXED.to_json())
+    assert len(text) < 1024
+    assert LoaderState.from_json(json.loads(text)) == MIXED
+    assert not {"components", "epoch_samples"} & STATE.to_json().keys()
+    MIXED.check_components([4000, 96])
+    MIXED.check_against(**STREAM, order_algorithm=MIXTURE_ALGORITHM, epoch_samples=5000)
+    for weights in ([96, 4000], [4000], []):
+        with pytest.raises(StateMismatch, match=r"weighted \[4000, 96\]"):
+            MIXED.check_components(weights)
+    with pytest.raises(StateMismatch, match="order_algorithm"):
+        MIXED.check_against(**STREAM)
+
+
+@pytest.mark.parametrize("name", ["components", "epoch_samples"])
+def test_malformed_mixture_is_refused(name: str) -> None:
+    values: list[Any] = [None, -1, [], {}, [5], [{}], [{"digest": "0a", "version": 1, "weight": 1}], 1 << 60]
+    for value in values:
+        with pytest.raises(StateInvalid, match="state"):
+            LoaderState.from_json(MIXED.to_json() | {name: value})
+    alone = MIXED.to_json()
+    del alone[name]
+    with pytest.raises(StateInvalid):
+        LoaderState.from_json(alone)
