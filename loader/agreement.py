@@ -28,7 +28,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -169,10 +168,10 @@ class LaneAgreement:
             etag = folder.store.stat(folder.bucket, folder.key("hosts")).etag
             hosts = self._decoded_hosts(folder, folder.get("hosts"))
             hosts[self._rank] = own
-            with suppress(PreconditionFailed):  # Another rank was at it.
+            try:
                 folder.put("hosts", _encoded(hosts), if_match=etag)
-                break
-            hosts = self._decoded_hosts(folder, folder.get("hosts"))
+            except PreconditionFailed:  # Another rank was at it.
+                hosts = self._decoded_hosts(folder, folder.get("hosts"))
         return hosts
 
     def _decoded_hosts(self, folder: _Folder, body: bytes | None) -> list[str]:

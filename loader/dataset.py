@@ -146,7 +146,9 @@ class ShardedDataset(StreamDataset):
         names = None if columns is None else tuple(columns)
         self._open_version = partial(OpenDataset.of, bucket=bucket, key=key, columns=names, cache=cache)
         self._endpoints = endpoints
-        self._agreement = self._agreement_of(resolve_run_id(run_id)) if locality and self._world_size > 1 else None
+        self._agreement: LaneAgreement | None = None
+        if locality and self._world_size > 1:
+            self._agreement = LaneAgreement(run_id=resolve_run_id(run_id), rank=self._rank, world_size=self._world_size)
         self._info: ObjectInfo | None = None
         self._opened: OpenStream | None = None
         self._inherited: OpenStream | None = None
@@ -217,9 +219,6 @@ class ShardedDataset(StreamDataset):
         index = opened.datasets[0].reader.index
         saved.check_against(dataset_digest=index.digest, num_rows=index.num_rows, seed=self._seed, shuffle=self._shuffle)
         return opened
-
-    def _agreement_of(self, run_id: str) -> LaneAgreement:
-        return LaneAgreement(run_id=run_id, rank=self._rank, world_size=self._world_size)
 
     def _resume_lanes(self, saved: LoaderState) -> None:
         if self._agreement is None:
