@@ -329,7 +329,8 @@ def test_rows_of_a_mixture_come_in_the_epochs_of_their_datasets() -> None:
     wanted = replace(wanted, split=replace(wanted.split, mixture=mixture))
     seen = defaultdict(list)
     with stager(opened, wanted) as stages:
-        for _ in range(3):
+        for epoch in range(3):
+            assert epoch == 0 or stages.take_over(opened, replace(wanted, epoch=epoch))
             for stage in drain(stages):
                 assert stage.components is not None
                 assert stage.epochs is not None
