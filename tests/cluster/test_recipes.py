@@ -17,23 +17,23 @@ from tests.support.cluster import LiveCluster
 from tests.support.recipe import PAGE, recipes
 
 ROOT = Path(__file__).parents[2]
-NUM_ROWS = 1500
+NUM_ROWS, NUM_MORE = 1500, 500
 SINGLE = {"plain": 2, "transform": 1, "device": 1, "workers": 1, "stateful": 1}  # How often each row is seen.
 TWO_RANKS = {"ddp": 1, "fsdp": 1, "mesh": 2, "locality": 1}
 
 
 @pytest.fixture(scope="module")
 def trained_on(shared_cluster: LiveCluster) -> LiveCluster:
-    rows = np.arange(NUM_ROWS)
-    x = np.random.default_rng(0).standard_normal((NUM_ROWS, 16), np.float32)
-    with ShardWriter(
-        "forebay://data/train",
-        columns={"x": "float32[16]", "y": "float32", "row": "int64"},
-        num_lanes=16,
-        block_size_bytes=2048,
-        endpoints=list(shared_cluster.endpoints),
-    ) as writer:
-        writer.write_batch({"x": x, "y": x.sum(axis=1), "row": rows})
+    for name, rows in (("train", np.arange(NUM_ROWS)), ("more", NUM_ROWS + np.arange(NUM_MORE))):
+        x = np.random.default_rng(0).standard_normal((len(rows), 16), np.float32)
+        with ShardWriter(
+            f"forebay://data/{name}",
+            columns={"x": "float32[16]", "y": "float32", "row": "int64"},
+            num_lanes=16,
+            block_size_bytes=2048,
+            endpoints=list(shared_cluster.endpoints),
+        ) as writer:
+            writer.write_batch({"x": x, "y": x.sum(axis=1), "row": rows})
     return shared_cluster
 
 
@@ -61,7 +61,7 @@ def _each(times: int) -> list[int]:
 
 
 def test_every_recipe_is_run_here() -> None:
-    assert recipes().keys() == {"common", "save", "resume", *SINGLE, *TWO_RANKS}
+    assert recipes().keys() == {"common", "mixed", "save", "resume", *SINGLE, *TWO_RANKS}
     assert len(recipes()) == len(re.findall(r"```python", PAGE.read_text()))
 
 
@@ -71,6 +71,17 @@ def test_every_recipe_is_run_here() -> None:
 def test_one_process_sees_each_row(trained_on: LiveCluster, tmp_path: Path, name: str) -> None:
     (rows,) = _run(trained_on, name, tmp_path, ranks=1)
     assert sorted(rows) == _each(SINGLE[name])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_mixture_has_as_much_of_each_dataset_as_its_weight_says(trained_on: LiveCluster, tmp_path: Path) -> None:
+    (rows,) = _run(trained_on, "mixed", tmp_path, ranks=1)
+    times = np.bincount(rows, minlength=NUM_ROWS + NUM_MORE)
+    train, more = times[:NUM_ROWS], times[NUM_ROWS:]
+    assert (train.sum(), more.sum()) == (3072, 1024)
+    # No row comes once more before each has come as often.
+    assert train.max() - train.min() == more.max() - more.min() == 1
 
 
 @pytest.mark.slow

@@ -115,10 +115,12 @@ def expected(shared: FakeStore) -> list[set[int]]:
 
 
 def test_ranks_read_what_lies_on_their_hosts(shared: FakeStore, expected: list[set[int]]) -> None:
-    with Job(shared, 4, locality=True) as job:
-        assert merged(job.read()) == expected
+    with Job(shared, 4, locality=True) as job, Job(shared, 1) as alone:
+        assert merged(job.read()) == merged(alone.read()) == expected
         assert job.local_share >= 0.95
         assert job.read_amplification <= 1.02
+        assert merged(job.read()) == merged(alone.read()) != expected
+        assert job.local_share >= 0.95
 
 
 def test_three_ranks_of_four_hosts_read_little_twice(shared: FakeStore, expected: list[set[int]]) -> None:
