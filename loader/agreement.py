@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 
-from client.errors import Forbidden, ObjectNotFound, PreconditionFailed
+from client.errors import Busy, CursorExpired, Forbidden, ObjectNotFound, PreconditionFailed
 from client.objects import ObjectStore
 from client.placement import partition_of
 from client.record import ObjectInfo
@@ -245,14 +245,19 @@ class _Folder:
 
     def follow(self, prefix: str, *, timeout_s: float) -> Iterator[ObjectInfo]:
         """The objects whose names begin with `prefix`, and those that are added, until the time is up."""
-        deadline, prefix = Deadline(timeout_s), self.key(prefix)
-        # Asked for first, so that nothing is added unseen between the listing and the watch.
-        after = self.store.catalog.watch(self.bucket, prefix=prefix, after=None, timeout_s=0.0).revision
-        yield from self.store.walk(self.bucket, prefix=prefix)
-        while left_s := deadline.remaining_s():
-            watched = self.store.catalog.watch(self.bucket, prefix=prefix, after=after, timeout_s=min(left_s, _WATCH_S))
-            yield from (info for _, info in watched.changes if info is not None)
-            after = watched.revision
+        deadline, prefix, catalog = Deadline(timeout_s), self.key(prefix), self.store.catalog
+        while deadline.remaining_s():
+            try:
+                # Asked for first, so that nothing is added unseen between the listing and the watch.
+                after = catalog.watch(self.bucket, prefix=prefix, after=None, timeout_s=0.0).revision
+                yield from self.store.walk(self.bucket, prefix=prefix)
+                while left_s := deadline.remaining_s():
+                    watched = catalog.watch(self.bucket, prefix=prefix, after=after, timeout_s=min(left_s, _WATCH_S))
+                    yield from (info for _, info in watched.changes if info is not None)
+                    after = watched.revision
+            except (Busy, CursorExpired) as error:
+                # Of a thousand ranks not all may wait at once. The client has paused for as long as it may by itself.
+                log.info("what other ranks say is looked up instead of waited for: %s", error.message)
 
     def prune(self, *, epoch: int) -> None:
         """Remove orders of long ago: of this run's earlier epochs, and of runs that have pinned nothing for long."""

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.errors import Forbidden
+from client.catalog import Watched
+from client.errors import Busy, CursorExpired, Forbidden, StoreError
 from client.record import BucketPolicy, Condition
 from loader.agreement import KEPT_EPOCHS, KEPT_S, LaneAgreement, holders_of_lanes
 from loader.errors import LanesNotAgreed
@@ -153,6 +154,21 @@ def test_ranks_that_do_not_come_are_named(shared: FakeStore) -> None:
             ranks[2].order()
         with pytest.raises(LanesNotAgreed, match="ranks 1, 3 of 4 did not begin to read forebay://data/set within"):
             ranks[0].order()
+
+
+def test_ranks_that_may_not_wait_look_again(shared: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, refused = shared.fake_catalog.watch, list[StoreError]()
+
+    def crowded(bucket: str, *, after: int | None, **options: Any) -> Watched:
+        if after is not None and len(refused) < 6:
+            refused.append(Busy("too many wait") if len(refused) % 2 else CursorExpired("too long ago"))
+            raise refused[-1]
+        return watch(bucket, after=after, **options)
+
+    monkeypatch.setattr(shared.fake_catalog, "watch", crowded)
+    with ranks_of(shared) as ranks:
+        assert len(set(at_once([rank.order for rank in ranks]))) == 1
+    assert refused
 
 
 def test_what_is_no_order_of_these_lanes_is_refused(shared: FakeStore) -> None:
