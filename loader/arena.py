@@ -23,6 +23,7 @@ from loader.errors import BlockCorrupt
 from loader.order import LaneOrder
 from loader.plan import Plan, Visit
 from loader.ragged import Ragged
+from loader.value_room import LARGE_VALUE_BYTES, ValueRoom
 
 __all__ = ["Arena", "Column"]
 
@@ -61,9 +62,12 @@ class _VariableColumn:
     def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
         self._kind = kind
         self._max_rows = max_rows
+        self._takes_values = kind.is_image or kind.kind == "bytes"
         # Of each slot: a buffer, which the next block uses again; how many bytes and rows of a block were decoded into it,
         # until rows of it are gathered for the first time; and the bytes of its values after that.
         self._buffers: list[npt.NDArray[np.uint8]] = []
+        # Or the room that took its values each by itself.
+        self._rooms: list[ValueRoom | None] = []
         self._fresh: dict[int, tuple[int, int]] = {}
         self._bytes: list[memoryview] = []
         # Of each cell: where in its slot's bytes the value of the row begins and ends.
@@ -72,11 +76,17 @@ class _VariableColumn:
     def grow(self, num_slots: int) -> None:
         added = num_slots - len(self._buffers)
         self._buffers.extend([np.empty(0, np.uint8)] * added)
+        self._rooms.extend([None] * added)
         self._bytes.extend([memoryview(b"")] * added)
         size = num_slots * self._max_rows
         self._starts, self._ends = _grown(self._starts, size), _grown(self._ends, size)
 
-    def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
+    def room(self, slot: int, raw_size: int, rows: int) -> memoryview | ValueRoom:
+        if self._takes_values and raw_size >= LARGE_VALUE_BYTES * rows:
+            self._buffers[slot] = np.empty(0, np.uint8)
+            self._rooms[slot] = room = ValueRoom(raw_size, rows=rows)
+            return room
+        self._rooms[slot] = None
         # Memory that is in use already costs a fraction of new memory, so there is room for blocks that are somewhat larger; it
         # is taken when it is used. But one very large block must not hold its memory for ever.
         if not raw_size <= len(self._buffers[slot]) <= 3 * raw_size:
@@ -85,11 +95,14 @@ class _VariableColumn:
         return self._buffers[slot][:raw_size].data
 
     def gather(self, rows: Int64s) -> Column:
-        slots = (rows // self._max_rows).tolist()
+        slots, places = (each.tolist() for each in np.divmod(rows, self._max_rows))
         for slot in set(slots):
             self._load(slot)
         starts, ends, data = self._starts.take(rows), self._ends.take(rows), self._bytes
-        values = [data[slot][start:end] for slot, start, end in zip(slots, starts.tolist(), ends.tolist(), strict=True)]
+        values: list[bytes | memoryview] = [
+            data[slot][start:end] if (room := self._rooms[slot]) is None else room.values[place]
+            for slot, place, start, end in zip(slots, places, starts.tolist(), ends.tolist(), strict=True)
+        ]
         return self._collect(values, ends - starts)
 
     def _load(self, slot: int) -> None:
@@ -99,7 +112,7 @@ class _VariableColumn:
             cells = slice(slot * self._max_rows, slot * self._max_rows + rows)
             self._starts[cells], self._ends[cells] = offsets[:-1], offsets[1:]
 
-    def _collect(self, values: list[memoryview], sizes_bytes: Int64s) -> Column:
+    def _collect(self, values: list[bytes | memoryview], sizes_bytes: Int64s) -> Column:
         return [decode_value(self._kind, value) for value in values]
 
 
@@ -109,7 +122,7 @@ class _RaggedColumn(_VariableColumn):
         assert kind.dtype is not None
         self._pool = BufferPool(kind.dtype, kind.shape, max_idle=_MAX_IDLE_BUFFERS)
 
-    def _collect(self, values: list[memoryview], sizes_bytes: Int64s) -> Column:
+    def _collect(self, values: list[bytes | memoryview], sizes_bytes: Int64s) -> Column:
         lengths, rest = np.divmod(sizes_bytes, self._kind.item_bytes)
         if rest.any():
             raise BlockCorrupt(f"{sizes_bytes[rest > 0][0]} bytes are no value of {self._kind}")
@@ -156,8 +169,8 @@ class Arena:
                 column.grow(num_slots)
             self.num_slots = num_slots
 
-    def rooms(self, visit: Visit, order: LaneOrder, raw_sizes: Sequence[int]) -> list[memoryview]:
-        """Buffers, of exactly the decoded sizes, that the columns of the visit's block are to be decoded into."""
+    def rooms(self, visit: Visit, order: LaneOrder, raw_sizes: Sequence[int]) -> list[memoryview | ValueRoom]:
+        """Buffers or rooms, of exactly the decoded sizes, that the columns of the visit's block are to be decoded into."""
         first = visit.slot * self._max_rows
         rows = order.rows_of_visit(visit.number)
         np.add(rows, first, out=self._rows[first : first + len(rows)])

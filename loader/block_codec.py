@@ -156,6 +156,17 @@ def decode_column_into(stored: Buffer, *, codec: int, raw_size: int, check: int,
     check_decoded(out, check=check, where=where)
 
 
+# Decompressors that are not in use and have not failed, one for each thread that has needed one: a new one takes new memory.
+_idle: Final[list[zstandard.ZstdDecompressor]] = []
+
+
+def _taken() -> zstandard.ZstdDecompressor:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return zstandard.ZstdDecompressor()
+
+
 def _decompress_into(stored: Buffer, *, out: memoryview, where: str) -> None:
     try:
         # With the whole frame at hand and room for its whole content, libzstd decodes straight into `out`, without a window
@@ -163,11 +174,13 @@ def _decompress_into(stored: Buffer, *, out: memoryview, where: str) -> None:
         announced = zstandard.get_frame_parameters(stored).content_size
         if announced != out.nbytes:
             raise BlockCorrupt(f"{where}: the zstd frame holds {announced} bytes, expected {out.nbytes}")
-        decoded = zstandard.ZstdDecompressor().stream_reader(stored).readinto(out)
+        decompressor = _taken()
+        decoded = decompressor.stream_reader(stored).readinto(out)
     except zstandard.ZstdError as exc:
         raise BlockCorrupt(f"{where}: {len(stored)} stored bytes are no zstd frame ({exc})") from exc
     if decoded != out.nbytes:
         raise BlockCorrupt(f"{where}: the zstd frame ends after {decoded} bytes, expected {out.nbytes}")
+    _idle.append(decompressor)
 
 
 def check_decoded(data: Buffer, *, check: int, where: str) -> None:

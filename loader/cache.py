@@ -32,6 +32,7 @@ from typing import Final
 from loader.block import check_decoded
 from loader.claims import claimed
 from loader.errors import BlockCorrupt, InvalidOption
+from loader.value_room import ValueRoom
 
 __all__ = ["DiskCache"]
 
@@ -79,7 +80,7 @@ class DiskCache:
             raise InvalidOption(f"cache_dir={str(root)!r} can't be used: {exc}") from exc
         self._look()
 
-    def read_into(self, place: tuple[int, int, int], out: memoryview, *, check: int) -> bool:
+    def read_into(self, place: tuple[int, int, int], out: memoryview | ValueRoom, *, check: int) -> bool:
         """Fill `out` with the column block at `place` (lane, block, column), verified; False if it is not here."""
         path = self._path(place)
         try:
@@ -93,8 +94,11 @@ class DiskCache:
             stat = os.fstat(file)
             if stat.st_size != len(out):
                 raise BlockCorrupt(f"{path} has another length than its block")
-            _read_all(file, out)
-            check_decoded(out, check=check, where=path)
+            if isinstance(out, ValueRoom):
+                out.read_from(file, check=check, where=path)
+            else:
+                _read_all(file, out)
+                check_decoded(out, check=check, where=path)
             if time.time() - stat.st_mtime > _USED_AGAIN_S:
                 os.utime(file)
         except (BlockCorrupt, OSError) as exc:

@@ -27,6 +27,7 @@ from loader.columns import Schema
 from loader.errors import DatasetNotFound, IndexCorrupt, InvalidOption, LoaderError
 from loader.index import DatasetIndex, Footer
 from loader.order import locate_row
+from loader.value_room import ValueRoom
 
 __all__ = ["ColumnCache", "DatasetReader"]
 
@@ -35,11 +36,14 @@ _MERGE_GAP_BYTES = 64 * 1024  # Columns this close are read in one request: chec
 _MAX_CACHED_BLOCKS = 64
 _MAX_WAITS = 4  # Told of at once, and as many reads.
 
+Room = memoryview | ValueRoom
+"""Where a decoded column block goes: into a buffer, or its values each by itself."""
+
 
 class ColumnCache(Protocol):
     """Where decoded column blocks may be found, or kept; see `loader.cache.DiskCache`."""
 
-    def read_into(self, place: tuple[int, int, int], out: memoryview, *, check: int) -> bool: ...
+    def read_into(self, place: tuple[int, int, int], out: Room, *, check: int) -> bool: ...
 
     def write(self, place: tuple[int, int, int], data: memoryview) -> None: ...
 
@@ -152,15 +156,15 @@ class DatasetReader:
         """Whether the block table of `lane` was read already."""
         return lane in self._tables
 
-    def read_block_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[memoryview]) -> int:
-        """Decode columns of one block into buffers, verified.
+    def read_block_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[Room]) -> int:
+        """Decode columns of one block into buffers, or rooms for values, verified.
 
         Parameters
         ----------
         columns : sequence of int
             Numbers of columns in the schema, ascending.
-        outs : sequence of memoryview
-            For each its buffer, of exactly the decoded size that the table says.
+        outs : sequence of memoryview or ValueRoom
+            For each its buffer or room, of exactly the decoded size that the table says.
 
         Returns
         -------
@@ -187,8 +191,8 @@ class DatasetReader:
         return sum(map(len, outs)) - sum(len(out) for _, out in missing)
 
     def _not_cached(
-        self, cache: ColumnCache, lane: int, block: int, wanted: Sequence[tuple[int, memoryview]]
-    ) -> list[tuple[int, memoryview]]:
+        self, cache: ColumnCache, lane: int, block: int, wanted: Sequence[tuple[int, Room]]
+    ) -> list[tuple[int, Room]]:
         """Fill from the cache what is there; the rest."""
         checks = self.table(lane).check[block]
         return [
@@ -197,12 +201,12 @@ class DatasetReader:
             if not cache.read_into((lane, block, column), out, check=int(checks[column]))
         ]
 
-    def _fetch_columns(self, lane: int, block: int, wanted: Sequence[tuple[int, memoryview]]) -> None:
+    def _fetch_columns(self, lane: int, block: int, wanted: Sequence[tuple[int, Room]]) -> None:
         table = self.table(lane)
         for run in _adjacent(wanted, table, block):
             start = int(table.offsets[block, run[0][0]])
             end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
-            stored = self._stored(end - start)
+            stored = self._own_buffer("stored", end - start)
             self._fetch(stored, start=self.index.lanes[lane].offset + start, what=f"lane {lane}, block {block}")
             for column, out in run:
                 first = int(table.offsets[block, column]) - start
@@ -266,24 +270,28 @@ class DatasetReader:
         finally:
             del self._fetching[ident]
 
-    def _stored(self, size: int) -> memoryview:
-        """A buffer of this thread's own for stored bytes, reused by its next read."""
-        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+    def _own_buffer(self, use: str, size: int) -> memoryview:
+        """A buffer of this thread's own, for stored or decoded bytes, reused by its next read."""
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, use, None)
         if buffer is None or len(buffer) < size:
-            buffer = self._scratch.buffer = np.empty(size, np.uint8)
+            buffer = np.empty(size, np.uint8)
+            setattr(self._scratch, use, buffer)
         return buffer[:size].data
 
-    def _decode(self, stored: memoryview, table: BlockTable, lane: int, block: int, column: int, out: memoryview) -> None:
+    def _decode(self, stored: memoryview, table: BlockTable, lane: int, block: int, column: int, out: Room) -> None:
+        decoded = self._own_buffer("decoded", len(out)) if isinstance(out, ValueRoom) else out
         decode_column_into(
             stored,
             codec=int(table.codec[block, column]),
             raw_size=int(table.raw_size[block, column]),
             check=int(table.check[block, column]),
-            out=out,
+            out=decoded,
             where=f"{self.url}, lane {lane}, block {block}, column {self.schema.names[column]!r}",
         )
         if self.cache is not None:
-            self.cache.write((lane, block, column), out)
+            self.cache.write((lane, block, column), decoded)
+        if isinstance(out, ValueRoom):
+            out.take(decoded)
 
     def _value(self, lane: int, block: int, place: int, name: str) -> Any:
         kind = self.schema[name]
@@ -324,11 +332,9 @@ def _max_block_rows(index: DatasetIndex) -> int:
     return max(1, min(MAX_BLOCK_ROWS, index.block_size_bytes // row_bytes))
 
 
-def _adjacent(
-    columns: Sequence[tuple[int, memoryview]], table: BlockTable, block: int
-) -> Iterator[list[tuple[int, memoryview]]]:
+def _adjacent(columns: Sequence[tuple[int, Room]], table: BlockTable, block: int) -> Iterator[list[tuple[int, Room]]]:
     """Runs of columns that lie so close together that one request for all of them is cheaper."""
-    run: list[tuple[int, memoryview]] = []
+    run: list[tuple[int, Room]] = []
     end = 0
     for column, out in columns:
         start = int(table.offsets[block, column])

@@ -61,7 +61,7 @@ class Turns:
         """Epochs for `min_s` seconds, each whole unless it takes more than `max_s`."""
         if self._stream is None:
             self._stream = self._open()
-            self._read(self._stream, time.perf_counter() + max_s)  # Fills caches.
+            self._read(self._stream, float("inf") if self._side.fills_cache else time.perf_counter() + max_s)
         stream = self._stream
         return self._measured(lambda end_s: self._read(stream, end_s), min_s=min_s, max_s=max_s)
 

@@ -68,9 +68,12 @@ class Side(Protocol):
     ----------
     packages : tuple of str
         Whose versions the report gives.
+    fills_cache : bool
+        Whether a first epoch has to fill a cache before data are local. Others are given local files.
     """
 
     packages: tuple[str, ...]
+    fills_cache: bool
 
     def write(self, columns: Columns, place: Place) -> None:
         """Store a set in the loader's own format."""

@@ -40,6 +40,7 @@ class Forebay:
     """See `base.Side`."""
 
     packages = ("forebay", "torch", "numpy", "zstandard")
+    fills_cache = True
     suffix = ""
     num_lanes: int | None = None
     block_size_bytes: int | None = None

@@ -54,6 +54,7 @@ class HuggingFace:
     """See `base.Side`."""
 
     packages = ("datasets", "pyarrow")
+    fills_cache = False
 
     def write(self, columns: Columns, place: Place) -> None:
         features = datasets.Features({name: _FEATURES[name] for name in columns})

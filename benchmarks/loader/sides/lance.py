@@ -68,6 +68,7 @@ class Lance:
     """See `base.Side`."""
 
     packages = ("lancedb", "pylance")
+    fills_cache = False
 
     def write(self, columns: Columns, place: Place) -> None:
         table, rows = None, len(next(iter(columns.values())))

@@ -19,6 +19,7 @@ __all__ = ["Gather", "Zstd"]
 
 class _Limit:
     packages: tuple[str, ...] = ()
+    fills_cache = False
 
     def state(self, batches: int) -> object:
         return None

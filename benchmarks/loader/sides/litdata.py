@@ -53,6 +53,7 @@ class LitData:
     """See `base.Side`."""
 
     packages = ("litdata",)
+    fills_cache = False
 
     def write(self, columns: Columns, place: Place) -> None:
         is_tokens = "tokens" in columns
@@ -63,6 +64,7 @@ class LitData:
             chunk_bytes=None if is_tokens else _CHUNK_BYTES,
             chunk_size=_CHUNK_BYTES // 2 if is_tokens else None,  # In tokens.
             compression="zstd" if place.compressed else None,
+            compression_level="chunk" if place.compressed and is_tokens else None,  # All that tokens can have.
             num_workers=1,
             item_loader=TokensLoader() if is_tokens else None,
             mode="overwrite",

@@ -44,6 +44,7 @@ class Mosaic:
     """See `base.Side`."""
 
     packages = ("mosaicml-streaming",)
+    fills_cache = False
 
     def write(self, columns: Columns, place: Place) -> None:
         shutil.rmtree(place.data, ignore_errors=True)

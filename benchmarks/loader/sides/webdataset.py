@@ -46,6 +46,7 @@ class WebDataset:
     """See `base.Side`."""
 
     packages = ("webdataset",)
+    fills_cache = False
 
     def write(self, columns: Columns, place: Place) -> None:
         place.data.mkdir(parents=True, exist_ok=True)

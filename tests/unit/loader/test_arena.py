@@ -39,6 +39,7 @@ def filled(kinds: list[str], values: list[Any], *, num_slots: int = 3) -> tuple[
     raw = [value if isinstance(value, bytes) else value.tobytes() for value in values]
     rooms = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [len(data) for data in raw])
     for room, data in zip(rooms, raw, strict=True):
+        assert isinstance(room, memoryview)
         room[:] = data
     return arena, order
 
@@ -125,7 +126,9 @@ def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
     arena, order = filled(["int64"], [block_values((), "<i8", rows)])
     plan = plan_of([2 * MAX_ROWS], [1])
     kept: list[Any] = [arena.gather(plan)[0] for _ in range(10)]
-    arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [8 * rows])[0][:] = bytes(8 * rows)
+    (room,) = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [8 * rows])
+    assert isinstance(room, memoryview)
+    room[:] = bytes(8 * rows)
     (again,) = arena.gather(plan)
     assert isinstance(again, np.ndarray)
     assert again[0] == 0
@@ -133,13 +136,14 @@ def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
 
 
 def test_buffer_of_values_is_used_again_but_not_kept_for_far_smaller_blocks() -> None:
-    arena = Arena([parse_column_type("bytes")], max_block_rows=MAX_ROWS)
+    arena = Arena([parse_column_type("str")], max_block_rows=MAX_ROWS)
     arena.grow(1)
     order = lane_order(1)
     visit = Visit(lane=1, number=0, slot=0, order=order)
 
     def address(size: int) -> int:
         (room,) = arena.rooms(visit, order, [size])
+        assert isinstance(room, memoryview)
         assert len(room) == size
         return np.frombuffer(room, np.uint8).ctypes.data
 
