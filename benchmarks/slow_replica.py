@@ -26,7 +26,7 @@ from loader import ShardedDataset, ShardWriter
 from storenode.embedded import EmbeddedCluster
 from tests.support.slow_link import DetouredClient, SlowLink
 
-ROW_BYTES, SMALL_ROWS, ROWS = 64 * 1024, 512, 8192
+ROW_BYTES, SMALL_ROWS, ROWS = 64 * 1024, 256, 8192
 LEAST_S, NEVER_S = 0.01, 1e6
 SLOWNESS: Mapping[str, Mapping[str, float]] = {
     "undisturbed": {},

@@ -5,7 +5,8 @@ Theory of operation
 A read is late once it takes twice as long as the slowest twentieth of the reads of its kind that this node answered lately
 (Dean and Barroso, "The Tail at Scale"), and at least `least_s`. A kind is a way (on this host or not) and a power of four of
 the size, so that small reads are compared with small ones. While a node has answered too few, all nodes together are the
-measure. Only reads that ended well are samples: what was given up early is a bound, and would lower the measure.
+measure. Only reads that ended well are samples: what was given up early is a bound, and would lower the measure. If none but a
+slow node could help, a read is late eight times later.
 
 A node is slow when its score is high: a moving average over its reads of how many times as long they took as the median of
 their kind over all nodes. A read that another node had to finish counts as the worst. Four of these in a row, or some more
@@ -122,13 +123,15 @@ class Paces:
                 del slow[0]
         return slow
 
-    def patience_s(self, node_id: str, kind: Kind) -> float:
-        """After how long a read of a node is late."""
+    def patience_s(self, node_id: str, kind: Kind, *, other: str) -> float:
+        """After how long a read of a node is late, if `other` would be asked then."""
         with self._lock:
             measure = self._measures.get((node_id, kind))
             if measure is None or not measure.is_known or self._is_slow(node_id):
                 measure = self._all.get(kind)
-            return max(self._least_s, _UNKNOWN_S if measure is None else measure.late_s)
+            patience_s = max(self._least_s, _UNKNOWN_S if measure is None else measure.late_s)
+            # A slow one helps only if this one is slower still.
+            return patience_s * _WORST if self._is_slow(other) else patience_s
 
     def begin(self, node_id: str) -> None:
         """Note that a read begins. It ends with one of the following."""

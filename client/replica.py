@@ -163,7 +163,7 @@ class ReplicaReader:
         race = Race(ref, buffer, start=start, nodes=nodes, failed=failed, deadline=deadline or NEVER)
         patience_s = math.inf
         if self._hedges and len(first) > 1:
-            patience_s = self._paces.patience_s(first[0], self._kind(first[0], len(buffer)))
+            patience_s = self._paces.patience_s(first[0], self._kind(first[0], len(buffer)), other=first[1])
         self._lookout.watch(race, patience_s=patience_s)
         try:
             self._run(race, race.first, buffer)

@@ -123,7 +123,7 @@ class DatasetReader:
         return self._store.replica_reader.totals()
 
     def waits(self) -> list[str]:
-        """The blocks that are being read from the store, and the nodes that were asked, those for longest first."""
+        """The blocks and tables that are being read from the store, and the nodes that were asked, those for longest first."""
         now_s = time.monotonic()
         blocks = sorted((began_s, what) for what, began_s in list(self._fetching.values()))
         reads = [(max(read.asked_s.values()), read) for read in self._store.replica_reader.under_way() if read.asked_s]
@@ -140,7 +140,7 @@ class DatasetReader:
         if table is None:
             entry = self.index.lanes[lane]
             data = bytearray(entry.table_bytes)
-            self._content.read_into(data, start=entry.table_offset)
+            self._fetch(memoryview(data), start=entry.table_offset, what=f"the table of lane {lane}")
             table = self.index.decode_table(lane, data)
             if table.rows.max(initial=0) > self.max_block_rows:
                 # Buffers are laid out for what the block size allows.

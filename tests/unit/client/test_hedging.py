@@ -37,34 +37,41 @@ def beat(paces: Paces, node_id: str) -> None:
 
 def test_a_read_is_late_by_what_its_node_needed_lately(paces: Paces) -> None:
     answer(paces, "a", *[0.02] * 30, 0.5, 0.5)
-    assert paces.patience_s("a", KIND) == 2 * 0.02  # Two of 32 are beyond the 95th percentile.
+    assert paces.patience_s("a", KIND, other="other") == 2 * 0.02  # Two of 32 are beyond the 95th percentile.
     answer(paces, "a", *[0.5] * 4)
-    assert paces.patience_s("a", KIND) == 2 * 0.5
+    assert paces.patience_s("a", KIND, other="other") == 2 * 0.5
 
 
 def test_what_was_long_ago_does_not_count(paces: Paces) -> None:
     answer(paces, "a", *[3.0] * 40, *[0.02] * 40)
-    assert paces.patience_s("a", KIND) == 2 * 0.02
+    assert paces.patience_s("a", KIND, other="other") == 2 * 0.02
 
 
 def test_no_read_is_late_before_the_least_time(paces: Paces) -> None:
     answer(paces, "a", *[0.0001] * 40)
-    assert paces.patience_s("a", KIND) == LEAST_S
+    assert paces.patience_s("a", KIND, other="other") == LEAST_S
 
 
 def test_a_node_of_which_little_is_known_is_measured_by_all(paces: Paces) -> None:
-    unknown_s = paces.patience_s("a", KIND)
+    unknown_s = paces.patience_s("a", KIND, other="other")
     assert unknown_s > LEAST_S
     answer(paces, "b", *[0.03] * 7)
-    assert paces.patience_s("a", KIND) == unknown_s
+    assert paces.patience_s("a", KIND, other="other") == unknown_s
     answer(paces, "b", 0.03)
-    assert paces.patience_s("a", KIND) == paces.patience_s("b", KIND) == 2 * 0.03
+    assert paces.patience_s("a", KIND, other="other") == paces.patience_s("b", KIND, other="other") == 2 * 0.03
+
+
+def test_a_slow_node_is_asked_only_if_another_takes_much_longer(paces: Paces) -> None:
+    answer(paces, "a", *[0.02] * 30)
+    for _ in range(5):
+        beat(paces, "b")
+    assert paces.patience_s("a", KIND, other="b") == 8 * 2 * 0.02
 
 
 def test_reads_are_compared_with_their_kind(paces: Paces) -> None:
     answer(paces, "a", *[0.03] * 8)
     others = [kind_of(500_000, on_this_host=True), kind_of(50_000, on_this_host=False)]
-    assert [paces.patience_s("a", kind) for kind in others] == [0.1, 0.1]
+    assert [paces.patience_s("a", kind, other="other") for kind in others] == [0.1, 0.1]
     assert kind_of(400_000, on_this_host=False) == KIND
 
 
@@ -115,7 +122,7 @@ def test_one_read_goes_to_a_slow_node_now_and_then_and_a_good_answer_ends_it(pac
     assert paces.slow(["a", "b"]) == []
     assert paces.slow(["a", "b"]) == ["a"]
     # Such a read is late by the measure of the others.
-    assert paces.patience_s("a", KIND) == 2 * 0.02
+    assert paces.patience_s("a", KIND, other="other") == 2 * 0.02
     clock.sleep(AGAIN_S)
     assert paces.slow(["a", "b"]) == []
     answer(paces, "a", 0.02, 0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -287,6 +288,25 @@ def test_whoever_gave_up_waiting_leaves_the_claim_to_its_holder(tmp_path: Path) 
     with cache.claim(1, 1):
         assert is_claimed(cache, 1)
         assert len(files(tmp_path)) == 1
+        assert is_claimed(cache, 1)
+
+
+def test_a_claim_whose_file_its_last_holder_removed_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, digest=DIGEST, limit_bytes=10_000)
+    flock = fcntl.flock
+    removed: list[Path] = []
+
+    def remove_first(file: int, how: int) -> None:
+        if not removed:
+            removed.extend(files(tmp_path))
+            removed[0].unlink()
+        flock(file, how)
+
+    monkeypatch.setattr("loader.claims.fcntl.flock", remove_first)
+    with cache.claim(1, 1):
+        assert removed
         assert is_claimed(cache, 1)
 
 
