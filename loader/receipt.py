@@ -14,6 +14,7 @@ Fields of a receipt:
     blocks, read_amplification    blocks decoded, and how many times as many that is as if no block were read by two ranks
     wall_s, cpu_s                 seconds from begin to end, and of the CPU in this process
     joules                        of the machine's CPUs; None where it is not told
+    warnings                      why reading costs more than it would have to
 
 What is read from the store counts when it is read: the first blocks of an epoch in the receipt of the epoch before. Blocks, and
 bytes from the cache, count where they belong.
@@ -163,7 +164,7 @@ class Receipt:
 
 
 def receipt_table(receipt: Mapping[str, Any]) -> str:
-    """A receipt as lines to read, one a field or two."""
+    """A receipt of a dataset as lines to read, one a field or two."""
     told = dict(receipt)
     amplification, joules = told["read_amplification"], told["joules"]
     lines = {
@@ -180,4 +181,5 @@ def receipt_table(receipt: Mapping[str, Any]) -> str:
     }
     table = [f"epoch {told['epoch']}, rank {told['rank']}: {told['samples']:,} samples in {told['wall_s']:.2f} s"]
     table += [f"  {name:20} {value}" for name, value in lines.items()]
-    return "\n".join(table + [f"  stalled: {words}" for words in told["stalls"]])
+    table += [f"  {kind}: {words}" for kind, field in (("stalled", "stalls"), ("warning", "warnings")) for words in told[field]]
+    return "\n".join(table)

@@ -117,7 +117,7 @@ def test_unknown_energy_is_not_zero(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_the_table_tells_every_field_and_the_last_stalls() -> None:
     totals = Totals()
     receipt = Receipt(epoch=4, blocks_per_sample=0.25, meters=totals.meters())
-    assert "blocks decoded       0\n" in receipt_table({"rank": 0, **receipt.to_dict()})
+    assert "blocks decoded       0\n" in receipt_table({"rank": 0, "warnings": [], **receipt.to_dict()})
     fields = ("bytes_local", "bytes_remote", "bytes_other_zone", "bytes_hedged", "bytes_wasted", "hedges", "failovers")
     numbers = [10**6 + 11 * place for place in range(len(fields))]
     for name, number in zip(fields, numbers, strict=True):
@@ -127,7 +127,7 @@ def test_the_table_tells_every_field_and_the_last_stalls() -> None:
     receipt.stall_s, totals.wall_s, totals.cpu_s, totals.joules = 1.25, 131.0, 17.0, None
     for number in range(20):
         receipt.note_stall(f"wait {number}")
-    table = receipt_table({"rank": 3, **receipt.to_dict()})
+    table = receipt_table({"rank": 3, "warnings": ["more ranks than lanes"], **receipt.to_dict()})
     assert table.startswith("epoch 4, rank 3: 12,345 samples in 31.00 s\n")
     for words in (
         *(f"{number:,}" for number in numbers),
@@ -138,4 +138,5 @@ def test_the_table_tells_every_field_and_the_last_stalls() -> None:
         "not told",
     ):
         assert words in table, words
+    assert table.endswith("\n  warning: more ranks than lanes")
     assert [line for line in table.splitlines() if "wait " in line] == [f"  stalled: wait {number}" for number in range(4, 20)]
