@@ -25,7 +25,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -111,16 +111,16 @@ class Paces:
         standing = self._standings.get(node_id)
         return 0 if standing is None else standing.num_under_way // _LOAD_STEP
 
-    def slow(self, node_ids: Sequence[str]) -> Collection[str]:
-        """Those of `node_ids`, given as they would be asked if all were alike, that are to be asked last.
+    def slow(self, node_ids: Sequence[str]) -> dict[str, float]:
+        """Which of `node_ids`, given as they would be asked if all were alike, are to be asked last, and how slow they are.
 
         The first one is left out now and then although it is slow: it is to be tried again.
         """
         with self._lock:
-            slow = [node_id for node_id in node_ids if self._is_slow(node_id)]
-            if slow and slow[0] == node_ids[0] and self._standings[slow[0]].again_s <= self._clock():
-                self._pause(self._standings[slow[0]])
-                del slow[0]
+            slow = {node_id: self._standings[node_id].score for node_id in node_ids if self._is_slow(node_id)}
+            if slow and node_ids[0] in slow and self._standings[node_ids[0]].again_s <= self._clock():
+                self._pause(self._standings[node_ids[0]])
+                del slow[node_ids[0]]
         return slow
 
     def patience_s(self, node_id: str, kind: Kind, *, other: str) -> float:
@@ -131,7 +131,7 @@ class Paces:
                 measure = self._all.get(kind)
             patience_s = max(self._least_s, _UNKNOWN_S if measure is None else measure.late_s)
             # A slow one helps only if this one is slower still.
-            return patience_s * _WORST if self._is_slow(other) else patience_s
+            return patience_s * _WORST if self._is_slow(other) and not self._is_slow(node_id) else patience_s
 
     def begin(self, node_id: str) -> None:
         """Note that a read begins. It ends with one of the following."""

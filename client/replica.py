@@ -247,7 +247,7 @@ class ReplicaReader:
             nodes, by=lambda node: (node not in here, distances.get(node, ZONES), self._paces.load(node))
         )
         slow = self._paces.slow(alike)
-        return self._cluster.ranked(alike, by=lambda node: node in slow) if slow else alike
+        return self._cluster.ranked(alike, by=lambda node: slow.get(node, 0.0)) if slow else alike
 
     def _to_ask(
         self,

@@ -228,7 +228,7 @@ def test_a_node_that_others_had_to_stand_in_for_is_asked_last_until_it_is_tried_
             bed.begin().result(WAIT_S)
         assert bed.chunks.asked == [bed.holders[1]] * 5
         assert bed.totals.hedges == 4
-        assert bed.reader._paces.slow(bed.holders) == [bed.holders[0]]
+        assert list(bed.reader._paces.slow(bed.holders)) == [bed.holders[0]]
 
 
 def test_reads_that_are_under_way_say_whom_they_wait_for_and_since_when(bed: Bed) -> None:
