@@ -307,9 +307,13 @@ class ReplicaReader:
                 ended = self._paces.beaten
             race.waste(attempt.received - received)
             raise
-        except (Unauthenticated, Forbidden):
-            race.end()
-            raise  # The other nodes would say the same, and waiting changes nothing.
+        except (Unauthenticated, Forbidden) as error:
+            if attempt is race.first:
+                race.end()
+                raise  # The other nodes would say the same, and waiting changes nothing.
+            # It may be this node's clock that is off: the first read goes on, and is told whether the token is good.
+            race.failed[node_id] = error
+            return False
         except StoreError as error:
             race.failed[node_id] = error
             race.waste(attempt.received - received)

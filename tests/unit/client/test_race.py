@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from client.errors import AllReplicasFailed, ChunkCorrupt, EndpointUnreachable, Forbidden
+from client.errors import AllReplicasFailed, ChunkCorrupt, EndpointUnreachable, Forbidden, Unauthenticated
 from client.hedging import kind_of
 from client.manifest import make_ref
 from client.replica import ReadTotals, ReplicaReader
@@ -169,6 +169,22 @@ def test_what_no_node_would_allow_ends_both(bed: Bed) -> None:
     with pytest.raises(Forbidden):
         read.result(WAIT_S)
     assert second.ended.wait(WAIT_S)
+
+
+def test_a_second_node_that_refuses_the_token_does_not_end_the_first(bed: Bed) -> None:
+    def forbid(buffer: memoryview, deadline: Deadline) -> None:
+        raise Unauthenticated("the token has expired, says a clock that is ahead")
+
+    first, second = Hold(give), Hold(forbid)
+    bed.script(first, second, refuse)
+    read = bed.begin()
+    assert second.asked.wait(WAIT_S)
+    second.let_go()
+    while len(bed.chunks.asked) < 3 and not read.done():  # The second run goes on to the third node.
+        wait([read], timeout=0.001)
+    assert not first.ended.is_set()
+    first.let_go()
+    assert read.result(WAIT_S) == PAYLOAD
 
 
 @pytest.mark.parametrize(("settings", "replicas"), [({"hedge_waste": 0}, 3), ({}, 1)])
