@@ -118,7 +118,7 @@ def check_chain(
             epoch, consumed = state["epoch"], 0
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(shapes=mixtures, epoch_samples=st.integers(1, 150), chain=stops, tail=st.sampled_from(["pad", "drop"]))
 @example(
     shapes=[((1, 4, "some"), 1), ((2, 1, "some"), 9)], epoch_samples=20, chain=[(17, 3, 2, 0, 0), (1, 1, 5, 2, 0)], tail="pad"
@@ -140,7 +140,7 @@ def test_chain_of_resumes_of_a_mixture_is_its_stream(
     check_chain(make, order_of, chain, tail)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(shape=datasets, chain=stops, tail=st.sampled_from(["pad", "drop"]), shuffle=st.booleans())
 @example(shape=(1, 8, "some"), chain=[(3, 2, 3, 0, 0), (1, 1, 2, 3, 0)], tail="pad", shuffle=True)
 def test_chain_of_resumes_over_epochs_is_the_stream(
@@ -155,6 +155,22 @@ def test_chain_of_resumes_over_epochs_is_the_stream(
         return [(0, row) for row in epoch_order(content, 11, epoch, shuffle)]
 
     check_chain(make, order_of, chain, tail)
+
+
+@settings(max_examples=15)
+@given(shape=datasets, world_size=worlds, batch_size=batch_sizes, ahead=aheads)
+@example(shape=(1, 4, "some"), world_size=17, batch_size=1, ahead=0)
+def test_ranks_without_a_last_batch_go_on_with_the_next_epoch(
+    shape: tuple[int, int, str], world_size: int, batch_size: int, ahead: int
+) -> None:
+    options: dict[str, Any] = {"batch_size": batch_size, "tail": "uneven", "prefetch_bytes": ahead, "num_threads": 1}
+    seen: list[list[Row]] = [[], [], []]
+    for rank in range(world_size):
+        with MemoryDataset(content_of(*shape), rank=rank, world_size=world_size, shuffle=True, **options) as dataset:
+            for epoch in range(3):
+                assert dataset.epoch == epoch
+                seen[epoch] += [row for batch in dataset for row in rows_of(batch)]
+    assert all(sorted(rows) == [(0, row) for row in range(shape[0])] for rows in seen)
 
 
 @pytest.mark.parametrize("tail", ["pad", "drop"])
