@@ -226,12 +226,12 @@ class ShardedDataset(StreamDataset):
         else:
             self._agreement.resume(saved)
 
-    def _lane_orders(self, opened: OpenStream) -> Callable[[int], tuple[int, ...]]:
+    def _lane_orders(self, opened: OpenStream) -> Callable[..., tuple[int, ...]]:
         for warning in self._warnings():
             log.warning("%s: %s", self.url, warning)
         if self._agreement is None or not self._is_divisible():
             return super()._lane_orders(opened)
-        return partial(_agreed_order, self._agreement, opened.datasets[0])
+        return partial(self._agreement.order, opened.datasets[0].store, opened.datasets[0].reader)
 
     def _warnings(self) -> list[str]:
         num_lanes, size = self.reader.index.num_lanes, self._world_size * self._batch_size
@@ -267,7 +267,3 @@ class ShardedDataset(StreamDataset):
             order_algorithm=ORDER_ALGORITHM,
             lane_map=self._lane_map_at(position),
         )
-
-
-def _agreed_order(agreement: LaneAgreement, opened: OpenDataset, epoch: int) -> tuple[int, ...]:
-    return agreement.order(opened.store, opened.reader, epoch=epoch)

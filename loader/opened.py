@@ -174,6 +174,10 @@ class OpenStream:
         """About what the columns of one row take, at most."""
         return max(dataset.row_bytes for dataset in self.datasets)
 
+    def lane_order(self, *, epoch: int) -> tuple[int, ...]:
+        """The usual order of the lanes by which batches are cut into runs, which is the same in each epoch; () is ascending."""
+        return () if self.mixture is None else self.mixture.lane_order
+
     def totals(self) -> ReadTotals:
         """What was read from the stores so far."""
         readers = {id(dataset.store): dataset.reader for dataset in self.datasets}

@@ -173,7 +173,7 @@ class Walk(Generic[T]):
             for earlier in [number for number in self._receipts if number < self.reading]:
                 del self._receipts[earlier]
             if epoch not in self._receipts:
-                self._receipts[epoch] = self._epochs.receipt_of(epoch)
+                self._receipts[epoch] = self._epochs.receipt_of(epoch=epoch)
             return self._receipts[epoch]
 
     def _run(self) -> None:
@@ -237,7 +237,7 @@ class Walk(Generic[T]):
 
     def _begun(self, number: int, *, start: int = 0) -> _Epoch[T]:
         split, spec, lanes = self.spec.split, self.spec, self.opened.lanes
-        assignment = split.assignment(number, start=start, lane_order=self._epochs.lane_order_of(number))
+        assignment = split.assignment(number, start=start, lane_order=self._epochs.lane_order_of(epoch=number))
         run = split.run(number)
         begins = (number,) if assignment.mixture is None else assignment.mixture.begins
         self._origin = self._origin or begins
@@ -248,7 +248,7 @@ class Walk(Generic[T]):
             begins=begins,
             passed=np.subtract(begins, self._origin)[lanes.components] * lanes.rows,
             todo=range(spec.first, assignment.num_batches(run=run), spec.step),
-            maker=self._epochs.maker_of(number),
+            maker=self._epochs.maker_of(epoch=number),
             receipt=self.receipt(number),
         )
 

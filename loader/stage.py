@@ -106,7 +106,7 @@ class Maker(Protocol[T_co]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epochs(Generic[T]):
-    """What each epoch has of its own, by its number. Nothing here may refer to whoever holds the stager.
+    """What each epoch has of its own; called with ``epoch=number``. Nothing here may refer to whoever holds the stager.
 
     Attributes
     ----------
@@ -118,6 +118,6 @@ class Epochs(Generic[T]):
         A new receipt, which counts what it took.
     """
 
-    lane_order_of: Callable[[int], tuple[int, ...]]
-    maker_of: Callable[[int], Maker[T]]
-    receipt_of: Callable[[int], Receipt]
+    lane_order_of: Callable[..., tuple[int, ...]]
+    maker_of: Callable[..., Maker[T]]
+    receipt_of: Callable[..., Receipt]

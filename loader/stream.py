@@ -318,8 +318,8 @@ class StreamDataset(IterableDataset[Any]):
         meters = Meters(store=opened.totals)
         epochs = Epochs(
             lane_order_of=self._lane_orders(opened),
-            maker_of=partial(_maker_of, maker=maker),
-            receipt_of=partial(_receipt_of, blocks_per_sample=opened.blocks_per_sample, meters=meters),
+            maker_of=partial(replace, maker),
+            receipt_of=partial(Receipt, blocks_per_sample=opened.blocks_per_sample, meters=meters),
         )
         return Stager(opened, spec, epochs).start()
 
@@ -372,9 +372,9 @@ class StreamDataset(IterableDataset[Any]):
         """Why reading costs more than it would have to."""
         return []
 
-    def _lane_orders(self, opened: OpenStream) -> Callable[[int], tuple[int, ...]]:
+    def _lane_orders(self, opened: OpenStream) -> Callable[..., tuple[int, ...]]:
         """What tells of an epoch the order by which batches are cut into runs; it must not refer to this dataset."""
-        return partial(_usual_order, opened)
+        return opened.lane_order
 
     def _split(self) -> Split:
         opened = self._open()
@@ -388,15 +388,3 @@ class StreamDataset(IterableDataset[Any]):
             tail=self._tail,
             mixture=opened.mixture,
         )
-
-
-def _usual_order(opened: OpenStream, epoch: int) -> tuple[int, ...]:
-    return () if opened.mixture is None else opened.mixture.lane_order
-
-
-def _maker_of(epoch: int, *, maker: ItemMaker) -> ItemMaker:
-    return replace(maker, epoch=epoch)
-
-
-def _receipt_of(epoch: int, *, blocks_per_sample: float, meters: Meters) -> Receipt:
-    return Receipt(epoch=epoch, blocks_per_sample=blocks_per_sample, meters=meters)
