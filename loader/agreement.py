@@ -6,8 +6,8 @@ All ranks of a run have an id in common that no other start of the job has. Belo
 dataset's, DIGEST its digest and W the number of ranks, they keep small objects, each created only if it is not there yet:
 
 * ``rank-R``: where rank R runs, as metadata. It removes it once all are known.
-* ``hosts``: the host of each rank; rank 0 makes it when it has seen all of them. A rank that finds itself elsewhere, because
-  the launcher has started it again under the same id, puts its entry right.
+* ``hosts``: the host of each rank; rank 0 makes it when it has seen all of them, and the first order before that. A rank that
+  finds itself elsewhere, because the launcher has started it again under the same id, puts its entry right.
 * ``epoch-E``: the order of the lanes in epoch E (`loader.placed`). Whoever begins the epoch first computes it, from the hosts
   and the layout as it sees them; who comes second reads it, and so does everybody whose own result would have been another.
 
@@ -28,15 +28,16 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 
-from client.errors import Busy, CursorExpired, Forbidden, ObjectNotFound, PreconditionFailed
+from client.errors import Busy, CursorExpired, DeadlineExceeded, Forbidden, ObjectNotFound, PreconditionFailed
 from client.objects import ObjectStore
 from client.placement import partition_of
 from client.record import ObjectInfo
-from client.retry import Deadline
+from client.retry import Backoff, Deadline
 from loader.errors import LanesNotAgreed
 from loader.placed import num_local, place_lanes
 from loader.reader import DatasetReader
@@ -50,6 +51,8 @@ KEPT_EPOCHS: Final = 8
 KEPT_S: Final = 30 * 86400.0
 AGREE_TIMEOUT_S: Final = 600.0
 _WATCH_S: Final = 30.0
+_ASK_BASE_S: Final = 0.05
+_ASK_MAX_S: Final = 2.0
 _KNOWN_EPOCHS: Final = 4
 
 
@@ -107,19 +110,20 @@ class LaneAgreement:
         # Asked for anew each time: what others have removed since, they would agree on once more.
         folder = _Folder(store, reader, run_id=self._run_id, world_size=self._world_size)
         if self._introduced != folder.path:
-            self._hosts(folder)
+            self._hosts(folder, epoch=epoch)
             self._introduced = folder.path
-        body = folder.get(_epoch_name(epoch)) or self._pin(folder, epoch=epoch)
+        body = folder.get(_epoch_name(epoch))
+        if body is None:
+            body = self._pin(folder, epoch=epoch, hosts=self._hosts(folder, epoch=epoch))
         order = _decoded_order(body, num_lanes=reader.index.num_lanes, where=folder.key(_epoch_name(epoch)))
         pinned = _Pinned(order, f"placed:{self._run_id}:{self._world_size}:{_digest(body)}")
         # Replaced as a whole, for another thread may be at the same.
         self._known = {**dict(list(self._known.items())[1 - _KNOWN_EPOCHS :]), (reader.index.digest, epoch): pinned}
         return pinned
 
-    def _pin(self, folder: _Folder, *, epoch: int) -> bytes:
+    def _pin(self, folder: _Folder, *, epoch: int, hosts: list[str]) -> bytes:
         body = self._old_order(folder, epoch=epoch)
         if body is None:
-            hosts = self._hosts(folder)
             holders = holders_of_lanes(folder.reader, folder.store)
             order = place_lanes(holders, hosts=hosts)
             body = _encoded(order)
@@ -152,12 +156,18 @@ class LaneAgreement:
             return None
         return body
 
-    def _hosts(self, folder: _Folder) -> list[str]:
+    def _hosts(self, folder: _Folder, *, epoch: int) -> list[str]:
         body = folder.get("hosts")
         if body is None:
             own = f"rank-{self._rank}"
             folder.put(own, b"", metadata={"rank": str(self._rank), "host": folder.store.host()})
-            body = self._gather_hosts(folder) if self._rank == 0 else self._await_hosts(folder)
+            if self._rank == 0:
+                hosts = self._gather_hosts(folder)
+                # First, for all who wait for the hosts to find it, instead of making one each.
+                self._pin(folder, epoch=epoch, hosts=hosts)
+                body, _ = folder.pin("hosts", _encoded(hosts))
+            else:
+                body = self._await_hosts(folder)
             folder.delete([folder.key(own)])
         return self._put_right(folder, self._decoded_hosts(folder, body))
 
@@ -180,12 +190,12 @@ class LaneAgreement:
             raise LanesNotAgreed(f"{folder.key('hosts')} names the hosts of {self._world_size} ranks, found {body!r:.200}")
         return [str(host) for host in hosts]
 
-    def _gather_hosts(self, folder: _Folder) -> bytes:
+    def _gather_hosts(self, folder: _Folder) -> list[str]:
         hosts: dict[int, str] = {}
         for info in folder.follow("rank-", timeout_s=self._timeout_s):
             hosts[int(info.metadata["rank"])] = info.metadata["host"]
             if len(hosts) == self._world_size:
-                return folder.pin("hosts", _encoded([hosts[rank] for rank in range(self._world_size)]))[0]
+                return [hosts[rank] for rank in range(self._world_size)]
         missing = sorted(set(range(self._world_size)).difference(hosts))
         raise LanesNotAgreed(
             f"ranks {', '.join(map(str, missing[:20]))} of {self._world_size} did not begin to read {folder.reader.url} within "
@@ -193,10 +203,14 @@ class LaneAgreement:
         )
 
     def _await_hosts(self, folder: _Folder) -> bytes:
-        for _ in folder.follow("hosts", timeout_s=self._timeout_s):
-            body = folder.get("hosts")
-            if body is not None:
-                return body
+        # By asking again: a thousand ranks that watch would take the places of all others that do.
+        backoff, deadline = Backoff(base_s=_ASK_BASE_S, max_s=_ASK_MAX_S), Deadline(self._timeout_s)
+        for attempt in count():
+            try:
+                return folder.store.get(folder.bucket, folder.key("hosts"))
+            except ObjectNotFound as error:
+                if not backoff.wait(attempt, error=error, deadline=deadline):
+                    break
         raise LanesNotAgreed(
             f"rank 0 did not say within {self._timeout_s:g} s where all ranks of run {self._run_id} are: it has to read "
             f"{folder.reader.url} with the same run_id, as all others have to, or locality=False"
@@ -248,15 +262,18 @@ class _Folder:
         deadline, prefix, catalog = Deadline(timeout_s), self.key(prefix), self.store.catalog
         while deadline.remaining_s():
             try:
-                # Asked for first, so that nothing is added unseen between the listing and the watch.
-                after = catalog.watch(self.bucket, prefix=prefix, after=None, timeout_s=0.0).revision
-                yield from self.store.walk(self.bucket, prefix=prefix)
+                page = self.store.list(self.bucket, prefix=prefix)
+                after = page.revision
+                yield from page.objects
+                while page.cursor is not None:
+                    page = self.store.list(self.bucket, prefix=prefix, cursor=page.cursor)
+                    yield from page.objects
                 while left_s := deadline.remaining_s():
                     watched = catalog.watch(self.bucket, prefix=prefix, after=after, timeout_s=min(left_s, _WATCH_S))
                     yield from (info for _, info in watched.changes if info is not None)
                     after = watched.revision
-            except (Busy, CursorExpired) as error:
-                # Of a thousand ranks not all may wait at once. The client has paused for as long as it may by itself.
+            except (Busy, CursorExpired, DeadlineExceeded) as error:
+                # Others watch as well. The client has paused for as long as it may by itself.
                 log.info("what other ranks say is looked up instead of waited for: %s", error.message)
 
     def prune(self, *, epoch: int) -> None:

@@ -53,16 +53,17 @@ def test_ranks_read_from_their_hosts_and_their_global_batches_are_the_same(tmp_p
                 noise = rng.integers(0, 256, (NUM_ROWS, 2040), np.uint8)
                 writer.write_batch({"row": np.arange(NUM_ROWS), "noise": noise})
             num_blocks = DatasetReader(client, "data", "set").num_blocks
-        usual, crossed = _read(cluster, 4)
+        usual, usually_crossed = _read(cluster, 4)
         expected = _merged(usual)
         assert sorted(row for batch in expected for row in batch) == list(range(NUM_ROWS))
-        assert crossed > 0.3 * STORED_BYTES  # Else what follows would show nothing.
+        assert usually_crossed > 0.3 * STORED_BYTES  # Else what follows would show nothing.
         for world_size, most_amplified in ((4, 1.02), (3, 1.3)):
             ranks, crossed = _read(cluster, world_size, locality=True, run_id=f"run-{world_size}")
             assert _merged(ranks) == expected
             local, remote = (sum(rank["receipt"][name] for rank in ranks) for name in ("bytes_local", "bytes_remote"))
             assert local / (local + remote) >= 0.95
-            assert crossed < 0.1 * STORED_BYTES
+            # What nodes say to each other crosses, too, the more the longer it takes.
+            assert crossed < 0.4 * usually_crossed
             assert sum(rank["receipt"]["blocks"] for rank in ranks) / num_blocks <= most_amplified
 
 
