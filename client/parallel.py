@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from client.in_flight import ThreadPool, settle
 
-__all__ = ["bounded_map"]
+__all__ = ["bounded_map", "usable_cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,3 +46,8 @@ def bounded_map(
             if stop is not None:
                 stop.set()
             settle(pending)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

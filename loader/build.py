@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any, Final
@@ -29,16 +29,17 @@ from typing import Any, Final
 from client.client import Client
 from client.names import parse_url
 from client.objects import ObjectStore
-from client.parallel import bounded_map
+from client.parallel import bounded_map, usable_cores
 from client.record import ObjectInfo
-from loader.build_journal import BuildJournal, Start, fingerprint, remove_expired
-from loader.build_ray import encoding_on_ray, num_ray_cpus
+from loader.build_journal import BuildJournal, Left, Start, fingerprint, remove_expired
+from loader.build_ray import RayWriter, num_ray_cpus, on_ray_cluster
 from loader.columns import ColumnType, EncodedColumn, Schema
 from loader.errors import BuildUnresumable, InvalidOption
 from loader.index import DatasetIndex
+from loader.lanes import DEFAULT_MAX_LANES
 from loader.source_rows import Piece, Source, SourceError
 from loader.sources import Inputs, open_source
-from loader.writer import ShardWriter, usable_cores
+from loader.writer import ShardWriter
 
 __all__ = [
     "MAX_PARALLEL_PIECES",
@@ -63,7 +64,9 @@ READ_AHEAD_BYTES: Final = 512 << 20
 
 Batch = tuple[EncodedColumn, ...]
 OnBytes = Callable[[int], None]
-Encode = Callable[[Piece], tuple[Piece, Batch]]
+# On Ray the rows stay there (`loader.build_ray.Shares`), and the writer is the one that takes them.
+Encode = Callable[[Piece], tuple[Piece, Any]]
+Means = AbstractContextManager[tuple[ShardWriter | RayWriter, Encode]]
 
 
 def _ignore(_num_bytes: int) -> None:
@@ -154,7 +157,8 @@ def build_dataset(
     num_workers : int, optional
         Threads or processes that read and check the input; by default one for each core. The dataset does not depend on it.
     on_ray : bool
-        Read and check the input on the machines of a Ray cluster (`loader.build_ray`).
+        Read the input, and write the lanes, on the machines of a Ray cluster (`loader.build_ray`). There are 256 lanes then
+        unless another number is asked for, also for small data.
     resume : bool
         Go on where the same build was killed, if it was, and leave in the store what it takes to go on from this one: objects
         under ``.builds/`` in the bucket, for at most `loader.build_journal.KEPT_S` after the last of them.
@@ -179,29 +183,24 @@ def build_dataset(
     plan = inputs if isinstance(inputs, BuildPlan) else plan_build(inputs, columns=columns)
     began_s = time.monotonic()
     with _opened_store(client, endpoints) as store:
-        writer = ShardWriter(
-            url,
-            dict(plan.schema.items()),
-            compression,
-            block_size_bytes,
-            num_lanes,
-            client=store,
-            metadata=plan.source.metadata,
-        )
+        options: dict[str, Any] = {
+            "columns": dict(plan.schema.items()),
+            "compression": compression,
+            "block_size_bytes": block_size_bytes,
+        }
+        writer = ShardWriter(url, **options, num_lanes=num_lanes, client=store, metadata=plan.source.metadata)
+        bucket, key = parse_url(url)
         with writer:
-            bucket, key = parse_url(url)
             remove_expired(store, bucket, now_s=time.time())
             name = _fingerprint(plan, options=[compression, block_size_bytes, num_lanes])
             journal = BuildJournal(store, bucket, key, fingerprint=name) if resume else None
             left = None if journal is None else journal.load()
-            start = None if left is None else left.start
-            if left is not None:
-                writer.go_on(left.lanes, first_row=left.start.row)
-            resumed_rows = writer.num_rows
             workers = num_workers or _num_workers(plan.source, num_ray_cpus() if on_ray else usable_cores())
-            with encoding_on_ray(plan.schema) if on_ray else _encoder(plan, num_workers=workers) as encode:
-                _write(plan, writer, journal, encode, start=start, num_workers=workers, on_bytes=on_bytes)
-            info = writer.commit()
+            means: Means = _here(plan, writer, num_workers=workers)
+            if on_ray:
+                lanes = num_lanes or (DEFAULT_MAX_LANES if left is None else len(left.lanes))
+                means = on_ray_cluster(writer, url, store, num_lanes=lanes, options=options)
+            info, resumed_rows = _run(plan, means, journal, left, num_workers=workers, on_bytes=on_bytes)
         if journal is not None:
             journal.discard()
     assert writer.index is not None
@@ -235,9 +234,29 @@ def _fingerprint(plan: BuildPlan, *, options: list[Any]) -> str:
     )
 
 
+@contextmanager
+def _here(plan: BuildPlan, writer: ShardWriter, *, num_workers: int) -> Iterator[tuple[ShardWriter | RayWriter, Encode]]:
+    """What writes, and what encodes, in this process and those that it starts."""
+    with _encoder(plan, num_workers=num_workers) as encode:
+        yield writer, encode
+
+
+def _run(
+    plan: BuildPlan, means: Means, journal: BuildJournal | None, left: Left | None, *, num_workers: int, on_bytes: OnBytes
+) -> tuple[ObjectInfo, int]:
+    """Go on from what is left, write and commit; what was committed, and how many rows were passed over at the beginning."""
+    with means as (writer, encode):
+        if left is not None:
+            writer.go_on(left.lanes, first_row=left.start.row)
+        resumed_rows = writer.num_rows
+        start = None if left is None else left.start
+        _write(plan, writer, journal, encode, start=start, num_workers=num_workers, on_bytes=on_bytes)
+        return writer.commit(), resumed_rows
+
+
 def _write(
     plan: BuildPlan,
-    writer: ShardWriter,
+    writer: ShardWriter | RayWriter,
     journal: BuildJournal | None,
     encode: Encode,
     *,

@@ -29,6 +29,7 @@ from client.errors import Forbidden, ObjectNotFound, PreconditionFailed
 from client.manifest import Ref
 from client.objects import ObjectStore
 from client.record import ObjectInfo
+from loader.build_ray import RayWriter
 from loader.errors import BuildUnresumable
 from loader.order import lane_permutation
 from loader.staging import LaneProgress
@@ -102,7 +103,7 @@ class BuildJournal:
         self._num_parts = len(parts)
         return Left(lanes=_joined(parts), start=parts[-1].start) if parts else None
 
-    def add(self, writer: ShardWriter, starts: Sequence[Start]) -> Start | None:
+    def add(self, writer: ShardWriter | RayWriter, starts: Sequence[Start]) -> Start | None:
         """Name what `writer` has stored since the last part.
 
         Parameters

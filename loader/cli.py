@@ -70,7 +70,7 @@ def build(
         ),
     ] = False,
     on_ray: Annotated[
-        bool, typer.Option("--ray", help="Read on the machines of the Ray cluster that RAY_ADDRESS names; needs forebay[ray].")
+        bool, typer.Option("--ray", help="Build on the machines of the Ray cluster that RAY_ADDRESS names; needs forebay[ray].")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -203,6 +203,16 @@ class LaneStaging:
         self.close()
         return Staged(refs=tuple(self.refs()), lanes=tuple(entries))
 
+    def flush(self) -> tuple[LaneProgress, ...]:
+        """Store all blocks that were added, without the tables; what is durable then, which is all of them."""
+        while self._encoding:
+            self._settle_encoding()
+        for lane in self._lanes:
+            if lane.pending:
+                self._store_pending(lane)
+        self.drain()
+        return self.progress()
+
     def drain(self) -> None:
         """Wait until every store that was begun is durable."""
         while self._storing:

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from torch.utils.data import IterableDataset
 
+from client.parallel import usable_cores
 from loader.assignment import Assignment, Split, Tail
 from loader.collate import Collate
 from loader.epoch import Position, SharedEpoch
@@ -38,7 +39,6 @@ from loader.stager import Stager
 from loader.state import LoaderState
 from loader.transforms import ItemTransform, Transform
 from loader.worker_state import state_of_loader
-from loader.writer import usable_cores
 
 __all__ = ["DEFAULT_PREFETCH_BYTES", "StreamDataset"]
 

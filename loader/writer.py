@@ -17,7 +17,6 @@ Invariant: the dataset's digest depends on schema, rows, L and block size, not o
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from client.client import Client
 from client.manifest import Ref
 from client.names import format_url, parse_url
 from client.objects import ObjectStore
+from client.parallel import usable_cores
 from client.placement import choose_groups
 from client.record import Condition, ObjectInfo, ObjectRecord
 from client.upload import make_content
@@ -53,7 +53,7 @@ from loader.lanes import (
 )
 from loader.staging import Data, LaneProgress, LaneStaging, cut
 
-__all__ = ["DEFAULT_BLOCK_BYTES", "ShardWriter", "usable_cores"]
+__all__ = ["DEFAULT_BLOCK_BYTES", "ShardWriter"]
 
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
 
@@ -224,6 +224,14 @@ class ShardWriter:
             self._uploader.anchor_again(staging.refs())
         self.num_rows = first_row
 
+    def hand_over(self) -> tuple[LaneProgress, ...]:
+        """Store all rows, for another writer to go on with and to commit; this one is closed."""
+        self._check_open()
+        with self._closed_on_error():
+            lanes = self._deal_rest().flush()
+        self._close("aborted")
+        return lanes
+
     def name_part(self, key: str, refs: Sequence[Ref], description: bytes, *, metadata: Mapping[str, str]) -> ObjectInfo:
         """Make an object of chunks that were stored, so that they outlive this writer: the chunks, then `description`.
 
@@ -235,15 +243,8 @@ class ShardWriter:
         self._check_open()
         with self._closed_on_error():
             pieces = cut(description, size_bytes=self._client.config.chunk_size_bytes)
-            record = ObjectRecord(
-                write_id=new_write_id(),
-                content=make_content([*refs, *map(self._uploader.store, pieces)], self._uploader),
-                content_type=PART_CONTENT_TYPE,
-                metadata=metadata,
-                ack=self._policy.ack,
-                replicas=self._policy.replicas,
-                created_s=time.time(),
-            )
+            refs = [*refs, *map(self._uploader.store, pieces)]
+            record = self._record(refs, write_id=new_write_id(), kind=PART_CONTENT_TYPE, metadata=metadata)
             write = Commit(bucket=self._bucket, key=key, record=record, condition=Condition(if_none_match="*"))
             # An anchor holds for all that this writer has stored, or for nothing: so all of it is touched for a new one.
             return anchoring.commit(self._client.catalog, write, self._uploader, refs_of=self._all_refs)
@@ -261,7 +262,8 @@ class ShardWriter:
         self._check_open()
         with self._closed_on_error():
             self.index, refs = self._store_rest()
-            record = self._record(self.index, refs)
+            metadata = {**self._metadata, METADATA_KEY: described(self.index)}
+            record = self._record(refs, write_id=self._write_id, kind=CONTENT_TYPE, metadata=metadata)
             write = Commit(bucket=self._bucket, key=self._key, record=record, condition=self._condition)
             self.info = self._client.commit(write, uploader=self._uploader)
         self._close("committed")
@@ -335,27 +337,30 @@ class ShardWriter:
     def _store(self, payload: Data, group: str, stop: threading.Event) -> Ref:
         return self._uploader.store(payload, group=group, stop=stop)
 
-    def _store_rest(self) -> tuple[DatasetIndex, list[Ref]]:
-        """Store the open blocks, the tables and the index; all references in the object's order."""
+    def _deal_rest(self) -> LaneStaging:
         dealer, staging = self._dealer, self._staging
         if dealer is None or staging is None:
             chosen = choose_num_lanes(self._buffer.num_rows, decoded_bytes=self._buffer.num_bytes)
             dealer, staging = self._open_lanes(self._new_lanes(self._num_lanes or chosen))
         dealer.deal(self._buffer.take())
         dealer.finish()
-        staged = staging.finish()
+        return staging
+
+    def _store_rest(self) -> tuple[DatasetIndex, list[Ref]]:
+        """Store the open blocks, the tables and the index; all references in the object's order."""
+        staged = self._deal_rest().finish()
         index = DatasetIndex.of(
             self._schema, block_size_bytes=self._block_size_bytes, compression=self._compression, lanes=staged.lanes
         )
         pieces = cut(index.encode(), size_bytes=self._client.config.chunk_size_bytes)
         return index, [*staged.refs, *map(self._uploader.store, pieces)]
 
-    def _record(self, index: DatasetIndex, refs: list[Ref]) -> ObjectRecord:
+    def _record(self, refs: Sequence[Ref], *, write_id: str, kind: str, metadata: Mapping[str, str]) -> ObjectRecord:
         return ObjectRecord(
-            write_id=self._write_id,
+            write_id=write_id,
             content=make_content(refs, self._uploader),
-            content_type=CONTENT_TYPE,
-            metadata={**self._metadata, METADATA_KEY: described(index)},
+            content_type=kind,
+            metadata=metadata,
             ack=self._policy.ack,
             replicas=self._policy.replicas,
             created_s=time.time(),
@@ -393,8 +398,3 @@ class ShardWriter:
         self._buffer, self._dealer, self._staging = RowBuffer(self._schema), None, None
         if self._owned_client is not None:
             self._owned_client.close()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,68 +1,47 @@
-"""Builds whose input is read by Ray tasks: the same dataset, and the same errors. Left out where Ray isn't installed."""
+"""What a build on Ray does without Ray: shares of the rows, lanes of the actors, and what it says where Ray is missing."""
 
 from __future__ import annotations
 
 import builtins
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loader.build import build_dataset
 from loader.errors import InvalidOption
+from loader.order import lane_permutation
+from loader.reader import DatasetReader
+from loader.verify import verify_dataset
+from loader.writer import ShardWriter
 from tests.unit.loader.test_build import URL, write_rows
 from tests.unit.loader.watched_store import watched_store
 
-ROOT = Path(__file__).parents[3]
 
-# In a process of its own, because Ray leaves files open in the one that it ran in.
-SCRIPT = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import numpy, ray
-from pathlib import Path
-from loader import source_jsonl
-from loader.build import build_dataset
-from loader.source_rows import RowError
-from tests.unit.loader.test_build import URL, write_rows
-from tests.unit.loader.test_source_peers import GOLDEN
-from tests.unit.loader.watched_store import watched_store
-
-folder = Path(sys.argv[1])
-source_jsonl.PIECE_BYTES = source_jsonl._READ_BYTES = 20_000
-write_rows(folder / "rows.jsonl", 5000)
-numpy.save(folder / "n.npy", numpy.arange(50_000))
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-with watched_store() as (store, catalog, _):
-    for name in (folder / "rows.jsonl", folder / "n.npy", "mds-zstd", "litdata-batch", "webdataset", "huggingface"):
-        here = build_dataset([GOLDEN / name], URL, num_lanes=4, client=store)
-        there = build_dataset([GOLDEN / name], URL, num_lanes=4, client=store, on_ray=True)
-        assert here.index.digest == there.index.digest, name
-        print("same", flush=True)
-    write_rows(folder / "rows.jsonl", 5000, row_4321={{"tokens": [1, 2]}})
-    catalog.history.clear()
-    try:
-        build_dataset([folder / "rows.jsonl"], URL, client=store, on_ray=True)
-    except RowError as error:
-        assert error.row == 4322 and not catalog.history
-        print(error)
-ray.shutdown()
-"""
-
-
-@pytest.mark.slow
-def test_ray_builds_the_same_dataset(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    environment = {**os.environ, "HOME": str(tmp_path), "RAY_TMPDIR": "/tmp", "RAY_ADDRESS": "local"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=110, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("same\n") == 6
-    assert "rows.jsonl, line 4322: column 'tokens': expected int64[3], found list like int64[2]" in done.stdout
+@pytest.mark.parametrize(("num_lanes", "num_shares"), [(8, 1), (8, 2), (8, 8), (6, 3), (12, 4)])
+def test_writers_of_every_cth_row_hand_over_the_lanes_of_one_writer(num_lanes: int, num_shares: int) -> None:
+    rows = np.random.default_rng(1).integers(0, 1 << 60, 5001)
+    options: dict[str, Any] = {"columns": {"n": "int64", "t": "str"}, "compression": "none", "block_size_bytes": 1500}
+    texts = ["x" * int(number % 50) for number in rows]
+    with watched_store() as (store, _, _):
+        with ShardWriter(URL, num_lanes=num_lanes, client=store, **options) as one:
+            one.write_batch({"n": rows, "t": texts})
+        assert one.index is not None
+        whole, part = lane_permutation(num_lanes).tolist(), lane_permutation(num_lanes // num_shares).tolist()
+        lanes = {}
+        for share in range(num_shares):
+            writer = ShardWriter(URL, num_lanes=num_lanes // num_shares, client=store, **options)
+            for start in range(share, len(rows), 700 * num_shares):
+                chosen = slice(start, min(len(rows), start + 700 * num_shares), num_shares)
+                writer.write_batch({"n": rows[chosen], "t": texts[chosen]})
+            for lane, progress in enumerate(writer.hand_over()):
+                lanes[whole[share + num_shares * part.index(lane)]] = progress
+        with ShardWriter("forebay://data/together", num_lanes=num_lanes, client=store, **options) as together:
+            together.go_on([lanes[lane] for lane in range(num_lanes)], first_row=len(rows))
+        assert together.index is not None
+        assert together.index.digest == one.index.digest
+        assert verify_dataset(DatasetReader(store, "data", "together")).clean
 
 
 def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
