@@ -30,7 +30,7 @@ from loader import build, build_journal, build_ray, source_jsonl, source_numpy
 from loader.errors import LoaderError
 source_jsonl.PIECE_BYTES = source_jsonl._READ_BYTES = 20_000
 source_numpy.PIECE_ROWS = 500
-build.PART_BYTES = 4 << 20
+build.PART_BYTES = 2 << 20
 build_ray.num_machines = lambda: 2
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 dies, names = sys.argv[1] == "dies", sys.argv[2:]
@@ -55,18 +55,19 @@ ray.shutdown()
 def run(cluster: LiveCluster, home: Path, *names: Path, dies: bool = False) -> list[str]:
     pytest.importorskip("ray")
     endpoint = cluster.endpoint(cluster.node_ids[0])
-    environment = {**os.environ, "FOREBAY_ENDPOINT": endpoint, "HOME": str(home), "RAY_TMPDIR": "/tmp", "RAY_ADDRESS": "local"}
+    environment = {**os.environ, "FOREBAY_ENDPOINT": endpoint, "FOREBAY_CHUNK_SIZE_BYTES": str(1 << 20)}
+    environment |= {"HOME": str(home), "RAY_TMPDIR": "/tmp", "RAY_ADDRESS": "local"}
     command = [sys.executable, "-c", SCRIPT, "dies" if dies else "lives", *map(str, names)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
     assert done.returncode == (9 if dies else 0), done.stderr
     return done.stdout.splitlines()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ray_builds_the_same_datasets(cluster: LiveCluster, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 5000)
     write_rows(tmp_path / "wrong.jsonl", 5000, row_4321={"tokens": [1, 2]})
-    inputs = [tmp_path / "rows.jsonl", *(GOLDEN / name for name in ("mds-zstd", "litdata-batch", "webdataset", "huggingface"))]
+    inputs = [tmp_path / "rows.jsonl", *(GOLDEN / name for name in ("mds-zstd", "webdataset"))]
     *found, wrong = run(cluster, tmp_path, *inputs, tmp_path / "wrong.jsonl")
     assert "wrong.jsonl, line 4322: column 'tokens': expected int64[3], found list like int64[2]" in wrong
     with cluster.client() as client:
@@ -78,10 +79,10 @@ def test_ray_builds_the_same_datasets(cluster: LiveCluster, tmp_path: Path) -> N
         assert list(client.walk("data", prefix=".builds/")) == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_build_that_is_killed_on_ray_goes_on(cluster: LiveCluster, tmp_path: Path) -> None:
     path = tmp_path / "tokens.npy"
-    np.save(path, np.random.default_rng(4).integers(0, 60_000, (40_000, 512), np.uint16))
+    np.save(path, np.random.default_rng(4).integers(0, 60_000, (24_000, 512), np.uint16))
     run(cluster, tmp_path, path, dies=True)
     digest, resumed = run(cluster, tmp_path, path)[0].split()
     assert int(resumed) > 0

@@ -31,16 +31,19 @@ def test_a_build_that_is_killed_goes_on(cluster: LiveCluster, tmp_path: Path) ->
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from loader import build, build_journal
-build.PART_BYTES = 4 << 20
+build.PART_BYTES = 2 << 20
 add = build_journal.BuildJournal.add
 def told(*args):
     start = add(*args)
-    print("part", flush=True)
+    if start is not None and start.row > 0:
+        print("part", flush=True)
     return start
 build_journal.BuildJournal.add = told
 build.build_dataset([{str(tmp_path / "tokens.npy")!r}], {URL!r}, **{OPTIONS!r})
 """
-    environment = {**os.environ, "FOREBAY_ENDPOINT": cluster.endpoint(cluster.node_ids[0])}
+    # Small chunks, so that there are some of each lane soon.
+    endpoint = cluster.endpoint(cluster.node_ids[0])
+    environment = {**os.environ, "FOREBAY_ENDPOINT": endpoint, "FOREBAY_CHUNK_SIZE_BYTES": str(1 << 20)}
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) as builder:
             assert builder.stdout is not None
