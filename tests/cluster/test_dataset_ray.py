@@ -23,7 +23,7 @@ from tests.unit.loader.test_source_peers import GOLDEN
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SCRIPT = f"""
-import os, sys
+import sys
 sys.path.insert(0, {str(ROOT)!r})
 import ray
 from loader import build, build_journal, build_ray, source_jsonl, source_numpy
@@ -33,12 +33,14 @@ source_numpy.PIECE_ROWS = 500
 build.PART_BYTES = 2 << 20
 build_ray.num_machines = lambda: 2
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+class Killed(BaseException):
+    pass
 dies, names = sys.argv[1] == "dies", sys.argv[2:]
 add = build_journal.BuildJournal.add
 def told(*args):
     start = add(*args)
     if dies and start is not None and start.row > 0:
-        os._exit(9)
+        raise Killed
     return start
 build_journal.BuildJournal.add = told
 for name in names:
@@ -48,6 +50,9 @@ for name in names:
         print(result.index.digest, result.resumed_rows)
     except LoaderError as error:
         print("error", error)
+    except Killed:
+        ray.shutdown()
+        sys.exit(9)
 ray.shutdown()
 """
 
@@ -82,7 +87,7 @@ def test_ray_builds_the_same_datasets(cluster: LiveCluster, tmp_path: Path) -> N
 @pytest.mark.timeout(600)
 def test_a_build_that_is_killed_on_ray_goes_on(cluster: LiveCluster, tmp_path: Path) -> None:
     path = tmp_path / "tokens.npy"
-    np.save(path, np.random.default_rng(4).integers(0, 60_000, (24_000, 512), np.uint16))
+    np.save(path, np.random.default_rng(4).integers(0, 60_000, (60_000, 512), np.uint16))
     run(cluster, tmp_path, path, dies=True)
     digest, resumed = run(cluster, tmp_path, path)[0].split()
     assert int(resumed) > 0
