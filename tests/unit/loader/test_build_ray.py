@@ -44,6 +44,36 @@ def test_writers_of_every_cth_row_hand_over_the_lanes_of_one_writer(num_lanes: i
         assert verify_dataset(DatasetReader(store, "data", "together")).clean
 
 
+@pytest.mark.parametrize("first_row", [0, 900, 1777])
+def test_writers_of_shares_go_on_with_what_one_writer_has_left(monkeypatch: pytest.MonkeyPatch, first_row: int) -> None:
+    monkeypatch.setattr("loader.writer.DEAL_BYTES", 5000)
+    monkeypatch.setattr("loader.staging.MIN_CHUNK_BYTES", 1000)
+    monkeypatch.setattr("loader.staging.LANE_CHUNKS_BYTES", 4000)
+    rows = np.random.default_rng(1).integers(0, 1 << 60, 15_001)
+    options: dict[str, Any] = {"columns": {"n": "int64"}, "compression": "none", "block_size_bytes": 1024}
+    with watched_store() as (store, _, _):
+        with ShardWriter(URL, num_lanes=8, client=store, **options) as one:
+            for start in range(0, 12_000, 500):
+                one.write_batch({"n": rows[start : start + 500]})
+            assert one._staging is not None
+            left = one._staging.flush()  # Else it would depend on how far its threads have come.
+            one.write_batch({"n": rows[12_000:]})
+        assert one.index is not None
+        whole, part = lane_permutation(8).tolist(), lane_permutation(4).tolist()
+        assert min(lane.num_rows for lane in left) * 8 > 1777
+        lanes = {}
+        for share in range(2):
+            own = {lane: whole[share + 2 * place] for place, lane in enumerate(part)}
+            writer = ShardWriter(URL, num_lanes=4, client=store, **options)
+            writer.go_on([left[own[lane]] for lane in range(4)], first_row=len(range(share, first_row, 2)))
+            writer.write_batch({"n": rows[first_row + (share - first_row) % 2 :: 2]})
+            lanes.update({own[lane]: progress for lane, progress in enumerate(writer.hand_over())})
+        with ShardWriter("forebay://data/together", num_lanes=8, client=store, **options) as together:
+            together.go_on([lanes[lane] for lane in range(8)], first_row=len(rows))
+        assert together.index is not None
+        assert together.index.digest == one.index.digest
+
+
 def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "rows.jsonl", 5)
     real = builtins.__import__
