@@ -159,6 +159,11 @@ class ShardedDataset(StreamDataset):
         return self._open().datasets[0].reader
 
     @property
+    def has_locality(self) -> bool:
+        """Whether its lanes go to ranks on whose hosts they lie."""
+        return self._agreement is not None
+
+    @property
     def digest(self) -> str:
         """The dataset's digest, which the order depends on."""
         return self.reader.index.digest

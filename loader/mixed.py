@@ -115,6 +115,8 @@ class MixedDataset(StreamDataset):
             ShardedDataset(part, columns=columns, rank=0, world_size=1, **cache) if isinstance(part, str) else part
             for part in datasets
         ]
+        if any(part.has_locality for part in self._parts):
+            raise InvalidOption("locality=True of a dataset in a mixture: a mixture deals its lanes to ranks in their order")
         self._opened: OpenStream | None = None
 
     @property

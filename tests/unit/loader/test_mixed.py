@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from loader import MixedDataset
+from loader import MixedDataset, ShardedDataset
 from loader.errors import ColumnError, InvalidOption, StateMismatch, StateUnavailable
 from tests.support.memory_store import MemoryDataset, dataset_bytes
 
@@ -186,6 +186,12 @@ def test_state_of_another_mixture_is_refused_and_names_both_values(options: dict
         alone.load_state_dict(source.state_dict())
     for each in (source, other, alone):
         each.close()
+
+
+def test_locality_of_a_dataset_is_refused_and_not_ignored() -> None:
+    near = ShardedDataset("forebay://data/a", rank=0, world_size=2, locality=True, run_id="run")
+    with pytest.raises(InvalidOption, match="locality=True of a dataset in a mixture"):
+        MixedDataset([near], weights=[1])
 
 
 def test_columns_must_be_alike_and_the_error_lists_how_they_are_not() -> None:
