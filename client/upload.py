@@ -130,6 +130,11 @@ class ChunkUploader:
         group.store(too_few=self._too_few)
         return group.refs
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an epoch of garbage collection has passed since the anchor was taken; another one, and chunks may go."""
+        return self._cluster.anchor.epoch > self.anchor.epoch
+
     def anchor_again(self, refs: Iterable[Ref]) -> None:
         """Bring chunks that were stored before to the nodes that count now, protect them anew, and take a new anchor.
 
@@ -277,8 +282,7 @@ class Upload:
         """Wait for all chunks and return the content, whose manifests are stored as well."""
         self._check_going_on()
         self.flush()
-        while self._in_flight:
-            self._take_first()
+        self._take_all()
         return make_content(self._refs, self._uploader)
 
     def abort(self) -> None:
@@ -299,9 +303,17 @@ class Upload:
             raise InvalidRequest("this upload has ended; begin another one")
 
     def _submit(self, payload: Buffer) -> None:
+        if self._uploader.is_outdated:
+            # None may be on its way under the old anchor.
+            self._take_all()
+            self._uploader.anchor_again(self._refs)
         while len(self._in_flight) >= self._max_in_flight:
             self._take_first()
         self._in_flight.append(self._executor.submit(self._uploader.store, payload, stop=self._stop))
+
+    def _take_all(self) -> None:
+        while self._in_flight:
+            self._take_first()
 
     def _take_first(self) -> None:
         # One that failed stays where it is, and so does its error.

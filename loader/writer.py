@@ -292,7 +292,7 @@ class ShardWriter:
 
     def _keep(self) -> None:
         """Touch what was stored again if an epoch of garbage collection has passed."""
-        if self._staging is not None and self._client.cluster.anchor.epoch > self._uploader.anchor.epoch:
+        if self._staging is not None and self._uploader.is_outdated:
             # None may be on its way under the old anchor.
             self._staging.drain()
             self._uploader.anchor_again(self._staging.refs())
