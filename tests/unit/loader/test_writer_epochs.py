@@ -33,7 +33,7 @@ def test_epochs_pass_while_rows_are_written(monkeypatch: pytest.MonkeyPatch, bat
 
 def test_epochs_pass_while_an_object_is_uploaded() -> None:
     payload = np.random.default_rng(2).bytes(40 * 64 * 1024)
-    with watched_store() as (store, _, _):
+    with watched_store(chunk_size_bytes=64 * 1024) as (store, _, _):
         chunks = collected(store)
         with store.upload("data", "key") as upload:
             for start in range(0, len(payload), 64 * 1024):
