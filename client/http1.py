@@ -60,6 +60,7 @@ class Connection:
                 if waits_on is not None:
                     waits_on(sock)
                 sock.connect(address)
+                sock.getpeername()  # One that was shut down while it waited may seem to have succeeded.
             except OSError as exc:
                 sock.close()
                 failed = failed or exc

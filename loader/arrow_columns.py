@@ -132,9 +132,12 @@ def _is_list(kind: Any) -> bool:
 
 def _values(column: Any, wanted: ColumnType | None) -> Any:
     """The values of an Arrow array, one per row, as `Schema.check_batch` or `infer_column_type` take them."""
-    from pyarrow import compute, types
+    from pyarrow import ExtensionArray, compute, types
 
     kind = column.type
+    if isinstance(column, ExtensionArray):
+        # Known as such only where the library that made the type is imported; its values are what they are stored as.
+        return _values(column.storage, wanted)
     if types.is_dictionary(kind):
         return _values(column.dictionary_decode(), wanted)
     if types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:

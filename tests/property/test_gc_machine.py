@@ -461,4 +461,5 @@ def refs_of(content: Content) -> list[Ref]:
 
 
 TestGcMachine = GcMachine.TestCase
+pytestmark = pytest.mark.timeout(600)  # Of all tests that no process is started for, this one computes for longest.
 TestGcMachine.settings = settings(max_examples=max(1, settings().max_examples // 4), stateful_step_count=50)

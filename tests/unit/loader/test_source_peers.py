@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from loader.source_rows import RowError, SourceError
@@ -186,3 +187,31 @@ def test_what_is_not_the_dataset_itself_is_said() -> None:
         open_source([GOLDEN / "mds" / "shard.00000.mds"])
     with pytest.raises(SourceError, match=r"\(LitData\) is of another kind than .*\(MDS\)"):
         open_source([GOLDEN / "mds", GOLDEN / "litdata"])
+
+
+class Square(pa.ExtensionType):  # type: ignore[misc]
+    """An array type as a library of others registers it."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.list_(pa.list_(pa.float32())), "tests.square")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> Square:
+        return cls()
+
+
+def test_types_that_a_library_in_this_process_knows_are_what_they_are_stored_as(tmp_path: Path) -> None:
+    stored = pa.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], Square().storage_type)
+    table = pa.table({"square": pa.ExtensionArray.from_storage(Square(), stored)})
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    pa.register_extension_type(Square())
+    try:
+        source = open_source([tmp_path / "a.arrow"])
+        assert {name: str(column_type) for name, column_type in types_of(source).items()} == {"square": "float32[2,2]"}
+        assert [row["square"] for row in rows_of(source)] == stored.to_pylist()
+    finally:
+        pa.unregister_extension_type("tests.square")
