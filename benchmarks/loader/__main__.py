@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from benchmarks.tables import fact_list
 from client import Client
 from storenode.embedded import EmbeddedCluster
 
-_FULL = Amounts(rounds=5, min_s=2.0, max_s=6.0, epochs=5)
+_FULL = Amounts(rounds=5, min_s=2.0, max_s=4.0, epochs=5)
 _QUICK = Amounts(rounds=2, min_s=0.3, max_s=1.0, epochs=2)
 
 
@@ -36,9 +37,7 @@ def main() -> None:
     # As with Ctrl-C, what was started is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks.loader: terminated"))
     amounts = _QUICK if arguments.quick else _FULL
-    amounts = Amounts(
-        rounds=arguments.rounds or amounts.rounds, min_s=amounts.min_s, max_s=amounts.max_s, epochs=amounts.epochs
-    )
+    amounts = replace(amounts, rounds=arguments.rounds or amounts.rounds, min_s=arguments.min_s or amounts.min_s)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     facts = run_facts("benchmarks.loader", arguments.out.parent) | {
         "set up": "3 nodes on the same machine, backend sqlite, consistency strong; loaders in one process, without workers",
@@ -91,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short rounds, for development")
     parser.add_argument("--rounds", type=int, default=0, help="how often each side has its turn in a cell")
+    parser.add_argument("--min-s", type=float, default=0.0, help="seconds of a turn")
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="GLOB", help="names of cells, such as 'tokens*'")
     parser.add_argument("--keep", type=Path, help="a directory for the data sets, which is used again if it has them already")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader.json"))
