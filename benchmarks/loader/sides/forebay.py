@@ -21,6 +21,7 @@ class _Stream:
     def __init__(self, url: str, place: Place, *, batch_size: int | None, prefetch_bytes: int) -> None:
         cache = None if place.cold else place.cache
         self._dataset = ShardedDataset(url, batch_size=batch_size, shuffle=True, cache_dir=cache, prefetch_bytes=prefetch_bytes)
+        len(self._dataset)  # Opens it: peers open theirs when they are made.
 
     def epoch(self) -> Iterator[Any]:
         return iter(self._dataset)

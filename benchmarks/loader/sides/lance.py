@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import lancedb
-import numpy as np
 import pyarrow as pa
 import torch
 from lancedb.streaming import StreamingDataLoader, StreamingDataset
 
-from benchmarks.loader.sets import Blobs, Columns
+from benchmarks.loader.sets import Columns
+from benchmarks.loader.sides.arrow import arrow_column
 from benchmarks.loader.sides.base import Place
 
 __all__ = ["Lance"]
@@ -55,15 +55,6 @@ def _tensors(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _arrow(column: Any, start: int, stop: int) -> pa.Array:
-    if isinstance(column, Blobs):
-        return pa.array([column[row] for row in range(start, stop)], pa.large_binary())
-    rows = np.asarray(column[start:stop])
-    if rows.ndim == 1:
-        return pa.array(rows)
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-
-
 class Lance:
     """See `base.Side`."""
 
@@ -74,7 +65,7 @@ class Lance:
         table, rows = None, len(next(iter(columns.values())))
         for start in range(0, rows, _WRITE_ROWS):
             stop = min(rows, start + _WRITE_ROWS)
-            part = pa.table({name: _arrow(column, start, stop) for name, column in columns.items()})
+            part = pa.table({name: arrow_column(column, start, stop) for name, column in columns.items()})
             if table is None:
                 table = lancedb.connect(place.data).create_table("samples", part, mode="overwrite")
             else:
