@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class Turns:
         began_s = time.perf_counter()
         stream = self._open()
         items = stream.epoch()
-        next(iter(items))
+        next(items)
         seconds = time.perf_counter() - began_s
         del items
         stream.close()
@@ -102,7 +102,7 @@ class Turns:
         stream = self._open()
         began_s = time.perf_counter()
         stream.resume(self._states[batches])
-        next(iter(stream.epoch()))
+        next(stream.epoch())
         seconds = time.perf_counter() - began_s
         stream.close()
         return {"seconds": seconds}
@@ -144,7 +144,7 @@ class Turns:
 
     def _read(self, stream: Stream, end_s: float) -> int:
         """Samples of an epoch that is broken off at `end_s`."""
-        items: Iterator[Any] = iter(stream.epoch())
+        items = stream.epoch()
         count, one = 0, self._batch_size is None
         while chunk := list(map(_one if one else num_samples, itertools.islice(items, _PROBE_EVERY))):
             count += sum(chunk)

@@ -23,7 +23,8 @@ class _Stream:
         clean_stale_shared_memory()
         remote = str(place.data) if place.cold else None
         local = str(place.cache if place.cold else place.data)
-        self._dataset = StreamingDataset(remote=remote, local=local, shuffle=True, batch_size=batch_size or 1)
+        planned = batch_size or place.chosen.batch_size  # What the order is planned for, also where samples come singly.
+        self._dataset = StreamingDataset(remote=remote, local=local, shuffle=True, batch_size=planned)
         self._batch_size = batch_size
         self._loader = None if batch_size is None else StreamingDataLoader(self._dataset, batch_size=batch_size, num_workers=0)
 
