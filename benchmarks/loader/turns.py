@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import itertools
 import json
 import os
 import shutil
@@ -144,17 +143,12 @@ class Turns:
 
     def _read(self, stream: Stream, end_s: float) -> int:
         """Samples of an epoch that is broken off at `end_s`."""
-        items = stream.epoch()
         count, one = 0, self._batch_size is None
-        while chunk := list(map(_one if one else num_samples, itertools.islice(items, _PROBE_EVERY))):
-            count += sum(chunk)
-            if time.perf_counter() > end_s:
+        for number, item in enumerate(stream.epoch(), start=1):
+            count += 1 if one else num_samples(item)
+            if number % _PROBE_EVERY == 0 and time.perf_counter() > end_s:
                 break
         return count
-
-
-def _one(_: Any) -> int:
-    return 1
 
 
 def _place(fields: dict[str, Any]) -> Place:

@@ -33,7 +33,8 @@ class _Stream:
             self._loader = litdata.StreamingDataLoader(self._dataset, batch_size=batch_size, num_workers=0)
 
     def epoch(self) -> Iterator[Any]:
-        return iter(self._dataset if self._loader is None else self._loader)
+        # A generator, for the dataset is its own iterator and begins anew whenever it is asked for one.
+        yield from self._dataset if self._loader is None else self._loader
 
     def state(self, batches: int) -> object:
         assert self._loader is not None
