@@ -16,7 +16,7 @@ from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually, running_
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-# So slow that there is a middle: the new node is given some 6 MB.
+# So slow that there is a middle: the new node is given some 12 MB, in groups of 4 MiB.
 RATE = {"FOREBAY_REBALANCE_RATE_BYTES_PER_S": str(1024 * 1024)}
 
 
@@ -34,7 +34,7 @@ def client(cluster: LiveCluster) -> Iterator[Client]:
 
 @pytest.fixture
 def infos(client: Client) -> list[ObjectInfo]:
-    return [client.put("data", f"object-{seed}", random.Random(seed).randbytes(6 * CHUNK_BYTES)) for seed in range(20)]
+    return [client.put("data", f"object-{seed}", random.Random(seed).randbytes(6 * CHUNK_BYTES)) for seed in range(40)]
 
 
 def await_middle(cluster: LiveCluster, node_id: str) -> None:
@@ -64,10 +64,10 @@ def test_a_node_that_dies_in_the_middle_does_not_keep_the_change_from_its_end(
     await_middle(cluster, newcomer)
     cluster.kill(victim)
     # Down is not out: the change waits for it. And whatever is still where it was can be read.
+    assert cluster.standing(client)["older"] == [1]
     assert all(client.get("data", info.key) for info in infos)
     if who == "coordinator":
         eventually(lambda: cluster.coordinator() not in (None, victim), what="another coordinator")
-    assert cluster.standing(client)["older"] == [1]
     cluster.restart(victim)
     assert_complete(cluster, client, infos)
 

@@ -18,6 +18,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from client.client import Client
+from client.errors import LayoutsPending
 from client.manifest import Ref
 from client.names import parse_url
 from loader import ShardedDataset, ShardWriter
@@ -99,19 +100,26 @@ class Trouble:
     def _drain(self, node_id: str) -> None:
         self._end_draining()
         if len(self._cluster.node_ids) > 3:
-            self._cluster.change(self._client, "drain", node_id)
+            self._change("drain", node_id)
             self._draining = node_id
 
     def _add(self, node_id: str) -> None:
         if len(self._cluster.node_ids) < 3 + MAX_SPARES:
-            self._cluster.change(self._client, "add", self._cluster.add_spare())
+            self._change("add", self._cluster.add_spare())
         else:
             self._end_draining()
 
     def _end_draining(self) -> None:
         if self._draining:
-            self._cluster.change(self._client, "add", self._draining)
+            self._change("add", self._draining)
         self._draining = ""
+
+    def _change(self, kind: str, node_id: str) -> None:
+        try:
+            self._cluster.change(self._client, kind, node_id)
+        except LayoutsPending:  # On a slow machine nodes have to catch up first. All are up.
+            self._cluster.await_complete(self._client)
+            self._cluster.change(self._client, kind, node_id)
 
     def _refs(self) -> list[Ref]:
         return list(self._client.reader(self._client.stat(*parse_url(URL))).refs())
