@@ -170,3 +170,14 @@ def test_the_command_line_names_and_prunes_steps(forebay: Callable[..., Result],
     rows = [json.loads(line) for line in forebay("series", "ls", "data/run", "--json").stdout.splitlines()]
     assert [(row["step"], row["names"]) for row in rows[:3]] == [(40, ["current"]), (50, ["best"]), (60, [])]
     forebay("series", "withdraw", "data/run", "best")
+
+
+def test_a_watch_tells_what_a_name_means_now_and_whenever_that_changes(series: Series) -> None:
+    series.publish(40)
+    watch = series.watch()
+    now = next(watch)
+    assert now is not None and now.record.content.digest == series.members()[4].info.record.content.digest
+    series.publish(50, name="best")
+    series.publish(60)
+    then = next(watch)
+    assert then is not None and then.record.content.digest == series.members()[6].info.record.content.digest
