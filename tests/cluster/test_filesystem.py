@@ -72,6 +72,7 @@ def test_torch_saves_and_loads(fs: ForebayFileSystem) -> None:
 
 
 def test_hugging_face_datasets_saves_streams_and_loads(fs: ForebayFileSystem, tmp_path: Path) -> None:
+    datasets.disable_progress_bars()  # They would leave a thread behind.
     rows = datasets.Dataset.from_pandas(table(1000))
     rows.save_to_disk("forebay://data/hf")
     assert datasets.load_from_disk("forebay://data/hf")["number"][:3] == [0, 1, 2]
