@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import tqdm
 
 from client.filesystem import ForebayFileSystem
 from tests.support.cluster import LiveCluster
@@ -71,8 +72,10 @@ def test_torch_saves_and_loads(fs: ForebayFileSystem) -> None:
     assert torch.equal(found["weight"], state["weight"]) and found["step"] == 7
 
 
-def test_hugging_face_datasets_saves_streams_and_loads(fs: ForebayFileSystem, tmp_path: Path) -> None:
-    datasets.disable_progress_bars()  # They would leave a thread behind.
+def test_hugging_face_datasets_saves_streams_and_loads(
+    fs: ForebayFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)  # Its progress bars would leave a thread behind.
     rows = datasets.Dataset.from_pandas(table(1000))
     rows.save_to_disk("forebay://data/hf")
     assert datasets.load_from_disk("forebay://data/hf")["number"][:3] == [0, 1, 2]
