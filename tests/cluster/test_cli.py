@@ -231,7 +231,7 @@ def test_an_interrupted_download_leaves_nothing(cluster: LiveCluster, tmp_path: 
     with cluster.paused(silent[0]), cluster.paused(silent[1]):
         process = subprocess.Popen(
             [sys.executable, "-m", "client.cli", "get", "single/large", str(folder / "file")],
-            env={**_environment(cluster), "FOREBAY_ENDPOINT": cluster.endpoint(asked), "FOREBAY_DEADLINE_S": "2"},
+            env={**_environment(cluster), "FOREBAY_ENDPOINT": cluster.endpoint(asked), "FOREBAY_DEADLINE_S": "10"},
             cwd=REPOSITORY,
             stderr=subprocess.PIPE,
             text=True,
