@@ -250,6 +250,15 @@ class GcMachine(RuleBasedStateMachine):
     def read_into(self, ref: Ref, buffer: memoryview, **_: Any) -> None:
         buffer[:] = self.read(ref)
 
+    def read_small(self, wanted: Sequence[tuple[Ref, int]], **_: Any) -> list[memoryview | AllReplicasFailed]:
+        found: list[memoryview | AllReplicasFailed] = []
+        for ref, _replicas in wanted:
+            try:
+                found.append(memoryview(self.read(ref)))
+            except AllReplicasFailed as error:
+                found.append(error)
+        return found
+
     # What the records say
 
     def records(self) -> list[ObjectRecord]:
