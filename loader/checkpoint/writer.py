@@ -7,6 +7,9 @@ yet, and reports them to the coordinator. That composes the file (`loader.checkp
 record that lists all chunks. So a checkpoint is visible as a whole or not at all, whoever dies at whatever moment; chunks of a
 save that came to nothing are garbage, and are collected as any. Chunks that an earlier checkpoint has are neither sent nor
 written again.
+
+Two saves of one writer may not overlap: the second would be given the first one's name. It is refused. And staged buffers are
+used again only once their chunks are stored.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -69,7 +73,8 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
     Raises
     ------
     InvalidOption
-        From a save: for values that JSON can't hold, without a `loader.checkpoint.SavePlanner`, or without a URL.
+        From a save: for values that JSON can't hold, without a `loader.checkpoint.SavePlanner`, without a URL, or while
+        another save of this writer is under way.
     PreconditionFailed, BucketNotFound, NotEnoughReplicas, DiskFull
         From a save, wrapped by torch in a ``CheckpointException``. Nothing is visible then.
     """
@@ -96,6 +101,9 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
             client = self._owned = Client(endpoints)
         self._store = client
         self._uploader: ChunkUploader | None = None
+        self._saving: threading.Thread | None = None
+        self._is_coordinator = False
+        self._buffers_in_use = False
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -113,11 +121,16 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A copy of the state on the CPU, in buffers that the next save uses again."""
-        self.state_dict_cache = staged(state_dict, self.state_dict_cache)
+        self.state_dict_cache = staged(state_dict, None if self._buffers_in_use else self.state_dict_cache)
+        self._buffers_in_use = True
         return self.state_dict_cache
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a save."""
+        # One that broke off while torch planned it has left its thread here; another thread's goes on as long as that lives.
+        if self._saving not in (None, threading.current_thread()) and self._saving.is_alive():
+            raise InvalidOption(f"the save of {self.url} is under way: wait for its future, or use another CheckpointWriter")
+        self._saving = threading.current_thread()
         if checkpoint_id is not None:
             self.url = os.fspath(checkpoint_id)
         self.info = self._uploader = None
@@ -137,6 +150,7 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
             raise InvalidOption("no URL: give one to CheckpointWriter, or as checkpoint_id to save")
         if not kwargs.get("use_collectives", True):
             raise InvalidOption("use_collectives=False: a checkpoint of several ranks is one object, which one of them commits")
+        self._is_coordinator = is_coordinator
         policy = self._store.catalog.bucket(parse_url(self.url)[0])
         self._uploader = self._store.uploader(policy.replicas, ack=self._ack or policy.ack)
 
@@ -150,7 +164,15 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Store this rank's shards; the one result carries its `RankReport`."""
-        report = self._store_shards(plan, planner)
+        try:
+            report = self._store_shards(plan, planner)
+        except BaseException:
+            self._saving = None
+            raise
+        finally:
+            self._buffers_in_use = False
+        if not self._is_coordinator:
+            self._saving = None
         num_bytes = sum(_num_bytes(pack.shards) for pack in (*report.small, *report.large))
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(index=MetadataIndex(""), size_in_bytes=num_bytes, storage_data=report)])
@@ -158,6 +180,12 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator: commit what all ranks have stored."""
+        try:
+            self._commit(metadata, results)
+        finally:
+            self._saving = None
+
+    def _commit(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         assert self.url is not None and self._uploader is not None
         bucket, key = parse_url(self.url)
         reports = [result.storage_data for of_rank in results for result in of_rank]

@@ -149,13 +149,32 @@ def _sharded(
             )
             for shard in shards:
                 _check_shard(name, shard, dtype=dtype, shape=shape, stored=dtypes.get(shard.entry.name))
-            if sum(math.prod(shard.sizes) for shard in shards) != math.prod(shape):
+            # As many elements as the tensor has, none of them twice: so there is no hole.
+            if sum(math.prod(shard.sizes) for shard in shards) != math.prod(shape) or _overlap(shards):
                 raise TensorsCorrupt(
                     f"the {len(shards)} shards of tensor {name!r} are not the whole of its shape {list(shape)}"
                 )
             yield name, Stored(dtype=dtype, shape=shape, shards=shards)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise TensorsCorrupt(f"the tensors of the checkpoint can't be read: {exc!r}") from exc
+
+
+def _overlap(shards: Sequence[Shard]) -> bool:
+    """Whether two of the shards have an element in common."""
+    some = [shard for shard in shards if math.prod(shard.sizes)]
+    if len(some) < 2:
+        return False
+    # Only those are compared whose spans meet in the dimension that is cut most often.
+    axis = max(range(len(some[0].offsets)), key=lambda number: len({shard.offsets[number] for shard in some}), default=None)
+    if axis is None:
+        return True  # Scalars.
+    open_shards: list[Shard] = []
+    for shard in sorted(some, key=lambda shard: shard.offsets[axis]):
+        open_shards = [other for other in open_shards if other.spans[axis][1] > shard.offsets[axis]]
+        if any(all(a < d and c < b for (a, b), (c, d) in zip(shard.spans, other.spans, strict=True)) for other in open_shards):
+            return True
+        open_shards.append(shard)
+    return False
 
 
 def _check_shard(name: str, shard: Shard, *, dtype: torch.dtype, shape: Sequence[int], stored: torch.dtype | None) -> None:

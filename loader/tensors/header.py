@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from loader.errors import TensorsCorrupt
+from loader.errors import InvalidOption, TensorsCorrupt
 
 __all__ = ["DTYPE_BITS", "LENGTH_BYTES", "MAX_HEADER_BYTES", "TensorEntry", "TensorsHeader"]
 
@@ -91,7 +91,7 @@ class TensorsHeader:
 
     @classmethod
     def encode(cls, entries: Sequence[TensorEntry], *, metadata: Mapping[str, str]) -> bytes:
-        """The file up to its data, which begin at a multiple of 64 bytes."""
+        """The file up to its data, which begin at a multiple of 64 bytes. Raises `InvalidOption` for more than fits."""
         value: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         for entry in entries:
             value[entry.name] = {
@@ -101,6 +101,11 @@ class TensorsHeader:
             }
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGN_BYTES)
+        if len(text) > MAX_HEADER_BYTES:
+            raise InvalidOption(
+                f"{len(entries)} tensors and what is said of them take a header of {len(text)} bytes; the format allows "
+                f"{MAX_HEADER_BYTES}: use several objects"
+            )
         return struct.pack("<Q", len(text)) + text
 
     @classmethod

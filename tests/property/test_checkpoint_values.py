@@ -15,8 +15,8 @@ from client.manifest import make_ref
 from loader.checkpoint.index import Pack, RankReport, StoredShard, compose, pack_bytes
 from loader.checkpoint.values import decode_value, encode_value
 from loader.errors import InvalidOption, TensorsCorrupt
-from loader.tensors.contents import Contents
-from loader.tensors.header import LENGTH_BYTES, TensorsHeader
+from loader.tensors.contents import METADATA_KEY, Contents
+from loader.tensors.header import LENGTH_BYTES, TensorEntry, TensorsHeader
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary(max_size=5)
 KEYS = st.text(max_size=3) | st.integers() | st.tuples(st.integers(), st.text(max_size=2)) | st.just("$")
@@ -86,6 +86,18 @@ def test_a_file_of_many_ranks_has_every_shard_where_it_says(
         assert contents.shape(name) == shape
         for part in contents.tensors[name].shards:
             assert (header.data_offset + part.entry.start) % 4 == 0
+
+
+@pytest.mark.parametrize(("shape", "second"), [([2, 4], [0, 0]), ([2, 4], [0, 1]), ([4, 2], [1, 0])])
+def test_shards_that_overlap_leave_a_hole_and_are_refused(shape: list[int], second: list[int]) -> None:
+    """Two shards of 2 x 2 have as many elements as the tensor."""
+    entries = [TensorEntry(name=f"s{n}", dtype="F32", shape=(2, 2), start=16 * n, end=16 * n + 16) for n in (0, 1)]
+    offsets = [[0, 0], second]
+    shards = [[f"s{number}", at, [2, 2]] for number, at in enumerate(offsets)]
+    extra = {"checkpoint": {"format": 1, "tensors": {"t": {"dtype": "torch.float32", "shape": shape, "shards": shards}}}}
+    header = TensorsHeader(entries=tuple(entries), metadata={METADATA_KEY: json.dumps(extra)}, data_offset=64)
+    with pytest.raises(TensorsCorrupt, match="'t'"):
+        Contents.of(header)
 
 
 def shards_of(name: str, shape: tuple[int, ...], cuts: list[list[int]]) -> list[StoredShard]:

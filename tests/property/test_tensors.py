@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.errors import TensorsCorrupt
+from loader.errors import InvalidOption, TensorsCorrupt
 from loader.tensors.gathering import GAP_BYTES, Wanted, gather
 from loader.tensors.header import DTYPE_BITS, LENGTH_BYTES, TensorsHeader
 from loader.tensors.layout import OWN_CHUNK_BYTES, chunks_of, lay_out
@@ -93,6 +93,14 @@ def test_a_header_that_lies_is_an_error(header: object) -> None:
     text = json.dumps(header).encode()
     with pytest.raises(TensorsCorrupt):
         decode(struct.pack("<Q", len(text)) + text + bytes(16))
+
+
+def test_a_header_that_no_reader_would_take_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.tensors.header.MAX_HEADER_BYTES", 1000)
+    entries = lay_out((f"t{number}", "U8", (1,), 1) for number in range(20))
+    TensorsHeader.encode(entries[:10], metadata={})
+    with pytest.raises(InvalidOption, match=r"20 tensors .* use several objects"):
+        TensorsHeader.encode(entries, metadata={})
 
 
 @given(st.lists(st.tuples(DTYPES, st.integers(0, 3 * OWN_CHUNK_BYTES)), max_size=12), st.integers(1, 64))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,6 +20,7 @@ from loader import load_tensors, save_tensors
 from loader.checkpoint import CheckpointReader, CheckpointWriter, LoadPlanner, SavePlanner
 from loader.errors import InvalidOption, TensorMismatch
 from tests.support.fake_store import FakeStore
+from tests.support.memory_store import MemoryDataset, dataset_bytes
 from tests.unit.loader.watched_store import WatchedChunks, watched_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -205,3 +208,52 @@ def test_a_missing_checkpoint_is_the_stores_error(store: FakeStore) -> None:
     with pytest.raises(CheckpointException) as error:
         load({"step": 0}, store)
     assert isinstance(cause_of(error), ObjectNotFound)
+
+
+def test_a_save_that_begins_while_another_is_under_way_is_refused_and_disturbs_neither_bytes_nor_name(
+    watched: tuple[FakeStore, WatchedChunks],
+) -> None:
+    store, chunks = watched
+    writer, begun, go_on = CheckpointWriter(client=store), threading.Event(), threading.Event()
+
+    def hold(ref: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    def save_async(name: str, value: float) -> Future[Any]:
+        state = {"a": torch.full((MIB,), value)}
+        done = async_save(
+            state, checkpoint_id=f"forebay://data/{name}", storage_writer=writer, planner=SavePlanner(), no_dist=True
+        )
+        assert isinstance(done, Future)
+        return done
+
+    chunks.before_put = hold
+    first = save_async("first", 1.0)
+    assert begun.wait(30)
+    second = save_async("second", 2.0)
+    with pytest.raises(InvalidOption, match="the save of forebay://data/first is under way"):
+        second.result(30)
+    go_on.set()
+    first.result(30)
+    assert {key for _, key in store.fake_catalog.history} == {"first"}
+    assert (load_tensors("forebay://data/first", client=store)["a"] == 1.0).all()
+    save_async("third", 3.0).result(30)
+    assert (load_tensors("forebay://data/third", client=store)["a"] == 3.0).all()
+
+
+def test_the_position_in_the_data_is_saved_with_the_weights(store: FakeStore) -> None:
+    def dataset() -> MemoryDataset:
+        rows = dataset_bytes({"n": "int64"}, {"n": np.arange(100)}, num_lanes=4)
+        return MemoryDataset(rows, batch_size=10, shuffle=True, seed=3)
+
+    whole = [batch["n"].tolist() for batch in dataset()]
+    source, weights = dataset(), torch.zeros(3)
+    for _, batch in zip(range(4), source, strict=False):
+        assert len(batch["n"]) == 10
+        weights += 1
+    save({"weights": weights, "data": source}, store)
+    source, weights = dataset(), torch.zeros(3)
+    load({"weights": weights, "data": source}, store)
+    assert (weights == 4).all()
+    assert [batch["n"].tolist() for batch in source] == whole[4:]
