@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any, Final
 
-from client.client import Client
 from client.names import parse_url
 from client.objects import ObjectStore
 from client.parallel import bounded_map, usable_cores
@@ -39,6 +38,7 @@ from loader.index import DatasetIndex
 from loader.lanes import DEFAULT_MAX_LANES
 from loader.source_rows import Piece, Source, SourceError
 from loader.sources import Inputs, open_source
+from loader.store_user import opened_store
 from loader.writer import ShardWriter
 
 __all__ = [
@@ -176,33 +176,25 @@ def build_dataset(
     StoreError
         As `ShardWriter` raises it.
     """
-    if isinstance(inputs, BuildPlan) and columns is not None:
-        raise InvalidOption("columns: a plan has its columns already; give them to plan_build")
     if num_workers is not None and num_workers < 1:
         raise InvalidOption(f"num_workers={num_workers}: expected 1 or more, or None for one on each core")
-    plan = inputs if isinstance(inputs, BuildPlan) else plan_build(inputs, columns=columns)
+    plan = _planned(inputs, columns)
     began_s = time.monotonic()
-    with _opened_store(client, endpoints) as store:
-        options: dict[str, Any] = {
-            "columns": dict(plan.schema.items()),
-            "compression": compression,
-            "block_size_bytes": block_size_bytes,
-        }
+    options: dict[str, Any] = {
+        "columns": dict(plan.schema.items()),
+        "compression": compression,
+        "block_size_bytes": block_size_bytes,
+    }
+    with opened_store(client, endpoints) as store:
         writer = ShardWriter(url, **options, num_lanes=num_lanes, client=store, metadata=plan.source.metadata)
-        bucket, key = parse_url(url)
-        with writer:
-            remove_expired(store, bucket, now_s=time.time())
-            name = _fingerprint(plan, options=[compression, block_size_bytes, num_lanes])
-            journal = BuildJournal(store, bucket, key, fingerprint=name) if resume else None
+        workers = num_workers or _num_workers(plan.source, num_ray_cpus() if on_ray else usable_cores())
+        with writer, _journal(store, url, plan, key=[compression, block_size_bytes, num_lanes], resume=resume) as journal:
             left = None if journal is None else journal.load()
-            workers = num_workers or _num_workers(plan.source, num_ray_cpus() if on_ray else usable_cores())
             means: Means = _here(plan, writer, num_workers=workers)
             if on_ray:
                 lanes = num_lanes or (DEFAULT_MAX_LANES if left is None else len(left.lanes))
                 means = on_ray_cluster(writer, url, store, num_lanes=lanes, options=options)
             info, resumed_rows = _run(plan, means, journal, left, num_workers=workers, on_bytes=on_bytes)
-        if journal is not None:
-            journal.discard()
     assert writer.index is not None
     return BuildResult(
         info=info,
@@ -213,13 +205,23 @@ def build_dataset(
     )
 
 
+def _planned(inputs: Inputs | BuildPlan, columns: Mapping[str, str | ColumnType] | None) -> BuildPlan:
+    if not isinstance(inputs, BuildPlan):
+        return plan_build(inputs, columns=columns)
+    if columns is not None:
+        raise InvalidOption("columns: a plan has its columns already; give them to plan_build")
+    return inputs
+
+
 @contextmanager
-def _opened_store(client: ObjectStore | None, endpoints: str | list[str] | None) -> Iterator[ObjectStore]:
-    if client is not None:
-        yield client
-        return
-    with Client(endpoints) as own:
-        yield own
+def _journal(store: ObjectStore, url: str, plan: BuildPlan, *, key: list[Any], resume: bool) -> Iterator[BuildJournal | None]:
+    """The notes of a build that may be gone on with, which go with its success; None without `resume`."""
+    bucket, name = parse_url(url)
+    remove_expired(store, bucket, now_s=time.time())
+    journal = BuildJournal(store, bucket, name, fingerprint=_fingerprint(plan, options=key)) if resume else None
+    yield journal
+    if journal is not None:
+        journal.discard()
 
 
 def _fingerprint(plan: BuildPlan, *, options: list[Any]) -> str:

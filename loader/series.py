@@ -16,15 +16,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final
 
-from client import Client
 from client.errors import ObjectNotFound, PreconditionFailed
 from client.names import check_key, format_url, parse_url
 from client.objects import ObjectStore
 from client.record import ObjectInfo
 from loader.errors import InvalidOption
+from loader.store_user import StoreUser
 
 __all__ = ["Member", "Series"]
 
@@ -51,7 +50,7 @@ class Member:
     names: tuple[str, ...] = ()
 
 
-class Series:
+class Series(StoreUser):
     """A series in the store. Thread-safe; usable as a context manager.
 
     Parameters
@@ -66,21 +65,7 @@ class Series:
 
     def __init__(self, url: str, *, endpoints: str | list[str] | None = None, client: ObjectStore | None = None) -> None:
         self._bucket, self._key = parse_url(url)
-        self._owned: Client | None = None
-        if client is None:
-            client = self._owned = Client(endpoints)
-        self._store = client
-
-    def __enter__(self) -> Series:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections, if they are this series' own."""
-        if self._owned is not None:
-            self._owned.close()
+        super().__init__(client, endpoints)
 
     def url_of(self, step: int) -> str:
         """Where the member of a step is saved: give it to `save_tensors`, `CheckpointWriter` or `ShardWriter`."""

@@ -10,7 +10,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -26,19 +25,19 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from client import Client
 from client.errors import StoreError
 from client.objects import ObjectStore
 from loader.checkpoint.index import CHECKPOINT_FORMAT
 from loader.checkpoint.planner import LoadPlanner as JsonLoadPlanner
 from loader.errors import FormatUnsupported, InvalidOption, LoaderError, TensorsCorrupt
+from loader.store_user import StoreUser
 from loader.tensors.contents import HIDDEN_PREFIX, Contents, Stored
 from loader.tensors.reader import Part, TensorReader
 
 __all__ = ["CheckpointReader"]
 
 
-class CheckpointReader(StorageReader):
+class CheckpointReader(StoreUser, StorageReader):
     """Storage for `torch.distributed.checkpoint.load`: of a checkpoint, or of any object of tensors.
 
     Parameters
@@ -69,23 +68,9 @@ class CheckpointReader(StorageReader):
     ) -> None:
         self.url = url
         self._version, self._snapshot = version, snapshot
-        self._owned: Client | None = None
-        if client is None:
-            client = self._owned = Client(endpoints)
-        self._store = client
+        super().__init__(client, endpoints)
         self._opened: TensorReader | None = None
         self._failure: StoreError | LoaderError | None = None
-
-    def __enter__(self) -> CheckpointReader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections, if they are this reader's own."""
-        if self._owned is not None:
-            self._owned.close()
 
     # What torch.distributed.checkpoint calls, in this order.
 

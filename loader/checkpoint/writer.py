@@ -19,7 +19,6 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 from typing_extensions import Buffer
 
-from client import Client
 from client.catalog import Commit
 from client.cluster import Anchor
 from client.names import parse_url
@@ -41,15 +39,17 @@ from loader.checkpoint.index import Pack, RankReport, StoredShard, compose, pack
 from loader.checkpoint.planner import SavePlanner as JsonSavePlanner
 from loader.checkpoint.staging import staged
 from loader.errors import InvalidOption
+from loader.store_user import StoreUser
 from loader.tensors.dtypes import stored_type
 from loader.tensors.header import DTYPE_BITS
 from loader.tensors.layout import OWN_CHUNK_BYTES
-from loader.tensors.save import CONTENT_TYPE, bytes_of
+from loader.tensors.memory import bytes_of
+from loader.tensors.save import CONTENT_TYPE
 
 __all__ = ["CheckpointWriter"]
 
 
-class CheckpointWriter(StorageWriter, BlockingAsyncStager):
+class CheckpointWriter(StoreUser, StorageWriter, BlockingAsyncStager):
     """Storage for `torch.distributed.checkpoint.save` and `async_save`, of one checkpoint after another.
 
     Parameters
@@ -90,32 +90,22 @@ class CheckpointWriter(StorageWriter, BlockingAsyncStager):
         endpoints: str | list[str] | None = None,
         client: ObjectStore | None = None,
     ) -> None:
+        StoreUser.__init__(self, client, endpoints)
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=True)
         self.url = url
         self.info: ObjectInfo | None = None
         self._condition = Condition(if_match=if_match, if_none_match=if_none_match)
         self._ack = ack
         self._metadata = dict(metadata or {})
-        self._owned: Client | None = None
-        if client is None:
-            client = self._owned = Client(endpoints)
-        self._store = client
         self._uploader: ChunkUploader | None = None
         self._saving: threading.Thread | None = None
         self._is_coordinator = False
         self._buffers_in_use = False
 
-    def __enter__(self) -> CheckpointWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connections, if they are this writer's own, and free the staging buffers."""
         self.state_dict_cache = None
-        if self._owned is not None:
-            self._owned.close()
+        super().close()
 
     # What torch.distributed.checkpoint calls, in this order.
 

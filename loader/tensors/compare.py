@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from loader.tensors.memory import bytes_of
 from loader.tensors.reader import TensorReader
 
 __all__ = ["Difference", "compare"]
@@ -61,8 +60,7 @@ def _equal(old: TensorReader, new: TensorReader, name: str) -> bool:
     if one is not None and one == other:
         return True
     if one is not None and other is not None and all(piece.is_whole for piece in (*one, *other)):
-        alike = [piece.size for piece in one] == [piece.size for piece in other]
-        if alike:
+        cut_alike = [piece.size for piece in one] == [piece.size for piece in other]
+        if cut_alike:
             return False
-    views = [reader[name].reshape(-1).view(torch.uint8) for reader in (old, new)]
-    return torch.equal(*views)
+    return bytes_of(old[name]) == bytes_of(new[name])

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 
-from client import Client
 from client.manifest import Ref
 from client.names import parse_url
 from client.objects import ObjectStore
 from loader.errors import LoaderError, TensorMismatch
+from loader.store_user import StoreUser
 from loader.tensors.contents import Contents
 from loader.tensors.gathering import MAX_SCRATCH_BYTES, Wanted, gather
 from loader.tensors.header import LENGTH_BYTES, TensorsHeader
+from loader.tensors.memory import bytes_of
 from loader.tensors.region import Index, Region, parse_index
 
 __all__ = ["Part", "Piece", "TensorReader", "load_tensors"]
@@ -60,7 +59,7 @@ class Piece:
         return self.size == self.chunk_bytes
 
 
-class TensorReader:
+class TensorReader(StoreUser):
     """One version of an object of tensors, opened. Thread-safe; usable as a context manager.
 
     Parameters
@@ -100,12 +99,10 @@ class TensorReader:
     ) -> None:
         self.url = url
         bucket, key = parse_url(url)
-        self._owned: Client | None = None
-        if client is None:
-            client = self._owned = Client(endpoints)
+        super().__init__(client, endpoints)
         try:
-            self.info = client.stat(bucket, key, version=version, snapshot=snapshot)
-            self._content = client.reader(self.info)
+            self.info = self._store.stat(bucket, key, version=version, snapshot=snapshot)
+            self._content = self._store.reader(self.info)
             header = self._read_header()
             self.contents = Contents.of(header)
         except LoaderError as exc:
@@ -116,17 +113,6 @@ class TensorReader:
             raise
         self._data_offset = header.data_offset
         self._names = self.contents.names()
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections, if they are this reader's own."""
-        if self._owned is not None:
-            self._owned.close()
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -263,7 +249,7 @@ class TensorReader:
                     copies.append((to, place))
                     scratch_bytes += place.nbytes
                 region = Region.of(shard.sizes, [axis for axis, _ in inside], item_bytes=stored.dtype.itemsize)
-                wanted.append(Wanted(base=self._data_offset + shard.entry.start, region=region, out=_bytes_of(place)))
+                wanted.append(Wanted(base=self._data_offset + shard.entry.start, region=region, out=bytes_of(place)))
                 if scratch_bytes >= MAX_SCRATCH_BYTES:
                     self._fill(wanted, copies)
                     wanted, copies, scratch_bytes = [], [], 0
@@ -349,11 +335,6 @@ def _within(axis: range, start: int, end: int) -> tuple[range, slice]:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    array: np.ndarray[Any, Any] = tensor.reshape(-1).view(torch.uint8).numpy()
-    return array.data
 
 
 def _differs(name: str, shape: Sequence[int], dtype: torch.dtype, found: torch.Tensor) -> str:

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 from typing_extensions import Buffer
 
-from client import Client
 from client.names import parse_url
 from client.objects import ObjectStore
 from client.record import Ack, Condition, ObjectInfo
 from loader.errors import InvalidOption
+from loader.store_user import opened_store
 from loader.tensors.contents import HIDDEN_PREFIX, METADATA_KEY
 from loader.tensors.dtypes import is_stored_as_bytes, stored_type
 from loader.tensors.header import TensorEntry, TensorsHeader
 from loader.tensors.layout import Piece, chunks_of, lay_out
+from loader.tensors.memory import bytes_of
 from loader.tensors.sharing import Tie, tie
 
-__all__ = ["CONTENT_TYPE", "bytes_of", "save_tensors"]
+__all__ = ["CONTENT_TYPE", "save_tensors"]
 
 CONTENT_TYPE: Final = "application/vnd.safetensors"
 
@@ -76,16 +76,14 @@ def save_tensors(
     """
     bucket, key = parse_url(url)
     stored, header, entries = _prepare(tensors, metadata or {})
-    store = Client(endpoints) if client is None else client
-    try:
-        with store.upload(bucket, key, ack=ack, content_type=CONTENT_TYPE) as upload:
-            upload.write_owned(header)
-            for payload in _payloads(stored, entries, chunk_size_bytes=store.config.chunk_size_bytes):
-                upload.write_owned(payload)
-            return upload.commit(condition=Condition(if_match=if_match, if_none_match=if_none_match))
-    finally:
-        if client is None:
-            store.close()
+    with (
+        opened_store(client, endpoints) as store,
+        store.upload(bucket, key, ack=ack, content_type=CONTENT_TYPE) as upload,
+    ):
+        upload.write_owned(header)
+        for payload in _payloads(stored, entries, chunk_size_bytes=store.config.chunk_size_bytes):
+            upload.write_owned(payload)
+        return upload.commit(condition=Condition(if_match=if_match, if_none_match=if_none_match))
 
 
 def _prepare(
@@ -123,13 +121,6 @@ def _payloads(tensors: Mapping[str, torch.Tensor], entries: list[TensorEntry], *
 
 def _cut(data: memoryview, piece: Piece) -> memoryview:
     return data[piece.start : piece.end]
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor's elements, in C order; its own memory where that is so already."""
-    plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
-    flat: np.ndarray[Any, Any] = plain.reshape(-1).view(torch.uint8).numpy()
-    return flat.data
 
 
 def _check(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
