@@ -17,7 +17,7 @@ from loader.arrow_columns import ArrowPiece, check_names, import_pyarrow, infer_
 from loader.columns import ColumnType, Schema
 from loader.input_file import Found, InputFile, opened
 from loader.source_files import LABELS_KEY, MAX_LABELS_BYTES
-from loader.source_rows import PIECE_BYTES, PIECE_ROWS, Piece, SourceError
+from loader.source_rows import PIECE_BYTES, PIECE_ROWS, FilesInTurn, Piece, SourceError
 
 __all__ = ["ARROW_SUFFIXES", "HF_STATE", "ArrowSource", "open_hf"]
 
@@ -29,7 +29,7 @@ _FILE_MAGIC: Final = b"ARROW1"
 _STREAM_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-class ArrowSource:
+class ArrowSource(FilesInTurn):
     """Arrow files, one after another; see `loader.source_rows.Source`.
 
     Parameters
@@ -38,15 +38,13 @@ class ArrowSource:
         Names of the labels of each column that has some.
     """
 
-    in_processes = False
     piece_bytes = 4 * PIECE_BYTES
 
     def __init__(self, files: Sequence[InputFile], *, labels: Mapping[str, Sequence[str]] | None = None) -> None:
         import_pyarrow(files[0], what=_WHAT)
-        self.files = tuple(files)
-        self.input_bytes = sum(file.size_bytes for file in files)
+        super().__init__(files)
         names = json.dumps(next(iter(labels.values()))) if labels and len(labels) == 1 else ""
-        self.metadata: Mapping[str, str] = {LABELS_KEY: names} if 0 < len(names) <= MAX_LABELS_BYTES else {}
+        self.metadata = {LABELS_KEY: names} if 0 < len(names) <= MAX_LABELS_BYTES else {}
         self.note = f"labels: the names of {next(iter(labels))!r} are in the object's metadata" if labels and names else None
 
     def infer_columns(self) -> dict[str, ColumnType]:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +20,7 @@ from loader.arrow_columns import check_names, import_pyarrow, translated
 from loader.columns import ColumnType, EncodedColumn, Schema, infer_column_type, parse_column_type
 from loader.errors import ColumnError
 from loader.input_file import PACKED, InputFile, streamed
-from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, Piece, RowError, SourceError, check_rows, narrowed
+from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, FilesInTurn, Piece, RowError, SourceError, check_rows, narrowed
 
 __all__ = ["CSV_SUFFIXES", "CsvPiece", "CsvSource"]
 
@@ -73,18 +73,14 @@ class CsvPiece:
         return values
 
 
-class CsvSource:
+class CsvSource(FilesInTurn):
     """CSV files, one after another; see `loader.source_rows.Source`."""
 
-    in_processes = False
     piece_bytes = 4 * PIECE_BYTES
 
     def __init__(self, files: Sequence[InputFile]) -> None:
         import_pyarrow(files[0], what=_WHAT)
-        self.files = tuple(files)
-        self.input_bytes = sum(file.size_bytes for file in files)
-        self.metadata: Mapping[str, str] = {}
-        self.note: str | None = None
+        super().__init__(files)
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. They are those of the first file that has rows."""

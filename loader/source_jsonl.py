@@ -7,7 +7,7 @@ in several processes. Blank lines are skipped. A key that is missing counts as n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 from loader.columns import MAX_VALUE_BYTES, ColumnType, EncodedColumn, Schema, infer_column_type
 from loader.errors import ColumnError
 from loader.input_file import PACKED, InputFile, streamed
-from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, Piece, RowError, SourceError, check_rows
+from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, FilesInTurn, Piece, RowError, SourceError, check_rows
 
 __all__ = ["JSONL_SUFFIXES", "JsonLinesPiece", "JsonLinesSource"]
 
@@ -60,17 +60,11 @@ class JsonLinesPiece:
         return check_rows(schema, columns, file=self.file, place=lambda index: (f"line {rows[index][0]}", rows[index][0]))
 
 
-class JsonLinesSource:
+class JsonLinesSource(FilesInTurn):
     """Files of JSON lines, one after another; see `loader.source_rows.Source`."""
 
     in_processes = True
     piece_bytes = PIECE_BYTES
-
-    def __init__(self, files: Sequence[InputFile]) -> None:
-        self.files = tuple(files)
-        self.input_bytes = sum(file.size_bytes for file in files)
-        self.metadata: Mapping[str, str] = {}
-        self.note: str | None = None
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. Columns are in the order in which keys first appear."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, cast
@@ -23,7 +23,7 @@ from loader.arrow_columns import check_names
 from loader.columns import ColumnType, EncodedColumn, Schema, infer_column_type
 from loader.errors import ColumnError
 from loader.input_file import InputFile, opened
-from loader.source_rows import PIECE_BYTES, PIECE_ROWS, Piece, RowError, SourceError, check_rows, narrowed
+from loader.source_rows import PIECE_BYTES, PIECE_ROWS, FilesInTurn, Piece, RowError, SourceError, check_rows, narrowed
 from loader.values import Array
 
 __all__ = ["NPY_SUFFIXES", "NPZ_SUFFIXES", "NpyPiece", "NpySource", "NpzPiece", "NpzSource"]
@@ -154,17 +154,10 @@ class NpzPiece:
         )
 
 
-class NpzSource:
+class NpzSource(FilesInTurn):
     """The rows of .npz files, one after another; see `loader.source_rows.Source`."""
 
-    in_processes = False
     piece_bytes = 2 * PIECE_BYTES
-
-    def __init__(self, files: Sequence[InputFile]) -> None:
-        self.files = tuple(files)
-        self.input_bytes = sum(file.size_bytes for file in files)
-        self.metadata: Mapping[str, str] = {}
-        self.note: str | None = None
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. The first file says the types."""

@@ -6,7 +6,7 @@ from its start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 from loader.arrow_columns import ArrowPiece, check_names, import_pyarrow, infer_types, translated
 from loader.columns import ColumnType, Schema
 from loader.input_file import InputFile
-from loader.source_rows import PIECE_BYTES, PIECE_ROWS, SAMPLE_ROWS, Piece, SourceError
+from loader.source_rows import PIECE_BYTES, PIECE_ROWS, SAMPLE_ROWS, FilesInTurn, Piece, SourceError
 
 __all__ = ["PARQUET_SUFFIXES", "ParquetSource"]
 
@@ -25,18 +25,14 @@ _GROUP_ROWS: Final = 1 << 17
 """Up to this size a row group is read as a whole: some of them are held in memory at once."""
 
 
-class ParquetSource:
+class ParquetSource(FilesInTurn):
     """Parquet files, one after another; see `loader.source_rows.Source`."""
 
-    in_processes = False
     piece_bytes = _GROUP_BYTES
 
     def __init__(self, files: Sequence[InputFile]) -> None:
         import_pyarrow(files[0], what=_WHAT)
-        self.files = tuple(files)
-        self.input_bytes = sum(file.size_bytes for file in files)
-        self.metadata: Mapping[str, str] = {}
-        self.note: str | None = None
+        super().__init__(files)
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. They are those of the first file that has rows."""

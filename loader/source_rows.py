@@ -8,6 +8,7 @@ is named by file, place, column, what was expected and what was found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -19,7 +20,18 @@ from loader.values import Array
 if TYPE_CHECKING:
     from loader.input_file import InputFile
 
-__all__ = ["PIECE_BYTES", "PIECE_ROWS", "SAMPLE_ROWS", "Piece", "RowError", "Source", "SourceError", "check_rows", "narrowed"]
+__all__ = [
+    "PIECE_BYTES",
+    "PIECE_ROWS",
+    "SAMPLE_ROWS",
+    "FilesInTurn",
+    "Piece",
+    "RowError",
+    "Source",
+    "SourceError",
+    "check_rows",
+    "narrowed",
+]
 
 PIECE_BYTES: Final = 4 << 20
 """About how many decoded bytes of rows a piece has."""
@@ -130,6 +142,18 @@ class Source(Protocol):
         exact : bool
             Whether a column that the schema doesn't have is an error (it was inferred), or left out (it was chosen).
         """
+
+
+class FilesInTurn:
+    """What sources have in common whose rows are those of several files, one after another."""
+
+    in_processes = False
+    metadata: Mapping[str, str] = MappingProxyType({})
+    note: str | None = None
+
+    def __init__(self, files: Sequence[InputFile]) -> None:
+        self.files = tuple(files)
+        self.input_bytes = sum(file.size_bytes for file in files)
 
 
 def check_rows(

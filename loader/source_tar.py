@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -23,7 +23,7 @@ import numpy as np
 from loader.columns import ColumnType, EncodedColumn, Schema, infer_column_type, parse_column_type
 from loader.errors import ColumnError
 from loader.input_file import PACKED, InputFile, streamed
-from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, Piece, RowError, SourceError, check_rows, narrowed
+from loader.source_rows import PIECE_BYTES, SAMPLE_ROWS, FilesInTurn, Piece, RowError, SourceError, check_rows, narrowed
 from loader.tar_stream import tar_members
 
 __all__ = ["TAR_SUFFIXES", "TarPiece", "TarSource"]
@@ -102,17 +102,10 @@ class TarPiece:
                 raise RowError.of(error, file=self.file, place=words, row=row, hint=hint)
 
 
-class TarSource:
+class TarSource(FilesInTurn):
     """WebDataset's archives, one after another; see `loader.source_rows.Source`."""
 
-    in_processes = False
     piece_bytes = 4 * PIECE_BYTES
-
-    def __init__(self, files: Sequence[InputFile]) -> None:
-        self.files = tuple(files)
-        self.input_bytes = sum(file.size_bytes for file in files)
-        self.metadata: Mapping[str, str] = {}
-        self.note: str | None = None
 
     def infer_columns(self) -> dict[str, ColumnType]:
         """See `Source.infer_columns`. They are those of the first rows of the first archive."""

@@ -43,6 +43,7 @@ from storenode.pace import Pace
 from storenode.repair import Copies
 from tests.support.catalogs import make_catalog, open_meta
 from tests.support.filesystem import FAST_DISK, VolatileFileSystem
+from tests.support.peers import read_each
 from tests.support.surplus import NothingElsewhere
 
 PARTITIONS = 16
@@ -251,13 +252,7 @@ class GcMachine(RuleBasedStateMachine):
         buffer[:] = self.read(ref)
 
     def read_small(self, wanted: Sequence[tuple[Ref, int]], **_: Any) -> list[memoryview | AllReplicasFailed]:
-        found: list[memoryview | AllReplicasFailed] = []
-        for ref, _replicas in wanted:
-            try:
-                found.append(memoryview(self.read(ref)))
-            except AllReplicasFailed as error:
-                found.append(error)
-        return found
+        return read_each(self.read, wanted)
 
     # What the records say
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from typing_extensions import Buffer
 
@@ -14,7 +15,7 @@ from client.placement import Layout, Layouts, Node
 from client.transport import Response
 from storenode.filesystem import FileSystem
 
-__all__ = ["Clock", "FakeReader", "FakeTransport", "Peers", "UnsyncedFileSystem", "three_nodes"]
+__all__ = ["Clock", "FakeReader", "FakeTransport", "Peers", "UnsyncedFileSystem", "read_each", "three_nodes"]
 
 PARTITIONS = 16
 
@@ -64,6 +65,19 @@ class UnsyncedFileSystem(FileSystem):
         pass
 
 
+def read_each(
+    read: Callable[..., bytes | bytearray], wanted: Sequence[tuple[Ref, int]], **options: Any
+) -> list[memoryview | AllReplicasFailed]:
+    """What `client.replica.ReplicaReader.read_small` gives, by reading each chunk with `read`."""
+    found: list[memoryview | AllReplicasFailed] = []
+    for ref, replicas in wanted:
+        try:
+            found.append(memoryview(read(ref, replicas=replicas, **options)))
+        except AllReplicasFailed as error:
+            found.append(error)
+    return found
+
+
 class FakeReader:
     """Stands for `client.replica.ReplicaReader`."""
 
@@ -81,13 +95,7 @@ class FakeReader:
     def read_small(
         self, wanted: Sequence[tuple[Ref, int]], *, exclude: Collection[str] = ()
     ) -> list[memoryview | AllReplicasFailed]:
-        found: list[memoryview | AllReplicasFailed] = []
-        for ref, replicas in wanted:
-            try:
-                found.append(memoryview(self.read(ref, replicas=replicas, exclude=exclude)))
-            except AllReplicasFailed as error:
-                found.append(error)
-        return found
+        return read_each(self.read, wanted, exclude=exclude)
 
     def read_into(self, ref: Ref, buffer: memoryview, *, replicas: int, start: int = 0, exclude: Collection[str] = ()) -> None:
         buffer[:] = self.read(ref, replicas=replicas, start=start, end=start + len(buffer))
