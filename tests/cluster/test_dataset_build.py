@@ -98,7 +98,7 @@ def test_a_flipped_bit_on_one_node_is_read_around(cluster: LiveCluster) -> None:
 
 def test_a_writer_that_is_killed_leaves_nothing_visible(cluster: LiveCluster, tmp_path: Path) -> None:
     script = f"""
-import sys
+import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy
 from loader import ShardWriter
@@ -106,7 +106,7 @@ writer = ShardWriter({URL!r}, {{"n": "int64"}}, "none", 65536, num_lanes=1)
 stored = writer._store
 def told(*args):
     ref = stored(*args)
-    print("stored", flush=True)
+    os.write(1, b"stored\\n")  # In one go: several threads store.
     return ref
 writer._store = told
 while True:

@@ -26,7 +26,7 @@ OPTIONS = {"compression": "zstd:1", "num_lanes": 2, "resume": True}
 
 def test_a_build_that_is_killed_goes_on(cluster: LiveCluster, tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    np.save(tmp_path / "tokens.npy", rng.integers(0, 60_000, (24_000, 512), np.uint16))
+    np.save(tmp_path / "tokens.npy", rng.integers(0, 60_000, (96_000, 512), np.uint16))
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -37,6 +37,7 @@ def told(*args):
     start = add(*args)
     if start is not None and start.row > 0:
         print("part", flush=True)
+        sys.stdin.read()  # It is killed here, however fast the machine.
     return start
 build_journal.BuildJournal.add = told
 build.build_dataset([{str(tmp_path / "tokens.npy")!r}], {URL!r}, **{OPTIONS!r})
@@ -45,7 +46,9 @@ build.build_dataset([{str(tmp_path / "tokens.npy")!r}], {URL!r}, **{OPTIONS!r})
     endpoint = cluster.endpoint(cluster.node_ids[0])
     environment = {**os.environ, "FOREBAY_ENDPOINT": endpoint, "FOREBAY_CHUNK_SIZE_BYTES": str(1 << 20)}
     for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) as builder:
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as builder:
             assert builder.stdout is not None
             assert builder.stdout.readline() == "part\n"
             builder.send_signal(signal.SIGKILL)
@@ -58,7 +61,7 @@ build.build_dataset([{str(tmp_path / "tokens.npy")!r}], {URL!r}, **{OPTIONS!r})
         whole = build_dataset([tmp_path / "tokens.npy"], "forebay://data/whole", client=client, **OPTIONS)  # type: ignore[arg-type]
         assert result.resumed_rows > 0
         assert whole.resumed_rows == 0
-        assert (result.index.digest, result.index.num_rows) == (whole.index.digest, 24_000)
+        assert (result.index.digest, result.index.num_rows) == (whole.index.digest, 96_000)
         health = verify_dataset(DatasetReader(client, "data", "sets/tokens"))
         assert health.clean, health.faults
         assert list(client.walk("data", prefix=".builds/")) == []

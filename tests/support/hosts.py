@@ -1,5 +1,7 @@
 """Hosts on this machine: each a network and a mount namespace of its own, joined by a bridge, with a storage node on it.
 
+The bridge has a namespace of its own, too: in this machine's, a Docker engine's packet filter drops what crosses any bridge.
+
 All nodes have their data at the same path, as nodes that are installed alike have, and each host sees only its own there. So
 whether a process is on a node's host is as it would be on two machines, and what crosses the network is counted by the kernel.
 Needs root, and util-linux and iproute2.
@@ -110,24 +112,21 @@ def running_hosts(directory: Path, *, num_hosts: int, environment: Mapping[str, 
     environment : mapping
         Settings of the nodes.
     """
-    number = os.getpid() % 250
-    bridge, subnet = f"fb{os.getpid()}", f"10.213.{number}"
+    link, subnet = f"fb{os.getpid()}", f"10.213.{os.getpid() % 250}"
     data = directory / "data"
     data.mkdir(parents=True)
     with ExitStack() as stack:
-        _ip("link", "add", bridge, "type", "bridge")
-        stack.callback(_ip, "link", "del", bridge)
-        _ip("address", "add", f"{subnet}.254/24", "dev", bridge)
-        _ip("link", "set", bridge, "up")
+        hub = stack.enter_context(_namespaces())
+        _run_in(hub, "ip", "link", "add", "bridge", "type", "bridge")
+        _run_in(hub, "ip", "link", "set", "bridge", "up")
+        subprocess.run(["ip", "link", "add", link, "type", "veth", "peer", "name", "outside", "netns", str(hub)], check=True)
+        subprocess.run(["ip", "address", "add", f"{subnet}.254/24", "dev", link], check=True)
+        subprocess.run(["ip", "link", "set", link, "up"], check=True)
+        _run_in(hub, "ip", "link", "set", "outside", "master", "bridge", "up")
         hosts = []
         for index in range(num_hosts):
-            keeper = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sleep", "infinity"], stdin=subprocess.DEVNULL
-            )
-            stack.callback(_end, keeper)
-            eventually(lambda pid=keeper.pid: _is_apart(pid), what="namespaces are made")  # type: ignore[misc]
-            host = Host(name=f"host-{index}", address=f"{subnet}.{index + 1}", pid=keeper.pid)
-            _connect(host, bridge=bridge, link=f"{bridge}v{index}", data=data)
+            host = Host(name=f"host-{index}", address=f"{subnet}.{index + 1}", pid=stack.enter_context(_namespaces()))
+            _connect(host, hub=hub, link=f"host-{index}", data=data)
             hosts.append(host)
         # Nodes begin no metadata in a file by themselves.
         with closing(SqliteMetaStore(directory / "meta.sqlite")) as store:
@@ -151,20 +150,33 @@ def running_hosts(directory: Path, *, num_hosts: int, environment: Mapping[str, 
         yield cluster
 
 
-def _connect(host: Host, *, bridge: str, link: str, data: Path) -> None:
-    """Give a host its address on the bridge, and a disk of its own at the nodes' path."""
-    _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-    _ip("link", "set", link, "master", bridge, "up")
+@contextmanager
+def _namespaces() -> Iterator[int]:
+    """A network and a mount namespace, kept by a process whose id this is."""
+    keeper = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sleep", "infinity"], stdin=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: _is_apart(keeper.pid), what="namespaces are made")
+        yield keeper.pid
+    finally:
+        _end(keeper)
+
+
+def _run_in(pid: int, *command: str) -> None:
+    subprocess.run(["nsenter", f"--target={pid}", "--net", "--mount", "--", *command], check=True)
+
+
+def _connect(host: Host, *, hub: int, link: str, data: Path) -> None:
+    """Give a host its address on the hub's bridge, and a disk of its own at the nodes' path."""
+    _run_in(hub, "ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+    _run_in(hub, "ip", "link", "set", link, "master", "bridge", "up")
     disk = data.with_name(host.name)
     disk.mkdir()
-    inside = ["nsenter", f"--target={host.pid}", "--net", "--mount", "--"]
-    for command in (
-        ["ip", "address", "add", f"{host.address}/24", "dev", "eth0"],
-        ["ip", "link", "set", "eth0", "up"],
-        ["ip", "link", "set", "lo", "up"],
-        ["mount", "--bind", str(disk), str(data)],
-    ):
-        subprocess.run([*inside, *command], check=True)
+    _run_in(host.pid, "ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+    _run_in(host.pid, "ip", "link", "set", "eth0", "up")
+    _run_in(host.pid, "ip", "link", "set", "lo", "up")
+    _run_in(host.pid, "mount", "--bind", str(disk), str(data))
 
 
 def _all_answer(client: Client, num_nodes: int) -> bool:
@@ -185,7 +197,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
