@@ -11,19 +11,20 @@ prefers those. An arena serves one stream at a time; the next one takes it over,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.block import decode_value, variable_view
-from loader.buffers import BufferPool
+from loader.buffers import BufferPool, keep_freed_memory
 from loader.column_type import ColumnType
 from loader.errors import BlockCorrupt
 from loader.order import LaneOrder
 from loader.plan import Plan, Visit
 from loader.ragged import Ragged
-from loader.value_room import LARGE_VALUE_BYTES, ValueRoom
+from loader.value_room import ValueRoom, has_large_values
 
 __all__ = ["Arena", "Column"]
 
@@ -62,31 +63,32 @@ class _VariableColumn:
     def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
         self._kind = kind
         self._max_rows = max_rows
-        self._takes_values = kind.is_image or kind.kind == "bytes"
-        # Of each slot: a buffer, which the next block uses again; how many bytes and rows of a block were decoded into it,
-        # until rows of it are gathered for the first time; and the bytes of its values after that.
+        # Of each slot: a buffer, which the next block uses again; the size and rows of a block that was brought into it, until
+        # rows of it are gathered for the first time; and the bytes of its values after that.
         self._buffers: list[npt.NDArray[np.uint8]] = []
-        # Or the room that took its values each by itself.
-        self._rooms: list[ValueRoom | None] = []
         self._fresh: dict[int, tuple[int, int]] = {}
         self._bytes: list[memoryview] = []
+        # Or the room that knows where its values are.
+        self._rooms: dict[int, ValueRoom] = {}
         # Of each cell: where in its slot's bytes the value of the row begins and ends.
         self._starts = self._ends = np.empty(0, np.int64)
+        keep_freed_memory()
 
     def grow(self, num_slots: int) -> None:
         added = num_slots - len(self._buffers)
         self._buffers.extend([np.empty(0, np.uint8)] * added)
-        self._rooms.extend([None] * added)
         self._bytes.extend([memoryview(b"")] * added)
         size = num_slots * self._max_rows
         self._starts, self._ends = _grown(self._starts, size), _grown(self._ends, size)
 
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview | ValueRoom:
-        if self._takes_values and raw_size >= LARGE_VALUE_BYTES * rows:
-            self._buffers[slot] = np.empty(0, np.uint8)
-            self._rooms[slot] = room = ValueRoom(raw_size, rows=rows)
+        if has_large_values(self._kind, raw_size=raw_size, rows=rows):
+            self._rooms[slot] = room = ValueRoom(raw_size, rows=rows, buffer=partial(self._buffer, slot, raw_size, rows))
             return room
-        self._rooms[slot] = None
+        self._rooms.pop(slot, None)
+        return self._buffer(slot, raw_size, rows)
+
+    def _buffer(self, slot: int, raw_size: int, rows: int) -> memoryview:
         # Memory that is in use already costs a fraction of new memory, so there is room for blocks that are somewhat larger; it
         # is taken when it is used. But one very large block must not hold its memory for ever.
         if not raw_size <= len(self._buffers[slot]) <= 3 * raw_size:
@@ -96,11 +98,15 @@ class _VariableColumn:
 
     def gather(self, rows: Int64s) -> Column:
         slots, places = (each.tolist() for each in np.divmod(rows, self._max_rows))
+        stored = {slot: room.stored for slot in set(slots) if (room := self._rooms.get(slot)) and room.stored}
         for slot in set(slots):
-            self._load(slot)
+            if slot not in stored:
+                self._load(slot)
+            elif len(self._buffers[slot]):
+                self._buffers[slot] = np.empty(0, np.uint8)  # Of the time before all blocks were in the cache.
         starts, ends, data = self._starts.take(rows), self._ends.take(rows), self._bytes
         values: list[bytes | memoryview] = [
-            data[slot][start:end] if (room := self._rooms[slot]) is None else room.values[place]
+            stored[slot].read(place) if slot in stored else data[slot][start:end]
             for slot, place, start, end in zip(slots, places, starts.tolist(), ends.tolist(), strict=True)
         ]
         return self._collect(values, ends - starts)

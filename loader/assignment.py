@@ -81,6 +81,14 @@ class Share:
         """Position of each row in the epoch of one dataset."""
         return position_number(self.lanes, self.steps, num_lanes=self.num_lanes)
 
+    def part(self, first: int, end: int) -> Share:
+        """The batches ``[first, end)`` of these."""
+        start, ends = int(self.ends[first - 1]) if first else 0, self.ends[first:end]
+        rows = slice(start, int(ends[-1]))
+        return Share(
+            lanes=self.lanes[rows], steps=self.steps[rows], pad=self.pad[rows], ends=ends - start, num_lanes=self.num_lanes
+        )
+
     def every(self, step: int) -> Share:
         """Every `step`-th of these batches, from the first on."""
         sizes = np.diff(self.ends, prepend=0)

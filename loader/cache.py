@@ -2,16 +2,14 @@
 
 Theory of operation
 -------------------
-One file per column block, named by the dataset's digest and the block's place, holding the decoded bytes. A file appears
-whole or not at all (written aside, then renamed), so several processes may share a directory and any of them may die. It is
-read by pread into the caller's buffer and verified by the block's own check every time: a damaged file is deleted and
-counts as a miss. Nothing here is ever the only copy of anything. Who fetches a block claims it first (`loader.claims`), and
-whoever wants it meanwhile finds it here a moment later.
+One file per lane (`loader.lane_file`), below a directory that the dataset's digest names, with a place for each column block.
+What is read is verified every time: a damaged block counts as a miss. Several processes may share a directory, and any of
+them may die. Nothing here is ever the only copy of anything. Who fetches a block claims it first (`loader.claims`), and whoever
+wants it meanwhile finds it here a moment later.
 
-The directory is bounded: what does not fit is not kept. Blocks of other datasets make room, those used longest ago first.
+The directory is bounded: what does not fit is not kept. Lanes of other datasets make room, those used longest ago first.
 Those of the same dataset do not: an epoch reads each block once, so the one used longest ago is the one needed next, and a
-cache of half a dataset would never hit. They go only when there is more than the limit, because it was made smaller or
-several processes have written at once.
+cache of half a dataset would never hit. They go only when there is far more than the limit, because it was made smaller.
 
 What others write is seen by looking at the directory, after every 1/64 of the limit that this process wants to add.
 """
@@ -21,18 +19,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from loader.block import check_decoded
+from loader import lane_file
+from loader.block import BlockTable, check_decoded
 from loader.claims import claimed
 from loader.errors import BlockCorrupt, InvalidOption
-from loader.value_room import ValueRoom
+from loader.lane_file import LaneFile
+from loader.value_room import StoredValues, ValueRoom
 
 __all__ = ["DiskCache"]
 
@@ -41,8 +40,9 @@ log = logging.getLogger(__name__)
 _LOOKS: Final = 64
 _EVICT_ABOVE: Final = 0.95
 _EVICT_TO: Final = 0.9
-_ABANDONED_S: Final = 3600.0  # No write takes as long; who left it is dead.
-_USED_AGAIN_S: Final = 3600.0  # Noting each use would have the file system write an inode for each block that is read.
+_EVICT_OWN_ABOVE: Final = 1.125
+_ABANDONED_S: Final = 3600.0  # No claim is held as long; who left it is dead.
+_MAX_OPEN: Final = 256  # Of the 1,024 files that a process may have open by default.
 
 
 class DiskCache:
@@ -68,6 +68,7 @@ class DiskCache:
         self._directory = root / digest[:32]
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
+        self._lanes: dict[int, LaneFile] = {}
         self._used_bytes = 0
         self._wanted_bytes = 0  # Since the directory was looked at.
         self._writable = True
@@ -80,56 +81,71 @@ class DiskCache:
             raise InvalidOption(f"cache_dir={str(root)!r} can't be used: {exc}") from exc
         self._look()
 
-    def read_into(self, place: tuple[int, int, int], out: memoryview | ValueRoom, *, check: int) -> bool:
-        """Fill `out` with the column block at `place` (lane, block, column), verified; False if it is not here."""
-        path = self._path(place)
+    def read_into(
+        self,
+        place: tuple[int, int, int],
+        out: memoryview | ValueRoom,
+        *,
+        table: BlockTable,
+        read_whole: Callable[[], memoryview],
+    ) -> bool:
+        """Fill `out` with the column block at `place` (lane, block, column), verified; False if it is not here.
+
+        Parameters
+        ----------
+        out : memoryview or ValueRoom
+            A room does not take the values, but knows where they are.
+        table : BlockTable
+            Of the lane.
+        read_whole : callable
+            Reads the decoded block, if values turn out to be damaged later.
+        """
+        lane, block, column = place
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        except OSError as exc:
-            self._drop(path, exc)
-            return False
-        try:
-            stat = os.fstat(file)
-            if stat.st_size != len(out):
-                raise BlockCorrupt(f"{path} has another length than its block")
-            if isinstance(out, ValueRoom):
-                out.read_from(file, check=check, where=path)
-            else:
-                _read_all(file, out)
-                check_decoded(out, check=check, where=path)
-            if time.time() - stat.st_mtime > _USED_AGAIN_S:
-                os.utime(file)
+            file = self._lane(lane, table)
+            if file is None or not file.has(block, column):
+                return False
         except (BlockCorrupt, OSError) as exc:
-            self._drop(path, exc)
+            self._remove(lane, exc)
             return False
-        finally:
-            os.close(file)
+        try:
+            check = int(table.check[block, column])
+            if isinstance(out, ValueRoom):
+                file.read_ahead(block, column, len(out))
+                out.stored = StoredValues(
+                    file, block, column, size_bytes=len(out), rows=out.rows, check=check, read_whole=read_whole
+                )
+            else:
+                file.read_into(block, column, out)
+                check_decoded(out, check=check, where=file.path)
+            file.note_use()
+        except (BlockCorrupt, OSError) as exc:
+            log.warning("a cached block is dropped and fetched again: %s", str(exc))
+            try:
+                file.forget(block, column)
+            except (BlockCorrupt, OSError) as worse:
+                self._remove(lane, worse)
+            return False
         return True
 
-    def write(self, place: tuple[int, int, int], data: memoryview) -> None:
-        """Keep a verified column block, if there is room. Being unable to costs speed only: it is logged, not raised."""
-        if not self._take_room(len(data)):
+    def write(self, place: tuple[int, int, int], data: memoryview, *, table: BlockTable, sums: bytes = b"") -> None:
+        """Keep a verified column block, if there is room. Being unable to costs speed only: it is logged, not raised.
+
+        Parameters
+        ----------
+        sums : bytes
+            Of the block's values, if they are read one by one.
+        """
+        if not self._take_room(lane_file.room_bytes(len(data) + len(sums))):
             return
-        aside = ""
+        lane, block, column = place
         try:
-            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".", delete=False) as file:
-                aside = file.name
-                file.write(data)
-            # No fsync: after a power cut a file may be torn, which its check finds.
-            os.replace(aside, self._path(place))
+            lane_file.write(self._path(lane), table, block, column, data, sums=sums)
             self._writable = True
-        except OSError as exc:
+        except (BlockCorrupt, OSError) as exc:
             if self._writable:
                 log.warning("blocks can't be cached in %s, and are fetched each time: %s", self._directory, exc)
             self._writable = False  # Said once: a full disk would say so for each block.
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
 
     @contextmanager
     def claim(self, lane: int, block: int) -> Iterator[None]:
@@ -141,14 +157,32 @@ class DiskCache:
                     stack.enter_context(claimed(f"{self._directory}/.{lane}-{block}"))
             yield
 
-    def _path(self, place: tuple[int, int, int]) -> str:
-        lane, block, column = place
-        return f"{self._directory}/{lane}-{block}-{column}"
+    def close(self) -> None:
+        """Close all files, which nobody reads any more."""
+        while self._lanes:
+            self._lanes.popitem()[1].close()
 
-    def _drop(self, path: str, reason: Exception) -> None:
-        log.warning("a cached block is dropped and fetched again: %s", reason)
+    def _remove(self, lane: int, reason: Exception) -> None:
+        log.warning("cached blocks are dropped and fetched again: %s", str(reason))
+        self._lanes.pop(lane, None)
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            lane_file.remove(self._path(lane))
+
+    def _path(self, lane: int) -> str:
+        return f"{self._directory}/{lane}"
+
+    def _lane(self, lane: int, table: BlockTable) -> LaneFile | None:
+        """The file of a lane; None if there is none."""
+        file = self._lanes.get(lane)
+        if file is None or not file.is_live:
+            try:
+                file = LaneFile(self._path(lane), table)
+            except FileNotFoundError:
+                return None
+            if len(self._lanes) >= _MAX_OPEN:
+                self._lanes.clear()
+            self._lanes[lane] = file
+        return file
 
     def _take_room(self, size: int) -> bool:
         with self._lock:
@@ -165,17 +199,19 @@ class DiskCache:
         files = sorted(self._files(), key=lambda file: file[2])
         self._wanted_bytes, self._used_bytes = 0, sum(size for _, size, _ in files)
         others_to = self._limit_bytes * (_EVICT_TO if self._used_bytes > self._limit_bytes * _EVICT_ABOVE else 1)
+        own_to = self._limit_bytes if self._used_bytes > self._limit_bytes * _EVICT_OWN_ABOVE else self._used_bytes
         abandoned_s = time.time() - _ABANDONED_S
         for path, size, used_s in files:
             directory, name = os.path.split(path)
-            keep_to = self._limit_bytes if directory == str(self._directory) else others_to
-            if self._used_bytes > keep_to or (name.startswith(".") and used_s < abandoned_s):
+            keep_to = own_to if directory == str(self._directory) else others_to
+            is_claim = name.startswith(".")
+            if (used_s < abandoned_s) if is_claim else (self._used_bytes > keep_to):
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    os.unlink(path) if is_claim else lane_file.remove(path)
                 self._used_bytes -= size
 
     def _files(self) -> Iterator[tuple[str, int, float]]:
-        """Path, size and time of last use of each file, also those that a writer left aside when it died."""
+        """Path, bytes on disk and time of last use of each file."""
         # Another process may evict, or make a directory, at the same time.
         with contextlib.suppress(FileNotFoundError), os.scandir(self._root) as directories:
             for directory in directories:
@@ -183,13 +219,4 @@ class DiskCache:
                     for file in files:
                         with contextlib.suppress(FileNotFoundError):
                             stat = file.stat()
-                            yield file.path, stat.st_size, stat.st_mtime
-
-
-def _read_all(file: int, out: memoryview) -> None:
-    received = 0
-    while received < len(out):
-        count = os.preadv(file, [out[received:]], received)
-        if count == 0:
-            raise BlockCorrupt(f"a cached block of {len(out)} bytes was cut short to {received}")
-        received += count
+                            yield file.path, stat.st_blocks * 512, stat.st_mtime

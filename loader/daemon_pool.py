@@ -18,7 +18,13 @@ T = TypeVar("T")
 
 
 class DaemonPool:
-    """At most `num_threads` threads, begun when there is something to do."""
+    """At most `num_threads` threads, begun when there is something to do.
+
+    Attributes
+    ----------
+    is_closed : bool
+        Whether nothing more is begun.
+    """
 
     def __init__(self, num_threads: int, *, name: str) -> None:
         self._name = name
@@ -26,14 +32,14 @@ class DaemonPool:
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._num_idle = 0
-        self._closed = False
+        self.is_closed = False
         self._threads: list[threading.Thread] = []
 
     def submit(self, call: Callable[..., T], *args: Any) -> Future[T]:
         """Have ``call(*args)`` called; once the pool is closed the future is cancelled."""
         future: Future[T] = Future()
         with self._changed:
-            if self._closed:
+            if self.is_closed:
                 future.cancel()
                 return future
             self._calls.append((future, lambda: call(*args)))
@@ -51,7 +57,7 @@ class DaemonPool:
     def close(self) -> None:
         """Cancel what has not begun."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             while self._calls:
                 self._calls.pop()[0].cancel()
             self._changed.notify_all()
@@ -69,9 +75,9 @@ class DaemonPool:
         while True:
             with self._changed:
                 self._num_idle += 1
-                self._changed.wait_for(lambda: self._closed or bool(self._calls))
+                self._changed.wait_for(lambda: self.is_closed or bool(self._calls))
                 self._num_idle -= 1
-                if self._closed:
+                if self.is_closed:
                     return
                 future, call = self._calls.popleft()
             if future.set_running_or_notify_cancel():

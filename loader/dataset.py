@@ -187,7 +187,7 @@ class ShardedDataset(StreamDataset):
         """Close connections, end threads and free buffers of this process. The dataset opens again when it is used."""
         super().close()
         if self._opened is not None and self._opened.is_mine:
-            self._opened.datasets[0].store.close()
+            self._opened.datasets[0].close()
         self._opened = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class OpenDataset:
     Attributes
     ----------
     store : ObjectStore
-        Closed by whoever made it.
+        Closed with this, or by whoever made it.
     reader : DatasetReader
         With its cache, if there is one.
     columns : tuple of int
@@ -67,6 +67,12 @@ class OpenDataset:
         if cache is not None:
             reader.cache = DiskCache(cache.root, digest=reader.index.digest, limit_bytes=cache.limit_bytes)
         return cls(store=store, reader=reader, columns=reader.select(columns))
+
+    def close(self) -> None:
+        """Close connections and files."""
+        if self.reader.cache is not None:
+            self.reader.cache.close()
+        self.store.close()
 
     @property
     def names(self) -> list[str]:

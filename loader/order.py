@@ -169,6 +169,8 @@ class LaneOrder:
         return int(self._block_starts[block])
 
     def _permutation(self, count: int, *, stream: int) -> Int64s:
+        if count == 1:
+            return np.zeros(1, np.int64)
         draws = _draws(self._key, stream=stream, count=count)
         # numpy's default sort is four times as fast as its stable one and gives the same unless two draws are equal.
         order = np.argsort(draws)

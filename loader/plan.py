@@ -60,6 +60,12 @@ class Plan:
     opened: list[Visit]
     closed: list[int]
 
+    def part(self, first: int, end: int) -> Plan:
+        """The rows of the batches ``[first, end)`` alone."""
+        share = self.share.part(first, end)
+        start = int(self.share.ends[first - 1]) if first else 0
+        return Plan(share=share, cells=self.cells[start : start + len(share)], opened=[], closed=[])
+
 
 class VisitPlanner:
     """Plans the reads of one process.

@@ -3,10 +3,11 @@
 Theory of operation
 -------------------
 One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
-to a pool of threads, which fetch, verify and decode it into its slot. It waits for the blocks of the oldest stage (some
-batches), gathers their rows, frees what no later row needs, and hands the result to a maker, whose jobs end in a short queue
-that the training loop takes from. All of fetching, decoding and gathering happens without the GIL. The first stages of an
-epoch are short, so that its first batch needs few blocks.
+to a pool of threads, which fetch, verify and decode it into its slot. It waits for the blocks of what was planned first,
+gathers its rows stage by stage (some batches), frees what no later row needs, and hands each stage to a maker, whose jobs end
+in a short queue that the training loop takes from. All of fetching, decoding and gathering happens without the GIL. What is
+planned at once is many stages, for planning costs the more per row the fewer rows there are, and so does handing blocks to
+threads one by one; at the very beginning it is few batches, so that the first one needs few blocks.
 
 Epochs follow each other without a pause: at the end of one the walk puts a mark into the queue and goes on with the next, up to
 about one block of each lane. Who iterates stops at the mark, and the next iteration takes the walk over.
@@ -22,8 +23,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -46,10 +49,11 @@ T = TypeVar("T")
 Int64s = npt.NDArray[np.int64]
 
 STAGE_BYTES = 4 * 1024 * 1024
-MAX_STAGE_ROWS = 65_536
-MAX_STAGE_CELLS = 1 << 20  # Batches of a stage times lanes: planning takes some arrays of that size.
+MAX_PLAN_ROWS = 65_536
+MAX_PLAN_CELLS = 1 << 20  # Batches planned at once times lanes: planning takes some arrays of that size.
 MAX_PLANNED_ROWS = 1 << 19  # Planned ahead, 41 bytes each.
 _READY_STAGES = 2
+_VISITS_PER_FETCH = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,7 +135,8 @@ class Walk(Generic[T]):
         # Also for a repeated row, whose block may be visited a second time.
         self._num_lanes = _lanes_of_run(begun.assignment)
         opened.arena.grow(min(2 * opened.num_blocks, 2 * self._num_lanes + self._ahead_slots) + 1)
-        self._batches_per_stage = _batches_per_stage(opened, spec)
+        self._batches_per_stage = max(1, STAGE_BYTES // max(1, opened.row_bytes * spec.split.batch_size))
+        self._batches_per_plan = _batches_per_plan(opened, spec)
         self._has_table = np.array([opened.has_table(lane) for lane in range(len(opened.lanes))], np.bool_)
         self._orders: dict[int, tuple[LaneOrder, int]] = {}  # Of each lane the one used last, and the step it begins at.
         self._planner = VisitPlanner(
@@ -140,7 +145,7 @@ class Walk(Generic[T]):
             max_block_rows=opened.max_block_rows,
             order_of=self._order_of,
         )
-        self._num_stages = 0  # Of the epoch that is being planned.
+        self._num_plans = 0
         self._planned: deque[_Planned[T]] = deque()
         self._planned_rows = 0
         self._leaving_slots = 0
@@ -204,15 +209,19 @@ class Walk(Generic[T]):
             self._planned.clear()
             self._epoch, self._failure = None, error
             return False
-        stage = self._gather(planned.plan, planned.batches) if planned.batches else None
-        self._planned_rows -= len(planned.plan.share)
-        self._planner.release(planned.plan)
-        if stage is None:
-            self._leaving_slots -= len(planned.plan.closed)
+        plan, batches, size = planned.plan, planned.batches, self._batches_per_stage
+        stages = (
+            self._gather(plan.part(first, first + size), batches[first : first + size])
+            for first in range(0, len(batches), size)
+        )
+        jobs = chain.from_iterable(map(planned.epoch.maker.jobs_of, stages))
+        for job in jobs:
+            self._jobs.run(job)
+        self._planned_rows -= len(plan.share)
+        self._planner.release(plan)
+        if not batches:
+            self._leaving_slots -= len(plan.closed)
             self.ready.put(None)
-        else:
-            for job in planned.epoch.maker.jobs_of(stage):
-                self._jobs.run(job)
         return True
 
     def _gather(self, plan: Plan, batches: range) -> Stage:
@@ -266,14 +275,17 @@ class Walk(Generic[T]):
                 return
 
     def _plan_batches(self, epoch: _Epoch[T]) -> bool:
-        """Plan one more stage and begin to fetch its blocks; False if it has to wait for slots."""
+        """Plan some more batches and begin to fetch their blocks; False if that has to wait for slots."""
         planner, planned = self._planner, self._planned
         open_slots = planner.num_open + self._leaving_slots
         if planned and (self._planned_rows >= MAX_PLANNED_ROWS or planner.num_taken > 2 * open_slots + self._ahead_slots):
             return False
-        if epoch.number != self.reading and epoch.num_opened >= self._num_lanes:
-            return False  # Perhaps nobody reads that epoch: a block of each lane is enough to begin with.
-        count = min(self._batches_per_stage, len(epoch.todo), 1 << min(self._num_stages, 30))
+        count = min(self._batches_per_plan, len(epoch.todo), 1 << min(self._num_plans, 30))
+        if epoch.number != self.reading:
+            # Perhaps nobody reads that epoch: a block of each lane is enough to begin with.
+            if epoch.num_opened >= self._num_lanes:
+                return False
+            count = max(1, min(count, (self._num_lanes - epoch.num_opened) // (2 * self.spec.split.batch_size)))
         share = epoch.waiting or self._share(epoch, count)
         plan = planner.plan(share)
         while plan is None:
@@ -289,11 +301,13 @@ class Walk(Generic[T]):
             plan = planner.plan(self._share(epoch, count))
         epoch.waiting = None
         batches, epoch.todo = epoch.todo[:count], epoch.todo[count:]
-        fetches = [self._fetchers.submit(self._fetch, visit, epoch) for visit in plan.opened]
+        size = max(1, min(_VISITS_PER_FETCH, len(plan.opened) // (4 * self.spec.num_threads)))
+        groups = [plan.opened[first : first + size] for first in range(0, len(plan.opened), size)]
+        fetches = [self._fetchers.submit(self._fetch, visits, epoch) for visits in groups]
         planned.append(_Planned(plan=plan, epoch=epoch, batches=batches, fetches=fetches))
-        epoch.num_opened += len(fetches)
+        epoch.num_opened += len(plan.opened)
         self._planned_rows += len(plan.share)
-        self._num_stages += 1
+        self._num_plans += 1
         return True
 
     def _plan_end(self, epoch: _Epoch[T]) -> bool:
@@ -313,7 +327,6 @@ class Walk(Generic[T]):
         self._leaving_slots += len(plan.closed)
         self._planned.append(_Planned(plan=plan, epoch=epoch, batches=range(0)))
         self._epoch = following
-        self._num_stages = 0
         return True
 
     def _share(self, epoch: _Epoch[T], count: int) -> Share:
@@ -341,22 +354,23 @@ class Walk(Generic[T]):
             known = self._orders[lane] = order, first
         return known
 
-    def _fetch(self, visit: Visit, epoch: _Epoch[T]) -> None:
+    def _fetch(self, visits: Sequence[Visit], epoch: _Epoch[T]) -> None:
         try:
-            cached = self.opened.fetch(visit)
+            for visit in visits:
+                if self._fetchers.is_closed:
+                    raise StreamClosed
+                epoch.receipt.add(bytes_cache=self.opened.fetch(visit), blocks=1)
         except BaseException as error:
             if epoch.number == self.reading:
                 self.ready.fail(error)
             raise
-        epoch.receipt.add(bytes_cache=cached, blocks=1)
 
 
-def _batches_per_stage(opened: OpenStream, spec: StreamSpec) -> int:
-    # No more than a quarter of the slots for one stage, so that the next ones are fetched meanwhile.
-    most = opened.arena.num_slots * opened.max_block_rows // 4
-    rows = min(MAX_STAGE_ROWS, STAGE_BYTES // max(1, opened.row_bytes), most)
-    cells = MAX_STAGE_CELLS // (len(opened.lanes) * spec.step)
-    return max(1, min(rows // spec.split.batch_size, cells))
+def _batches_per_plan(opened: OpenStream, spec: StreamSpec) -> int:
+    # No more than about an eighth of the slots at once, so that the next blocks are fetched meanwhile.
+    most = int(opened.arena.num_slots / max(opened.blocks_per_sample, 1e-6) / 8)
+    cells = MAX_PLAN_CELLS // (len(opened.lanes) * spec.step)
+    return max(1, min(min(MAX_PLAN_ROWS, most) // spec.split.batch_size, cells))
 
 
 def _lanes_of_run(assignment: Assignment) -> int:

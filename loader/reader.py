@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from loader.columns import Schema
 from loader.errors import DatasetNotFound, IndexCorrupt, InvalidOption, LoaderError
 from loader.index import DatasetIndex, Footer
 from loader.order import locate_row
-from loader.value_room import ValueRoom
+from loader.value_room import ValueRoom, has_large_values, value_sums
 
 __all__ = ["ColumnCache", "DatasetReader"]
 
@@ -37,17 +38,21 @@ _MAX_CACHED_BLOCKS = 64
 _MAX_WAITS = 4  # Told of at once, and as many reads.
 
 Room = memoryview | ValueRoom
-"""Where a decoded column block goes: into a buffer, or its values each by itself."""
+"""Where a decoded column block goes."""
 
 
 class ColumnCache(Protocol):
     """Where decoded column blocks may be found, or kept; see `loader.cache.DiskCache`."""
 
-    def read_into(self, place: tuple[int, int, int], out: Room, *, check: int) -> bool: ...
+    def read_into(
+        self, place: tuple[int, int, int], out: Room, *, table: BlockTable, read_whole: Callable[[], memoryview]
+    ) -> bool: ...
 
-    def write(self, place: tuple[int, int, int], data: memoryview) -> None: ...
+    def write(self, place: tuple[int, int, int], data: memoryview, *, table: BlockTable, sums: bytes = b"") -> None: ...
 
     def claim(self, lane: int, block: int) -> AbstractContextManager[None]: ...
+
+    def close(self) -> None: ...
 
 
 class DatasetReader:
@@ -98,7 +103,7 @@ class DatasetReader:
         self._tables: dict[int, BlockTable] = {}
         self._tables_lock = threading.Lock()
         self._rows_lock = threading.Lock()
-        self._decoded: OrderedDict[tuple[int, int, str], bytearray] = OrderedDict()
+        self._decoded: OrderedDict[tuple[int, int, str], memoryview] = OrderedDict()
         self._scratch = threading.local()
         self._fetching: dict[int, tuple[str, float]] = {}  # By thread: the block, and since when.
 
@@ -164,7 +169,7 @@ class DatasetReader:
         columns : sequence of int
             Numbers of columns in the schema, ascending.
         outs : sequence of memoryview or ValueRoom
-            For each its buffer or room, of exactly the decoded size that the table says.
+            For each its buffer, or room, of exactly the decoded size that the table says.
 
         Returns
         -------
@@ -194,11 +199,13 @@ class DatasetReader:
         self, cache: ColumnCache, lane: int, block: int, wanted: Sequence[tuple[int, Room]]
     ) -> list[tuple[int, Room]]:
         """Fill from the cache what is there; the rest."""
-        checks = self.table(lane).check[block]
+        table = self.table(lane)
         return [
             (column, out)
             for column, out in wanted
-            if not cache.read_into((lane, block, column), out, check=int(checks[column]))
+            if not cache.read_into(
+                (lane, block, column), out, table=table, read_whole=partial(self._read_whole, lane, block, column)
+            )
         ]
 
     def _fetch_columns(self, lane: int, block: int, wanted: Sequence[tuple[int, Room]]) -> None:
@@ -206,7 +213,7 @@ class DatasetReader:
         for run in _adjacent(wanted, table, block):
             start = int(table.offsets[block, run[0][0]])
             end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
-            stored = self._own_buffer("stored", end - start)
+            stored = self._own_buffer(end - start)
             self._fetch(stored, start=self.index.lanes[lane].offset + start, what=f"lane {lane}, block {block}")
             for column, out in run:
                 first = int(table.offsets[block, column]) - start
@@ -270,28 +277,28 @@ class DatasetReader:
         finally:
             del self._fetching[ident]
 
-    def _own_buffer(self, use: str, size: int) -> memoryview:
-        """A buffer of this thread's own, for stored or decoded bytes, reused by its next read."""
-        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, use, None)
+    def _own_buffer(self, size: int) -> memoryview:
+        """A buffer of this thread's own, for stored bytes, reused by its next read."""
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "stored", None)
         if buffer is None or len(buffer) < size:
-            buffer = np.empty(size, np.uint8)
-            setattr(self._scratch, use, buffer)
+            self._scratch.stored = buffer = np.empty(size, np.uint8)
         return buffer[:size].data
 
     def _decode(self, stored: memoryview, table: BlockTable, lane: int, block: int, column: int, out: Room) -> None:
-        decoded = self._own_buffer("decoded", len(out)) if isinstance(out, ValueRoom) else out
+        decoded = out.buffer() if isinstance(out, ValueRoom) else out
+        check, rows = int(table.check[block, column]), int(table.rows[block])
         decode_column_into(
             stored,
             codec=int(table.codec[block, column]),
             raw_size=int(table.raw_size[block, column]),
-            check=int(table.check[block, column]),
+            check=check,
             out=decoded,
             where=f"{self.url}, lane {lane}, block {block}, column {self.schema.names[column]!r}",
         )
         if self.cache is not None:
-            self.cache.write((lane, block, column), decoded)
-        if isinstance(out, ValueRoom):
-            out.take(decoded)
+            is_large = has_large_values(self.schema.types[column], raw_size=len(decoded), rows=rows)
+            sums = value_sums(decoded, rows=rows, check=check) if is_large else b""
+            self.cache.write((lane, block, column), decoded, table=table, sums=sums)
 
     def _value(self, lane: int, block: int, place: int, name: str) -> Any:
         kind = self.schema[name]
@@ -301,7 +308,7 @@ class DatasetReader:
         offsets, values = variable_view(data, int(self.table(lane).rows[block]))
         return decode_value(kind, values[offsets[place] : offsets[place + 1]])
 
-    def _decoded_column(self, lane: int, block: int, name: str) -> bytearray:
+    def _decoded_column(self, lane: int, block: int, name: str) -> memoryview:
         """A decoded column block, from the few that were used last."""
         place, column = (lane, block, name), self.schema.position(name)
         with self._rows_lock:
@@ -309,12 +316,16 @@ class DatasetReader:
             if data is not None:
                 self._decoded.move_to_end(place)
                 return data
-        data = bytearray(int(self.table(lane).raw_size[block, column]))
-        self.read_block_into(lane, block, [column], [memoryview(data)])
+        data = self._read_whole(lane, block, column)
         with self._rows_lock:
             self._decoded[place] = data
             while len(self._decoded) > max(_MAX_CACHED_BLOCKS, self.index.num_lanes) * len(self.schema):
                 self._decoded.popitem(last=False)
+        return data
+
+    def _read_whole(self, lane: int, block: int, column: int) -> memoryview:
+        data = memoryview(bytearray(int(self.table(lane).raw_size[block, column])))
+        self.read_block_into(lane, block, [column], [data])
         return data
 
 

@@ -1,28 +1,109 @@
-"""Room for the large values of a column block, each a byte string of its own.
+"""Large values of a cached column block, which stay in its file until they are handed out.
 
-A value that is read from a file by itself is where it is handed out, without another copy; the block's check is taken over
-all of them as they come. For small values the many reads would cost more than the copy does: those are decoded as a whole.
+A block that is read into memory when its visit begins is cold by the time its rows are gathered, and all blocks of all lanes
+together are far larger than any processor's cache. So a cached block of large values is not read at first. Each value is read
+when it is gathered, straight into the byte string that is handed out.
+
+What is read by itself has to be verified by itself: behind such a block, its file holds the xxh3_64 of each value, and one of
+the offsets, of these sums and of the block's own check. A value that is damaged or gone is taken from the whole block, which is
+fetched anew if need be. For small values the many reads would cost more than they save: those are read as a whole.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
 import xxhash
 
 from loader.block import variable_view
 from loader.block_codec import OFFSET_BYTES
+from loader.column_type import ColumnType
 from loader.errors import BlockCorrupt
+from loader.lane_file import SUM_BYTES, LaneFile
 
-__all__ = ["LARGE_VALUE_BYTES", "ValueRoom"]
+__all__ = ["LARGE_VALUE_BYTES", "StoredValues", "ValueRoom", "has_large_values", "value_sums"]
 
 LARGE_VALUE_BYTES: Final = 16 * 1024
 
 
+def has_large_values(kind: ColumnType, *, raw_size: int, rows: int) -> bool:
+    """Whether the values of a column block are read one by one, if it is cached."""
+    return (kind.is_image or kind.kind == "bytes") and raw_size >= LARGE_VALUE_BYTES * rows
+
+
+def value_sums(decoded: memoryview, *, rows: int, check: int) -> bytes:
+    """What follows a decoded block of large values in its file."""
+    offsets, data = variable_view(decoded, rows)
+    sums = [xxhash.xxh3_64_intdigest(data[start:end]) for start, end in pairwise(offsets.tolist())]
+    packed = np.array(sums, "<u8").tobytes()
+    return packed + _seal(decoded[: OFFSET_BYTES * (rows + 1)], packed, check=check)
+
+
+class StoredValues:
+    """The values of a column block in a lane's file.
+
+    Parameters
+    ----------
+    file : LaneFile
+        Which has the block.
+    block, column : int
+        Its place.
+    size_bytes, rows, check : int
+        Of the decoded block.
+    read_whole : callable
+        Reads the decoded block from wherever it is sound.
+
+    """
+
+    def __init__(
+        self,
+        file: LaneFile,
+        block: int,
+        column: int,
+        *,
+        size_bytes: int,
+        rows: int,
+        check: int,
+        read_whole: Callable[[], memoryview],
+    ) -> None:
+        self._file, self._start = file, file.start(block, column)
+        self._size_bytes, self._rows, self._check = size_bytes, rows, check
+        self._read_whole = read_whole
+        self._offsets: list[int] = []
+        self._sums: list[int] = []
+        self._whole: memoryview | None = None
+
+    def read(self, row: int) -> bytes:
+        """The value of a row of the block; raises what reading the whole block does, if the value is not sound here."""
+        if self._whole is None:
+            try:
+                if not self._sums:
+                    self._read_sums()
+                start, end = self._offsets[row : row + 2]
+                value = self._file.read(self._start + start, end - start)
+                if xxhash.xxh3_64_intdigest(value) == self._sums[row]:
+                    return value
+            except (BlockCorrupt, OSError):
+                pass  # Whatever it is: the whole block is looked at, and says what is wrong.
+            self._whole = self._read_whole()
+        offsets, data = variable_view(self._whole, self._rows)
+        return bytes(data[offsets[row] : offsets[row + 1]])
+
+    def _read_sums(self) -> None:
+        head = self._file.read(self._start, OFFSET_BYTES * (self._rows + 1))
+        tail = self._file.read(self._start + self._size_bytes, SUM_BYTES * (self._rows + 1))
+        sums = tail[: SUM_BYTES * self._rows]
+        if _seal(head, sums, check=self._check) != tail[len(sums) :]:
+            raise BlockCorrupt(f"{self._file.path}: offsets or sums of values are damaged")
+        self._offsets = (np.frombuffer(head, "<i8") + len(head)).tolist()
+        self._sums = np.frombuffer(sums, "<u8").tolist()
+
+
 class ValueRoom:
-    """Takes the values of one column block.
+    """Room for a column block of large values: memory, or the file that has it.
 
     Parameters
     ----------
@@ -30,49 +111,27 @@ class ValueRoom:
         Of the decoded block.
     rows : int
         How many values there are.
+    buffer : callable
+        Gives memory for the decoded block, if that is needed.
 
     Attributes
     ----------
-    values : list of bytes
-        The values; empty before the block was read and checked.
+    stored : StoredValues or None
+        The values, if they are in the cache and the buffer was not needed.
     """
 
-    def __init__(self, size_bytes: int, *, rows: int) -> None:
+    def __init__(self, size_bytes: int, *, rows: int, buffer: Callable[[], memoryview]) -> None:
         self._size_bytes = size_bytes
-        self._rows = rows
-        self.values: list[bytes] = []
+        self.rows = rows
+        self.buffer = buffer
+        self.stored: StoredValues | None = None
 
     def __len__(self) -> int:
         return self._size_bytes
 
-    def take(self, decoded: memoryview) -> None:
-        """Take the values out of a decoded and checked block."""
-        offsets, data = variable_view(decoded, self._rows)
-        self.values = [bytes(data[start:end]) for start, end in pairwise(offsets.tolist())]
 
-    def read_from(self, file: int, *, check: int, where: str) -> None:
-        """Take the values from a file that holds the decoded block; raises `BlockCorrupt` if it does not."""
-        start = OFFSET_BYTES * (self._rows + 1)
-        head = _read(file, start, offset=0, where=where)
-        hasher = xxhash.xxh3_64(head)
-        # The values lie one after another, so wherever damaged offsets point to, the check is of other bytes.
-        ends = memoryview(head).cast("q").tolist()
-        values = []
-        for first, end in pairwise(ends):
-            if not 0 <= first <= end <= self._size_bytes - start:
-                raise BlockCorrupt(f"{where}: a value of bytes {first} to {end} of {self._size_bytes - start}")
-            values.append(_read(file, end - first, offset=start + first, where=where))
-            hasher.update(values[-1])
-        if hasher.intdigest() != check or ends[-1] != self._size_bytes - start:
-            raise BlockCorrupt(f"{where}: checksum {hasher.intdigest():016x}, expected {check:016x}")
-        self.values = values
-
-
-def _read(file: int, size: int, *, offset: int, where: str) -> bytes:
-    data = os.pread(file, size, offset)
-    while len(data) < size:  # The kernel reads no more than 2 GiB at once.
-        more = os.pread(file, size - len(data), offset + len(data))
-        if not more:
-            raise BlockCorrupt(f"{where}: {size} bytes at {offset} were cut short to {len(data)}")
-        data += more
-    return data
+def _seal(head: bytes | memoryview, sums: bytes, *, check: int) -> bytes:
+    hasher = xxhash.xxh3_64(head)
+    hasher.update(sums)
+    hasher.update(check.to_bytes(SUM_BYTES, "little"))
+    return hasher.intdigest().to_bytes(SUM_BYTES, "little")
