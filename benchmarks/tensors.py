@@ -11,10 +11,13 @@ writer.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
+import queue
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -33,11 +36,13 @@ from benchmarks.measure import Cell, Result, measure, report
 from client import Client
 from loader import TensorReader, load_tensors, save_tensors
 from loader.checkpoint import CheckpointWriter, SavePlanner
+from loader.series import Series
 from storenode.embedded import EmbeddedCluster
 
 MIB = 1 << 20
 LARGE_BYTES = 64 * MIB
 NUM_SMALL = 100
+PUBLISHED = 20
 READERS = 8
 Tensors = dict[str, torch.Tensor]
 
@@ -210,6 +215,30 @@ def resharded(bench: Bench) -> list[str]:
     return lines
 
 
+def watched(bench: Bench) -> str:
+    """How long a follower of a series takes to see that another step was published."""
+    series = Series("forebay://models/series", client=bench.client)
+    for step in (0, 1):
+        save_tensors(series.url_of(step), {"step": torch.tensor(step)}, client=bench.client)
+    series.publish(0)
+    seen: queue.Queue[float] = queue.Queue()
+
+    def follow() -> None:
+        for _ in itertools.islice(Series("forebay://models/series", client=bench.remote).watch(), PUBLISHED + 1):
+            seen.put(time.perf_counter())
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    seen.get(timeout=60)
+    took = []
+    for number in range(PUBLISHED):
+        began_s = time.perf_counter()
+        series.publish((number + 1) % 2)
+        took.append(seen.get(timeout=60) - began_s)
+    follower.join()
+    return f"a follower sees what was published after {statistics.median(took) * 1e3:.0f} ms, at most {max(took) * 1e3:.0f}"
+
+
 def fan_out(bench: Bench, tensors: Tensors, endpoints: list[str]) -> str:
     """One new model, read by many processes at once, while another client writes."""
     save_tensors("forebay://models/fresh", tensors, client=bench.client)
@@ -324,7 +353,7 @@ def main() -> None:
             )
             results = save_cells(bench, tensors) + load_cells(bench, tensors)
             lines = [blocking(bench, tensors), *resharded(bench), second_save(bench)]
-            lines.append(fan_out(bench, tensors, endpoints))
+            lines += [watched(bench), fan_out(bench, tensors, endpoints)]
     facts = {"backend": "sqlite", "replicas": "2", "said": "\n".join(lines)}
     report(results, title="tensors and checkpoints", facts=facts, path=arguments.out)
     print("\n".join(lines))

@@ -39,8 +39,9 @@ __all__ = ["Colocated", "NotColocated"]
 
 log = logging.getLogger(__name__)
 
-# Hashed while it is in the CPU's cache: of 64 KiB to 8 MiB this is the fastest. Whole segments, as `ReadCheck` wants them.
-PIECE_BYTES = 4 * SEGMENT_BYTES
+# Large enough that threads seldom wait for the GIL between a read and its hash, small enough to give up in between. Whole
+# segments, as `ReadCheck` wants them.
+PIECE_BYTES = 32 * SEGMENT_BYTES
 # Asks for a chunk that no bytes have as their hash: the answer says whose it is.
 _WHO_ARE_YOU = ChunkRequest(partition=0, id=bytes(32), first=0, last=0, token="")
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.

@@ -16,7 +16,7 @@ import pytest
 
 from client.checksum import SEGMENT_BYTES, Announced
 from client.chunks import ChunkClient, Reads
-from client.colocated import PIECE_BYTES, Colocated
+from client.colocated import Colocated
 from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, Misconfigured
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer
 from client.manifest import Ref, make_ref
@@ -25,9 +25,15 @@ from client.retry import Deadline
 from tests.support.door import CLUSTER_ID, Door, open_door, scripted_door
 from tests.support.fake_cluster import FakeCluster, quick_config
 
+PIECE_BYTES = 4 * SEGMENT_BYTES  # Smaller than usual, so that small chunks are read in several pieces.
 PAYLOAD = random.Random(8).randbytes(2 * PIECE_BYTES + SEGMENT_BYTES + 100)
 REF = make_ref(PAYLOAD, partitions=64)
 WHOLE = (0, len(PAYLOAD))
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.colocated.PIECE_BYTES", PIECE_BYTES)
 
 
 class Bench:
