@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -48,11 +48,6 @@ class DaemonPool:
                 self._threads[-1].start()
             self._changed.notify()
         return future
-
-    def all(self, call: Callable[[int], object], numbers: Iterable[int]) -> None:
-        """Call `call` with each number, several at once, and wait for all; raises what one of them raised."""
-        for future in [self.submit(call, number) for number in numbers]:
-            future.result()
 
     def close(self) -> None:
         """Cancel what has not begun."""

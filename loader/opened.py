@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from client.objects import ObjectStore
 from client.record import ObjectInfo
 from client.replica import ReadTotals
@@ -19,7 +22,9 @@ from loader.order import LaneOrder
 from loader.plan import Visit
 from loader.reader import DatasetReader
 
-__all__ = ["CacheSpec", "OpenDataset", "OpenStream"]
+__all__ = ["CacheSpec", "OpenDataset", "OpenStream", "read_totals"]
+
+Int64s = npt.NDArray[np.int64]
 
 _CELL_BYTES = 8  # What a row in the arena takes beside its columns.
 
@@ -98,6 +103,13 @@ class OpenDataset:
         if all(kind.is_fixed for kind in self.kinds):
             return fixed_bytes
         return fixed_bytes + self.reader.mean_block_bytes * self.reader.num_blocks // max(1, self.reader.index.num_rows)
+
+
+def read_totals(datasets: Sequence[OpenDataset]) -> ReadTotals:
+    """What was read from the stores of some datasets so far."""
+    readers = {id(dataset.store): dataset.reader for dataset in datasets}
+    each = [asdict(reader.totals()) for reader in readers.values()]
+    return ReadTotals(**{name: sum(totals[name] for totals in each) for name in each[0]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +196,6 @@ class OpenStream:
         """The usual order of the lanes by which batches are cut into runs, which is the same in each epoch; () is ascending."""
         return () if self.mixture is None else self.mixture.lane_order
 
-    def totals(self) -> ReadTotals:
-        """What was read from the stores so far."""
-        readers = {id(dataset.store): dataset.reader for dataset in self.datasets}
-        each = [asdict(reader.totals()) for reader in readers.values()]
-        return ReadTotals(**{name: sum(totals[name] for totals in each) for name in each[0]})
-
     def waits(self) -> list[str]:
         """What is being fetched, and whom the stores wait for, each with since when."""
         return list(dict.fromkeys(words for dataset in self.datasets for words in dataset.reader.waits()))
@@ -199,10 +205,12 @@ class OpenStream:
         dataset, own = self._place(lane)
         return dataset.reader.has_table(own)
 
-    def load_table(self, lane: int) -> None:
-        """Read the block table of a lane, unless it is there."""
-        dataset, own = self._place(lane)
-        dataset.reader.table(own)
+    def load_tables(self, lanes: Int64s) -> None:
+        """Read the block tables of some lanes, those of each dataset at once."""
+        for number, dataset in enumerate(self.datasets):
+            own = self.lanes.lanes[lanes[self.lanes.components[lanes] == number]]
+            if len(own):
+                dataset.reader.load_tables(own.tolist())
 
     def order(self, lane: int, *, seed: int, epoch: int, shuffle: bool) -> LaneOrder:
         """The order of a lane in an epoch of its dataset."""

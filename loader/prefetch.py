@@ -91,6 +91,24 @@ class _Epoch(Generic[T]):
         return self.run, self.assignment.lane_order
 
 
+class _Orders:
+    """The order that a step of a lane is of, and the step at which it begins, counted from the begin of the first epoch."""
+
+    def __init__(self, opened: OpenStream, spec: StreamSpec, *, origin: tuple[int, ...]) -> None:
+        self._opened, self._spec, self._origin = opened, spec, origin
+        self._known: dict[int, tuple[LaneOrder, int]] = {}  # Of each lane the one that was used last.
+
+    def __call__(self, lane: int, step: int) -> tuple[LaneOrder, int]:
+        lanes = self._opened.lanes
+        first = step - step % int(lanes.rows[lane])
+        known = self._known.get(lane)
+        if known is None or known[1] != first:
+            epoch = self._origin[lanes.components[lane]] + first // int(lanes.rows[lane])
+            order = self._opened.order(lane, seed=self._spec.seed, epoch=epoch, shuffle=self._spec.shuffle)
+            known = self._known[lane] = order, first
+        return known
+
+
 @dataclass(slots=True, kw_only=True)
 class _Planned(Generic[T]):
     """Batches of an epoch that are being fetched; an empty range of them marks its end."""
@@ -138,12 +156,11 @@ class Walk(Generic[T]):
         self._batches_per_stage = max(1, STAGE_BYTES // max(1, opened.row_bytes * spec.split.batch_size))
         self._batches_per_plan = _batches_per_plan(opened, spec)
         self._has_table = np.array([opened.has_table(lane) for lane in range(len(opened.lanes))], np.bool_)
-        self._orders: dict[int, tuple[LaneOrder, int]] = {}  # Of each lane the one used last, and the step it begins at.
         self._planner = VisitPlanner(
             num_lanes=len(opened.lanes),
             num_slots=opened.arena.num_slots,
             max_block_rows=opened.max_block_rows,
-            order_of=self._order_of,
+            order_of=_Orders(opened, spec, origin=self._origin),
         )
         self._num_plans = 0
         self._planned: deque[_Planned[T]] = deque()
@@ -271,6 +288,8 @@ class Walk(Generic[T]):
                 if self._epoch.number == self.reading:
                     raise
                 self._epoch, self._failure = None, error  # What is planned comes first.
+            if self._num_plans == 1:
+                return  # Nothing more is asked for before the first batch is there.
             if self.ready.is_empty and self._planned and all(fetch.done() for fetch in self._planned[0].fetches):
                 return
 
@@ -339,20 +358,12 @@ class Walk(Generic[T]):
         return replace(share, steps=share.steps + epoch.passed[share.lanes])
 
     def _load_tables(self, lanes: Int64s) -> None:
-        """Have the block tables of `lanes` at hand, read several at once: each costs a request."""
+        """Have the block tables of `lanes` at hand, read together: each costs a request."""
         if not self._has_table.all():
             missing = np.flatnonzero((np.bincount(lanes, minlength=len(self._has_table)) > 0) & ~self._has_table)
-            self._fetchers.all(self.opened.load_table, missing.tolist())
+            if len(missing):
+                self.opened.load_tables(missing)
             self._has_table[missing] = True
-
-    def _order_of(self, lane: int, step: int) -> tuple[LaneOrder, int]:
-        first = step - step % int(self.opened.lanes.rows[lane])
-        known = self._orders.get(lane)
-        if known is None or known[1] != first:
-            epoch = self._origin[self.opened.lanes.components[lane]] + first // int(self.opened.lanes.rows[lane])
-            order = self.opened.order(lane, seed=self.spec.seed, epoch=epoch, shuffle=self.spec.shuffle)
-            known = self._orders[lane] = order, first
-        return known
 
     def _fetch(self, visits: Sequence[Visit], epoch: _Epoch[T]) -> None:
         try:

@@ -101,7 +101,6 @@ class DatasetReader:
             raise type(exc)(f"{self.url}: {exc}") from exc
         self.max_block_rows = _max_block_rows(self.index)
         self._tables: dict[int, BlockTable] = {}
-        self._tables_lock = threading.Lock()
         self._rows_lock = threading.Lock()
         self._decoded: OrderedDict[tuple[int, int, str], memoryview] = OrderedDict()
         self._scratch = threading.local()
@@ -140,12 +139,18 @@ class DatasetReader:
 
     def table(self, lane: int) -> BlockTable:
         """The block table of `lane`, read at first use and kept: 30 bytes for each column of each block."""
-        with self._tables_lock:
-            table = self._tables.get(lane)
+        table = self._tables.get(lane)
         if table is None:
-            entry = self.index.lanes[lane]
-            data = bytearray(entry.table_bytes)
-            self._fetch(memoryview(data), start=entry.table_offset, what=f"the table of lane {lane}")
+            self.load_tables([lane])
+            table = self._tables[lane]
+        return table
+
+    def load_tables(self, lanes: Sequence[int]) -> None:
+        """Read the block tables of some lanes, all at once, and keep them."""
+        parts = [(bytearray(self.index.lanes[lane].table_bytes), self.index.lanes[lane].table_offset) for lane in lanes]
+        what = f"the table of lane {lanes[0]}" + (f" and {len(lanes) - 1} more" if len(lanes) > 1 else "")
+        self._fetch(parts, what=what)
+        for lane, (data, _) in zip(lanes, parts, strict=True):
             table = self.index.decode_table(lane, data)
             if table.rows.max(initial=0) > self.max_block_rows:
                 # Buffers are laid out for what the block size allows.
@@ -153,9 +158,7 @@ class DatasetReader:
                     f"{self.url}, lane {lane}: a block of {table.rows.max()} rows, expected at most {self.max_block_rows} "
                     f"with a block size of {self.index.block_size_bytes} bytes"
                 )
-            with self._tables_lock:
-                self._tables[lane] = table
-        return table
+            self._tables[lane] = table
 
     def has_table(self, lane: int) -> bool:
         """Whether the block table of `lane` was read already."""
@@ -214,7 +217,7 @@ class DatasetReader:
             start = int(table.offsets[block, run[0][0]])
             end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
             stored = self._own_buffer(end - start)
-            self._fetch(stored, start=self.index.lanes[lane].offset + start, what=f"lane {lane}, block {block}")
+            self._fetch([(stored, self.index.lanes[lane].offset + start)], what=f"lane {lane}, block {block}")
             for column, out in run:
                 first = int(table.offsets[block, column]) - start
                 part = stored[first : first + int(table.stored_size[block, column])]
@@ -262,11 +265,11 @@ class DatasetReader:
         self._content.read_into(data, start=footer.index_offset)
         return DatasetIndex.decode(data, footer=footer)
 
-    def _fetch(self, buffer: memoryview, *, start: int, what: str) -> None:
+    def _fetch(self, parts: Sequence[tuple[bytearray | memoryview, int]], *, what: str) -> None:
         began_s, ident = time.monotonic(), threading.get_ident()
         self._fetching[ident] = what, began_s
         try:
-            self._content.read_into(buffer, start=start)
+            self._content.read_parts(parts)
         except StoreError as exc:
             raise type(exc)(
                 f"{self.url}, {what}: not read within {time.monotonic() - began_s:.3g} s: {exc.message}",

@@ -31,7 +31,7 @@ from loader.errors import ColumnError, InvalidOption, StateUnavailable
 from loader.images import Decode, Pixels, image_columns
 from loader.items import ItemMaker, Part
 from loader.iteration import Iteration
-from loader.opened import OpenStream
+from loader.opened import OpenStream, read_totals
 from loader.ranks import resolve_ranks, worker_of
 from loader.receipt import Meters, Receipt
 from loader.stage import Epochs, StreamSpec
@@ -315,7 +315,8 @@ class StreamDataset(IterableDataset[Any]):
             stager, self._ahead = self._ahead, None
             return stager
         self._end_ahead()
-        meters = Meters(store=opened.totals)
+        # A receipt outlives its stream, and must not keep its memory.
+        meters = Meters(store=partial(read_totals, opened.datasets))
         epochs = Epochs(
             lane_order_of=self._lane_orders(opened),
             maker_of=partial(replace, maker),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +83,10 @@ class MemoryContent:
         assert start + len(view) <= len(self._data)
         view[:] = self._data[start : start + len(view)]
         return len(view)
+
+    def read_parts(self, parts: Iterable[tuple[Buffer, int]]) -> None:
+        for buffer, start in parts:
+            self.read_into(buffer, start=start)
 
 
 class MemoryStore(ObjectStore):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -341,3 +343,16 @@ def test_endpoint_that_does_not_answer_is_named() -> None:
     source = ShardedDataset("forebay://data/set", endpoints="http://127.0.0.1:9")
     with pytest.raises(EndpointUnreachable, match=r"127\.0\.0\.1:9"):
         len(source)
+
+
+def test_closing_frees_the_memory_of_blocks_at_once() -> None:
+    source = dataset(shuffle=True)
+    assert len(rows(source)) > 1
+    arena = weakref.ref(source._open().arena)
+    gc.disable()
+    try:
+        source.close()
+        assert arena() is None
+    finally:
+        gc.enable()
+    assert source.receipt()["samples"] == ROWS
