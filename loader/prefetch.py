@@ -26,7 +26,6 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -227,13 +226,10 @@ class Walk(Generic[T]):
             self._epoch, self._failure = None, error
             return False
         plan, batches, size = planned.plan, planned.batches, self._batches_per_stage
-        stages = (
-            self._gather(plan.part(first, first + size), batches[first : first + size])
-            for first in range(0, len(batches), size)
-        )
-        jobs = chain.from_iterable(map(planned.epoch.maker.jobs_of, stages))
-        for job in jobs:
-            self._jobs.run(job)
+        for first in range(0, len(batches), size):
+            stage = self._gather(plan.part(first, first + size), batches[first : first + size])
+            for job in planned.epoch.maker.jobs_of(stage):
+                self._jobs.run(job)
         self._planned_rows -= len(plan.share)
         self._planner.release(plan)
         if not batches:
@@ -306,7 +302,7 @@ class Walk(Generic[T]):
                 return False
             count = max(1, min(count, (self._num_lanes - epoch.num_opened) // (2 * self.spec.split.batch_size)))
         share = epoch.waiting or self._share(epoch, count)
-        plan = planner.plan(share)
+        count, plan = len(share.ends), planner.plan(share)
         while plan is None:
             if planned:
                 epoch.waiting = share
