@@ -142,7 +142,9 @@ class DiskCache:
         try:
             lane_file.write(self._path(lane), table, block, column, data, sums=sums)
             self._writable = True
-        except (BlockCorrupt, OSError) as exc:
+        except BlockCorrupt as exc:
+            self._remove(lane, exc)  # The next block finds none, and makes one.
+        except OSError as exc:
             if self._writable:
                 log.warning("blocks can't be cached in %s, and are fetched each time: %s", self._directory, exc)
             self._writable = False  # Said once: a full disk would say so for each block.
@@ -178,6 +180,7 @@ class DiskCache:
             try:
                 file = LaneFile(self._path(lane), table)
             except FileNotFoundError:
+                self._lanes.pop(lane, None)  # One that was removed takes room on disk for as long as it is open.
                 return None
             if len(self._lanes) >= _MAX_OPEN:
                 self._lanes.clear()

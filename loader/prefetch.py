@@ -375,9 +375,9 @@ class Walk(Generic[T]):
 
 def _batches_per_plan(opened: OpenStream, spec: StreamSpec) -> int:
     # No more than about an eighth of the slots at once, so that the next blocks are fetched meanwhile.
-    most = int(opened.arena.num_slots / max(opened.blocks_per_sample, 1e-6) / 8)
+    rows = min(MAX_PLAN_ROWS, int(opened.arena.num_slots / max(opened.blocks_per_sample, 1e-6) / 8))
     cells = MAX_PLAN_CELLS // (len(opened.lanes) * spec.step)
-    return max(1, min(min(MAX_PLAN_ROWS, most) // spec.split.batch_size, cells))
+    return max(1, min(rows // spec.split.batch_size, cells))
 
 
 def _lanes_of_run(assignment: Assignment) -> int:

@@ -55,7 +55,6 @@ class StoredValues:
         Of the decoded block.
     read_whole : callable
         Reads the decoded block from wherever it is sound.
-
     """
 
     def __init__(

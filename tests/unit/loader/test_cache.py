@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -125,6 +122,18 @@ def test_a_file_of_another_size_is_dropped(tmp_path: Path, size: int, caplog: py
     assert found(cache, 1)
 
 
+def test_a_file_that_is_cut_short_while_it_is_open_is_made_anew(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, digest=DIGEST, limit_bytes=100 * KIB)
+    put(cache, 0)
+    put(cache, 1)
+    assert found(cache, 0)
+    (path,) = files(tmp_path)
+    os.truncate(path, path.stat().st_size // 2)
+    put(cache, 2)  # Finds out.
+    put(cache, 2)
+    assert [found(cache, number) for number in (0, 1, 2)] == [False, False, True]
+
+
 def test_a_block_that_a_dead_writer_has_begun_is_never_read(tmp_path: Path) -> None:
     context = get_context("fork")
 
@@ -160,6 +169,9 @@ def test_whoever_has_a_file_open_that_goes_lets_go_of_it(tmp_path: Path, monkeyp
     assert [found(cache, 1) for cache in caches] == [True, True]
     monkeypatch.setattr("loader.lane_file._LOOK_AGAIN_S", 0.0)
     assert [found(cache, 1) for cache in caches] == [False, False]
+    # What is open takes room on disk, also without a name.
+    targets = [os.readlink(link.path) for link in os.scandir("/proc/self/fd") if os.path.lexists(link.path)]
+    assert not [target for target in targets if str(tmp_path) in target]
     put(caches[0], 2)
     assert [found(cache, number) for cache in caches for number in (1, 2)] == [False, True] * 2
 
@@ -307,105 +319,3 @@ def test_what_a_dead_process_left_goes_after_an_hour(tmp_path: Path) -> None:
         os.utime(path, (time.time() - age_s, time.time() - age_s))
     cache_of(tmp_path, digest=DIGEST, limit_bytes=100 * KIB)
     assert [path.name for path in files(tmp_path)] == [".new"]
-
-
-# Claims
-
-
-def is_claimed(cache: DiskCache, block: int, *, within_s: float = 0.05) -> bool:
-    """Whether somebody else's claim is waited for."""
-    began_s = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loader.claims._PATIENCE_S", within_s)
-        with cache.claim(1, block):
-            return time.monotonic() - began_s >= within_s
-
-
-def test_a_block_is_claimed_by_one_and_the_next_one_waits(tmp_path: Path) -> None:
-    caches = [DiskCache(tmp_path, digest=DIGEST, limit_bytes=100 * KIB) for _ in range(2)]
-    wants, order = threading.Event(), []
-
-    def second() -> None:
-        wants.set()
-        with caches[1].claim(1, 1):
-            order.append("second")
-
-    with ThreadPoolExecutor(1) as pool:
-        with caches[0].claim(1, 1), caches[0].claim(1, 2):
-            claiming = pool.submit(second)
-            assert wants.wait(WAIT_S)
-            assert not wait([claiming], timeout=0.05).done
-            order.append("first")
-        claiming.result(WAIT_S)
-    assert order == ["first", "second"]
-    assert files(tmp_path) == []
-
-
-def test_a_claim_goes_with_a_holder_that_is_killed(tmp_path: Path) -> None:
-    context = get_context("fork")
-    claimed = context.Event()
-
-    def die_with_a_claim() -> None:
-        with cache_of(tmp_path, digest=DIGEST, limit_bytes=100 * KIB).claim(1, 1):
-            claimed.set()
-            signal.pause()
-
-    cache = cache_of(tmp_path, digest=DIGEST, limit_bytes=100 * KIB)
-    child = context.Process(target=die_with_a_claim)
-    child.start()
-    assert claimed.wait(WAIT_S)
-    assert is_claimed(cache, 1)
-    child.kill()
-    child.join()
-    child.close()
-    # What it left is taken over.
-    assert len(files(tmp_path)) == 1
-    assert not is_claimed(cache, 1, within_s=WAIT_S)
-    assert files(tmp_path) == []
-
-
-def test_whoever_gave_up_waiting_leaves_the_claim_to_its_holder(tmp_path: Path) -> None:
-    cache = cache_of(tmp_path, digest=DIGEST, limit_bytes=100 * KIB)
-    with cache.claim(1, 1):
-        assert is_claimed(cache, 1)
-        assert len(files(tmp_path)) == 1
-        assert is_claimed(cache, 1)
-
-
-def test_a_claim_whose_file_its_last_holder_removed_meanwhile_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = cache_of(tmp_path, digest=DIGEST, limit_bytes=100 * KIB)
-    flock = fcntl.flock
-    removed: list[Path] = []
-
-    def remove_first(file: int, how: int) -> None:
-        if not removed:
-            removed.extend(files(tmp_path))
-            removed[0].unlink()
-        flock(file, how)
-
-    monkeypatch.setattr("loader.claims.fcntl.flock", remove_first)
-    with cache.claim(1, 1):
-        assert removed
-        assert is_claimed(cache, 1)
-
-
-@pytest.mark.parametrize("case", ["full", "unwritable"])
-def test_what_will_not_be_kept_is_not_waited_for(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = cache_of(tmp_path, digest=DIGEST, limit_bytes=500 if case == "full" else 10_000)
-
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    if case == "unwritable":
-        monkeypatch.setattr("loader.lane_file.os.pwritev", fail)
-    put(cache, 1)
-    with cache.claim(1, 1):
-        assert not is_claimed(cache, 1, within_s=WAIT_S)
-
-
-def test_a_claim_that_cannot_be_made_stops_nobody(tmp_path: Path) -> None:
-    cache = cache_of(tmp_path / "cache", digest=DIGEST, limit_bytes=100 * KIB)
-    (tmp_path / "cache" / DIGEST[:32]).rmdir()
-    assert not is_claimed(cache, 1, within_s=WAIT_S)
