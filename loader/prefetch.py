@@ -365,7 +365,7 @@ class Walk(Generic[T]):
         try:
             for visit in visits:
                 if self._fetchers.is_closed:
-                    raise StreamClosed
+                    return  # The queue was closed before, so that nothing is handed over of what is missing now.
                 epoch.receipt.add(bytes_cache=self.opened.fetch(visit), blocks=1)
         except BaseException as error:
             if epoch.number == self.reading:
