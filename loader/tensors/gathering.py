@@ -14,7 +14,7 @@ import numpy as np
 
 from loader.tensors.region import Extent, Region
 
-__all__ = ["GAP_BYTES", "MAX_SCRATCH_BYTES", "Wanted", "gather"]
+__all__ = ["GAP_BYTES", "MAX_SCRATCH_BYTES", "SMALL_BYTES", "Wanted", "gather"]
 
 SMALL_BYTES: Final = 1 << 20
 GAP_BYTES: Final = 64 * 1024

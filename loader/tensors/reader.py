@@ -6,6 +6,7 @@ together. On the host of a replica the bytes come from its files past the networ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,10 +16,11 @@ import torch
 from client.manifest import Ref
 from client.names import parse_url
 from client.objects import ObjectStore
-from loader.errors import LoaderError, TensorMismatch
+from client.pages import Pages
+from loader.errors import InvalidOption, LoaderError, TensorMismatch
 from loader.store_user import StoreUser
 from loader.tensors.contents import Contents
-from loader.tensors.gathering import MAX_SCRATCH_BYTES, Wanted, gather
+from loader.tensors.gathering import MAX_SCRATCH_BYTES, SMALL_BYTES, Wanted, gather
 from loader.tensors.header import LENGTH_BYTES, TensorsHeader
 from loader.tensors.memory import bytes_of
 from loader.tensors.region import Index, Region, parse_index
@@ -32,11 +34,15 @@ _HEAD_BYTES: Final = 64 * 1024  # Read at once from the beginning: for most file
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
-    """Elements of tensor `name`: those at `axes` of each dimension, and the tensor of that shape that they are read into."""
+    """Elements of tensor `name`: those at `axes` of each dimension, and the tensor of that shape that they are read into.
+
+    `memory` is that of `into`, where files can be mapped into it.
+    """
 
     name: str
     axes: tuple[range, ...]
     into: torch.Tensor
+    memory: Pages | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +161,7 @@ class TensorReader(StoreUser):
         *,
         into: Mapping[str, torch.Tensor] | None = None,
         device: str | torch.device = "cpu",
+        mmap: bool = False,
     ) -> Tensors:
         """Tensors, whole.
 
@@ -166,6 +173,10 @@ class TensorReader(StoreUser):
             Filled in place: of the same shapes and dtypes, on any device. Contiguous ones on the CPU are received into.
         device : str or torch.device
             Where to, without `into`.
+        mmap : bool
+            Map the chunks of large tensors that lie on this host into new tensors on the CPU instead of reading them, after
+            they are verified. They can be written to, which changes no file. Later, a page that the kernel dropped and the
+            disk has lost ends the process, as with ``torch.load(mmap=True)``.
 
         Returns
         -------
@@ -178,7 +189,11 @@ class TensorReader(StoreUser):
             For names that are not there, and shapes or dtypes of `into` that differ; names all of them.
         AllReplicasFailed
             If bytes can't be had. `into` is half filled then.
+        InvalidOption
+            For `mmap` with `into` or another device.
         """
+        if mmap and (into is not None or torch.device(device).type != "cpu"):
+            raise InvalidOption("mmap makes new tensors on the CPU: it goes with neither `into` nor another device")
         wanted = list(names if names is not None else self._names if into is None else into)
         self._check_names(wanted)
         if into is not None:
@@ -186,10 +201,19 @@ class TensorReader(StoreUser):
         ties = {name: self.contents.ties[name] for name in wanted if name in self.contents.ties}
         whole = dict.fromkeys(ties[name].owner if name in ties else name for name in wanted)
         # Owners that were not asked for, and whatever has no memory of the caller's yet.
+        pages = {name: Pages(size) for name in whole if mmap and (size := self._stored_bytes(name)) >= SMALL_BYTES}
         read: Tensors = {
-            name: self._empty(name, device) if into is None or name not in wanted else into[name].detach() for name in whole
+            name: self._over(pages[name], name)
+            if name in pages
+            else self._empty(name, device)
+            if into is None or name not in wanted
+            else into[name].detach()
+            for name in whole
         }
-        self.load_parts(Part(name=name, axes=tuple(map(range, tensor.shape)), into=tensor) for name, tensor in read.items())
+        self.load_parts(
+            Part(name=name, axes=tuple(map(range, tensor.shape)), into=tensor, memory=pages.get(name))
+            for name, tensor in read.items()
+        )
         found = {name: ties[name].view(read[ties[name].owner]) if name in ties else read[name] for name in wanted}
         if into is None:
             return found
@@ -243,13 +267,15 @@ class TensorReader(StoreUser):
                 to = part.into[tuple(places for _, places in inside)]
                 if not to.numel():
                     continue
-                place = to
+                place, memory = to, part.memory
                 if not _is_plain(to):
+                    memory = None
                     place = torch.empty(to.shape, dtype=to.dtype, pin_memory=to.is_cuda)
                     copies.append((to, place))
                     scratch_bytes += place.nbytes
                 region = Region.of(shard.sizes, [axis for axis, _ in inside], item_bytes=stored.dtype.itemsize)
-                wanted.append(Wanted(base=self._data_offset + shard.entry.start, region=region, out=bytes_of(place)))
+                out = bytes_of(place) if memory is None else _bytes_within(memory, place, whole=part.into)
+                wanted.append(Wanted(base=self._data_offset + shard.entry.start, region=region, out=out))
                 if scratch_bytes >= MAX_SCRATCH_BYTES:
                     self._fill(wanted, copies)
                     wanted, copies, scratch_bytes = [], [], 0
@@ -287,6 +313,14 @@ class TensorReader(StoreUser):
             head += rest
         return TensorsHeader.decode(bytes(head[LENGTH_BYTES : LENGTH_BYTES + length]), file_bytes=size)
 
+    def _stored_bytes(self, name: str) -> int:
+        stored = self.contents.tensors[name]
+        return math.prod(stored.shape) * stored.dtype.itemsize
+
+    def _over(self, pages: Pages, name: str) -> torch.Tensor:
+        flat = torch.frombuffer(pages, dtype=torch.uint8)
+        return flat.view(self.contents.dtype(name)).view(self.contents.shape(name))
+
     def _empty(self, name: str, device: str | torch.device) -> torch.Tensor:
         return torch.empty(self.contents.shape(name), dtype=self.contents.dtype(name), device=device)
 
@@ -315,6 +349,7 @@ def load_tensors(
     *,
     into: Mapping[str, torch.Tensor] | None = None,
     device: str | torch.device = "cpu",
+    mmap: bool = False,
     version: int | None = None,
     snapshot: str | None = None,
     endpoints: str | list[str] | None = None,
@@ -322,7 +357,7 @@ def load_tensors(
 ) -> Tensors:
     """Tensors of one object by name; see `TensorReader` and its `load`, which say what is raised."""
     with TensorReader(url, version=version, snapshot=snapshot, endpoints=endpoints, client=client) as reader:
-        return reader.load(names, into=into, device=device)
+        return reader.load(names, into=into, device=device, mmap=mmap)
 
 
 def _within(axis: range, start: int, end: int) -> tuple[range, slice]:
@@ -331,6 +366,11 @@ def _within(axis: range, start: int, end: int) -> tuple[range, slice]:
     last = max(first, min(len(axis), -(-(end - axis.start) // axis.step)))
     chosen = axis[first:last]
     return range(chosen.start - start, chosen.stop - start, axis.step), slice(first, last)
+
+
+def _bytes_within(pages: Pages, part: torch.Tensor, *, whole: torch.Tensor) -> memoryview:
+    start = part.data_ptr() - whole.data_ptr()
+    return memoryview(pages)[start : start + part.nbytes]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

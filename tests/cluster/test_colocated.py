@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+import torch
 
 from client.chunks import Reads
 from client.manifest import Ref
 from client.record import ObjectInfo
+from loader import load_tensors, save_tensors
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 
 NUM_CHUNKS = 6
@@ -74,3 +77,23 @@ def test_a_killed_node_is_done_without_and_is_read_locally_when_it_is_back(near:
                 return client.chunks.reads.local > before
 
             eventually(is_read_locally, what="the node's socket is found again")
+
+
+def test_tensors_are_mapped_from_sound_copies_alone(near: LiveCluster) -> None:
+    tensors = {"large": torch.randn(1 << 19), "small": torch.randn(1000)}
+    with near.client() as client:
+        info = save_tensors("forebay://data/model", tensors, client=client)
+        eventually(lambda: near.is_whole(client, info), what="all replicas")
+        refs = [ref for ref in client.reader(info).refs() if ref.size == CHUNK_BYTES]
+        assert len(refs) == tensors["large"].nbytes // CHUNK_BYTES
+        loaded = load_tensors("forebay://data/model", mmap=True, client=client)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+        maps = Path("/proc/self/maps").read_text()
+        assert all(ref.hex in maps for ref in refs)
+
+        for ref in refs[::2]:
+            for victim in near.node_ids[:2]:
+                near.flip_bit(victim, ref, offset=ref.size // 2)
+        again = load_tensors("forebay://data/model", mmap=True, client=client)
+        assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+        assert client.replica_reader.totals().failovers

@@ -136,6 +136,24 @@ def test_tensors_are_filled_in_place_and_stay_shared(store: FakeStore) -> None:
     assert all(same(tensor, tensors[name]) for name, tensor in into.items())
 
 
+def test_tensors_that_could_be_mapped_are_tensors_like_any_other(store: FakeStore) -> None:
+    table = torch.randn(3, MIB // 4)
+    tensors = {**kinds(), "table": table, "rows": table[1:], "turned": table.t()}
+    save_tensors(URL, tensors, client=store)
+    loaded = load_tensors(URL, mmap=True, client=store)
+    assert loaded.keys() == tensors.keys()
+    assert all(same(tensor, tensors[name]) for name, tensor in loaded.items())
+    loaded["rows"].zero_()
+    assert not loaded["table"][1:].any() and not loaded["turned"][:, 1:].any() and loaded["table"][0].any()
+
+
+def test_only_new_tensors_on_the_cpu_can_be_mapped(store: FakeStore) -> None:
+    save_tensors(URL, {"a": torch.randn(3)}, client=store)
+    for options in ({"into": {"a": torch.zeros(3)}}, {"device": "meta"}):
+        with pytest.raises(InvalidOption, match="mmap makes new tensors on the CPU"):
+            load_tensors(URL, mmap=True, client=store, **options)
+
+
 def test_all_that_does_not_fit_is_listed_at_once(store: FakeStore) -> None:
     save_tensors(URL, {"a": torch.randn(3), "b": torch.randn(3), "c": torch.randn(3)}, client=store)
     into = {"a": torch.zeros(4), "b": torch.zeros(3, dtype=torch.int32), "c": torch.zeros(3)}

@@ -1,0 +1,87 @@
+"""Memory that parts of files can be mapped into, so that what lies on this host is neither copied nor held twice.
+
+`Pages` is memory like any other: zero at first, writable, given back once nothing refers to it. A read of a whole chunk into a
+part of it that consists of whole pages may map the chunk's file there instead (`client.colocated`). The map is private: who
+writes into it changes his copy of the page and no file. All processes that map a chunk share one copy of it, the page cache's.
+
+To touch a mapped page that can't be had, because the file was cut short or its disk can't read it, kills the process. So pages
+are brought in by a call that returns an error instead, and only then looked at. What can't be prevented: that the kernel drops
+a page of a file for lack of memory and the disk fails when it is wanted again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from client.errors import Misconfigured
+
+__all__ = ["Pages", "Place", "place_of"]
+
+_MAP_FIXED: Final = 0x10
+_MADV_POPULATE_READ: Final = 22
+_FAILED: Final = ctypes.c_void_p(-1).value
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+
+
+class Pages(mmap.mmap):
+    """`size` bytes, at least 1, that begin at a page. Raises `Misconfigured` on a kernel that can't bring in pages safely."""
+
+    def __new__(cls, size: int) -> Pages:
+        pages = super().__new__(cls, -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            pages.madvise(_MADV_POPULATE_READ, 0, 1)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            raise Misconfigured("to map chunks takes Linux 5.14 or later; load without it") from exc
+        return pages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Bytes ``[start, start + size)`` of `pages`, on pages of their own."""
+
+    pages: Pages
+    start: int
+    size: int
+
+    def map(self, fd: int) -> None:
+        """Put the first bytes of a file here."""
+        self._replace(mmap.MAP_PRIVATE, fd)
+
+    def clear(self) -> None:
+        """Make it plain memory again: zeros."""
+        self._replace(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+
+    def bring_in(self, start: int, size: int) -> None:
+        """Have `size` bytes of it from `start` on, at a page, in memory; raises `OSError` (EFAULT) if they can't be had."""
+        self.pages.madvise(_MADV_POPULATE_READ, self.start + start, size)
+
+    def _replace(self, flags: int, fd: int) -> None:
+        address = _address(memoryview(self.pages)) + self.start
+        if _mmap(address, self.size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, fd, 0) == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def place_of(buffer: memoryview) -> Place | None:
+    """The place that a buffer is, or None if it is no part of `Pages` or has a page in common with another part."""
+    pages = buffer.obj
+    if not isinstance(pages, Pages) or not len(buffer):
+        return None
+    start = _address(buffer) - _address(memoryview(pages))
+    end = start + len(buffer)
+    if start % mmap.PAGESIZE or (end % mmap.PAGESIZE and end != len(pages)):
+        return None
+    return Place(pages=pages, start=start, size=len(buffer))
+
+
+def _address(buffer: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
