@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -88,6 +88,7 @@ class DiskCache:
         *,
         table: BlockTable,
         read_whole: Callable[[], memoryview],
+        wait: bool = True,
     ) -> bool:
         """Fill `out` with the column block at `place` (lane, block, column), verified; False if it is not here.
 
@@ -99,6 +100,8 @@ class DiskCache:
             Of the lane.
         read_whole : callable
             Reads the decoded block, if values turn out to be damaged later.
+        wait : bool
+            Whether to wait for the disk; without that, what is not in memory counts as not here.
         """
         lane, block, column = place
         try:
@@ -111,14 +114,17 @@ class DiskCache:
         try:
             check = int(table.check[block, column])
             if isinstance(out, ValueRoom):
-                file.read_ahead(block, column, len(out))
-                out.stored = StoredValues(
+                stored = StoredValues(
                     file, block, column, size_bytes=len(out), rows=out.rows, check=check, read_whole=read_whole
                 )
+                stored.begin()
+                out.stored = stored
             else:
-                file.read_into(block, column, out)
+                file.read_into(file.start(block, column), out, wait=wait)
                 check_decoded(out, check=check, where=file.path)
             file.note_use()
+        except BlockingIOError:
+            return False
         except (BlockCorrupt, OSError) as exc:
             log.warning("a cached block is dropped and fetched again: %s", str(exc))
             try:
@@ -127,6 +133,14 @@ class DiskCache:
                 self._remove(lane, worse)
             return False
         return True
+
+    def holds(self, lane: int, block: int, columns: Iterable[int], *, table: BlockTable) -> bool:
+        """Whether column blocks seem to be here."""
+        try:
+            file = self._lane(lane, table)
+            return file is not None and all(file.has(block, column) for column in columns)
+        except (BlockCorrupt, OSError):
+            return False  # Who reads them deals with that.
 
     def write(self, place: tuple[int, int, int], data: memoryview, *, table: BlockTable, sums: bytes = b"") -> None:
         """Keep a verified column block, if there is room. Being unable to costs speed only: it is logged, not raised.

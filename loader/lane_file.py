@@ -13,6 +13,7 @@ longer in use and removed; all who have it open look at the mark once a second, 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import time
@@ -116,13 +117,31 @@ class LaneFile:
             self._noted_s = time.time()
             os.utime(self._file)
 
-    def read_into(self, block: int, column: int, out: memoryview) -> None:
-        """Read a column block, which is still to be verified; raises OSError, or `BlockCorrupt` if the file ends before."""
-        start, received = self.start(block, column), 0
+    def read_into(self, start: int, out: memoryview, *, wait: bool = True) -> None:
+        """Fill `out` from byte `start` on.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait for the disk.
+
+        Raises
+        ------
+        BlockingIOError
+            If that would be needed.
+        BlockCorrupt
+            If the file ends before.
+        """
+        flags, received = 0 if wait else os.RWF_NOWAIT, 0
         while received < len(out):  # The kernel reads no more than 2 GiB at once.
-            count = os.preadv(self._file, [out[received:]], start + received)
+            try:
+                count = os.preadv(self._file, [out[received:]], start + received, flags)
+            except OSError as exc:
+                if exc.errno != errno.EOPNOTSUPP:
+                    raise
+                raise BlockingIOError(f"nobody knows whether {self.path} is in memory") from exc
             if not count:
-                raise BlockCorrupt(f"{self.path} ends within block {block}")
+                raise BlockCorrupt(f"{self.path} ends at {start + received}")
             received += count
 
     def start(self, block: int, column: int) -> int:
@@ -130,15 +149,15 @@ class LaneFile:
         return self._layout.start(block, column)
 
     def read(self, start: int, size: int) -> bytes:
-        """So many bytes of the file, in the same way."""
+        """So many bytes of the file, in the same way, as a byte string."""
         data = os.pread(self._file, size, start)
         if len(data) < size:
             raise BlockCorrupt(f"{self.path} ends at {start + len(data)}")
         return data
 
-    def read_ahead(self, block: int, column: int, size: int) -> None:
-        """Have the system read a column block from disk, without waiting for it."""
-        os.posix_fadvise(self._file, self.start(block, column), size, os.POSIX_FADV_WILLNEED)
+    def read_ahead(self, start: int, size: int) -> None:
+        """Have the system read so many bytes from disk, without waiting for it."""
+        os.posix_fadvise(self._file, start, size, os.POSIX_FADV_WILLNEED)
 
     def forget(self, block: int, column: int) -> None:
         """Say that a column block is not there."""

@@ -20,12 +20,14 @@ from loader.column_type import ColumnType
 from loader.mixture import Mixture, StreamLanes
 from loader.order import LaneOrder
 from loader.plan import Visit
-from loader.reader import DatasetReader
+from loader.reader import DatasetReader, Room
+from loader.value_room import has_large_values
 
 __all__ = ["CacheSpec", "OpenDataset", "OpenStream", "read_totals"]
 
 Int64s = npt.NDArray[np.int64]
 
+_LITTLE_BYTES = 64 * 1024
 _CELL_BYTES = 8  # What a row in the arena takes beside its columns.
 
 
@@ -220,13 +222,38 @@ class OpenStream:
 
     def fetch(self, visit: Visit) -> int:
         """Bring the block of a visit into its slot of the arena; how many of the bytes came from the cache."""
-        dataset, own = self._place(visit.lane)
-        block = int(visit.order.visits[visit.number])
-        sizes = dataset.reader.table(own).raw_size[block].tolist()
-        rooms = self.arena.rooms(visit, visit.order, [sizes[column] for column in dataset.columns])
-        # The reader wants columns in the schema's order, where those that are close are read at once.
+        dataset, own, block = self._block_of(visit)
+        return dataset.reader.read_block_into(own, block, *self._rooms(dataset, visit, self._sizes(dataset, own, block)))
+
+    def fetch_now(self, visit: Visit) -> int | None:
+        """`fetch` if that takes no time: where little is to be read, and it lies in the cache and in memory; else None.
+
+        A thread that does it costs more then, as it waits for the lock of Python again and again.
+        """
+        dataset, own, block = self._block_of(visit)
+        sizes, rows = self._sizes(dataset, own, block), int(dataset.reader.table(own).rows[block])
+        little = [
+            size
+            for kind, size in zip(dataset.kinds, sizes, strict=True)
+            if not has_large_values(kind, raw_size=size, rows=rows)
+        ]
+        if sum(little) > _LITTLE_BYTES or not dataset.reader.is_cached(own, block, dataset.columns):
+            return None
+        done = dataset.reader.read_cached_into(own, block, *self._rooms(dataset, visit, sizes))
+        return sum(sizes) if done else None
+
+    def _block_of(self, visit: Visit) -> tuple[OpenDataset, int, int]:
+        return (*self._place(visit.lane), int(visit.order.visits[visit.number]))
+
+    def _sizes(self, dataset: OpenDataset, lane: int, block: int) -> list[int]:
+        sizes: list[int] = dataset.reader.table(lane).raw_size[block].tolist()
+        return [sizes[column] for column in dataset.columns]
+
+    def _rooms(self, dataset: OpenDataset, visit: Visit, sizes: Sequence[int]) -> tuple[list[int], list[Room]]:
+        """Columns and the rooms that they go into, in the schema's order, where those that are close are read at once."""
+        rooms = self.arena.rooms(visit, visit.order, sizes)
         pairs = sorted(zip(dataset.columns, rooms, strict=True), key=itemgetter(0))
-        return dataset.reader.read_block_into(own, block, [column for column, _ in pairs], [room for _, room in pairs])
+        return [column for column, _ in pairs], [room for _, room in pairs]
 
     def _place(self, lane: int) -> tuple[OpenDataset, int]:
         """Whose lane it is, and which one."""

@@ -3,11 +3,12 @@
 Theory of operation
 -------------------
 One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
-to a pool of threads, which fetch, verify and decode it into its slot. It waits for the blocks of what was planned first,
-gathers its rows stage by stage (some batches), frees what no later row needs, and hands each stage to a maker, whose jobs end
-in a short queue that the training loop takes from. All of fetching, decoding and gathering happens without the GIL. What is
-planned at once is many stages, for planning costs the more per row the fewer rows there are, and so does handing blocks to
-threads one by one; at the very beginning it is few batches, so that the first one needs few blocks.
+to a pool of threads, which fetch, verify and decode it into its slot; what is little and in memory, such as the places of cached
+large values, it brings in by itself. It waits for the blocks of what was planned first, gathers its rows stage by stage (some
+batches), frees what no later row needs, and hands each stage to a maker, whose jobs end in a short queue that the training loop
+takes from. All of fetching, decoding and gathering happens without the GIL. What is planned at once is many stages, for planning
+costs the more per row the fewer rows there are, and so does handing blocks to threads one by one; at the very beginning it is
+few batches, so that the first one needs few blocks.
 
 Epochs follow each other without a pause: at the end of one the walk puts a mark into the queue and goes on with the next, up to
 about one block of each lane. Who iterates stops at the mark, and the next iteration takes the walk over.
@@ -227,15 +228,18 @@ class Walk(Generic[T]):
             return False
         plan, batches, size = planned.plan, planned.batches, self._batches_per_stage
         for first in range(0, len(batches), size):
-            stage = self._gather(plan.part(first, first + size), batches[first : first + size])
-            for job in planned.epoch.maker.jobs_of(stage):
-                self._jobs.run(job)
+            self._hand_over(plan.part(first, first + size), batches[first : first + size], planned.epoch.maker)
         self._planned_rows -= len(plan.share)
         self._planner.release(plan)
         if not batches:
             self._leaving_slots -= len(plan.closed)
             self.ready.put(None)
         return True
+
+    def _hand_over(self, plan: Plan, batches: range, maker: Maker[T]) -> None:
+        """Gather a stage, and have it made. Nothing refers to it here afterwards: memory that is free soon is used again."""
+        for job in maker.jobs_of(self._gather(plan, batches)):
+            self._jobs.run(job)
 
     def _gather(self, plan: Plan, batches: range) -> Stage:
         share, lanes, columns = plan.share, self.opened.lanes, self.opened.arena.gather(plan)
@@ -316,8 +320,9 @@ class Walk(Generic[T]):
             plan = planner.plan(self._share(epoch, count))
         epoch.waiting = None
         batches, epoch.todo = epoch.todo[:count], epoch.todo[count:]
-        size = max(1, min(_VISITS_PER_FETCH, len(plan.opened) // (4 * self.spec.num_threads)))
-        groups = [plan.opened[first : first + size] for first in range(0, len(plan.opened), size)]
+        left = [visit for visit in plan.opened if not self._fetch_now(visit, epoch)]
+        size = max(1, min(_VISITS_PER_FETCH, len(left) // (4 * self.spec.num_threads)))
+        groups = [left[first : first + size] for first in range(0, len(left), size)]
         fetches = [self._fetchers.submit(self._fetch, visits, epoch) for visits in groups]
         planned.append(_Planned(plan=plan, epoch=epoch, batches=batches, fetches=fetches))
         epoch.num_opened += len(plan.opened)
@@ -360,6 +365,13 @@ class Walk(Generic[T]):
             if len(missing):
                 self.opened.load_tables(missing)
             self._has_table[missing] = True
+
+    def _fetch_now(self, visit: Visit, epoch: _Epoch[T]) -> bool:
+        cached_bytes = self.opened.fetch_now(visit)
+        if cached_bytes is None:
+            return False
+        epoch.receipt.add(bytes_cache=cached_bytes, blocks=1)
+        return True
 
     def _fetch(self, visits: Sequence[Visit], epoch: _Epoch[T]) -> None:
         try:

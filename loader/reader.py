@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ from loader.index import DatasetIndex, Footer
 from loader.order import locate_row
 from loader.value_room import ValueRoom, has_large_values, value_sums
 
-__all__ = ["ColumnCache", "DatasetReader"]
+__all__ = ["ColumnCache", "DatasetReader", "Room"]
 
 _TAIL_BYTES = 64 * 1024  # Read at once from the end: footer, and for most datasets the whole index.
 _MERGE_GAP_BYTES = 64 * 1024  # Columns this close are read in one request: checksum segments are as long.
@@ -45,8 +45,16 @@ class ColumnCache(Protocol):
     """Where decoded column blocks may be found, or kept; see `loader.cache.DiskCache`."""
 
     def read_into(
-        self, place: tuple[int, int, int], out: Room, *, table: BlockTable, read_whole: Callable[[], memoryview]
+        self,
+        place: tuple[int, int, int],
+        out: Room,
+        *,
+        table: BlockTable,
+        read_whole: Callable[[], memoryview],
+        wait: bool = True,
     ) -> bool: ...
+
+    def holds(self, lane: int, block: int, columns: Iterable[int], *, table: BlockTable) -> bool: ...
 
     def write(self, place: tuple[int, int, int], data: memoryview, *, table: BlockTable, sums: bytes = b"") -> None: ...
 
@@ -198,8 +206,17 @@ class DatasetReader:
                 self._fetch_columns(lane, block, missing)
         return sum(map(len, outs)) - sum(len(out) for _, out in missing)
 
+    def is_cached(self, lane: int, block: int, columns: Iterable[int]) -> bool:
+        """Whether columns of a block seem to be in the cache."""
+        return self.cache is not None and self.cache.holds(lane, block, columns, table=self.table(lane))
+
+    def read_cached_into(self, lane: int, block: int, columns: Sequence[int], outs: Sequence[Room]) -> bool:
+        """`read_block_into` without waiting, not even for a disk; False if not all of it can be had so."""
+        wanted = list(zip(columns, outs, strict=True))
+        return self.cache is not None and not self._not_cached(self.cache, lane, block, wanted, wait=False)
+
     def _not_cached(
-        self, cache: ColumnCache, lane: int, block: int, wanted: Sequence[tuple[int, Room]]
+        self, cache: ColumnCache, lane: int, block: int, wanted: Sequence[tuple[int, Room]], *, wait: bool = True
     ) -> list[tuple[int, Room]]:
         """Fill from the cache what is there; the rest."""
         table = self.table(lane)
@@ -207,7 +224,11 @@ class DatasetReader:
             (column, out)
             for column, out in wanted
             if not cache.read_into(
-                (lane, block, column), out, table=table, read_whole=partial(self._read_whole, lane, block, column)
+                (lane, block, column),
+                out,
+                table=table,
+                read_whole=partial(self._read_whole, lane, block, column),
+                wait=wait,
             )
         ]
 

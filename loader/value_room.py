@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 import xxhash
+from typing_extensions import Buffer
 
 from loader.block import variable_view
 from loader.block_codec import OFFSET_BYTES
@@ -75,12 +76,19 @@ class StoredValues:
         self._sums: list[int] = []
         self._whole: memoryview | None = None
 
+    def begin(self) -> None:
+        """Have the values read ahead by the system, if they seem not to be in memory. Waits for nothing."""
+        try:
+            self._read_sums(wait=False)
+        except BlockingIOError:
+            self._file.read_ahead(self._start, self._size_bytes + SUM_BYTES * (self._rows + 1))
+
     def read(self, row: int) -> bytes:
         """The value of a row of the block; raises what reading the whole block does, if the value is not sound here."""
         if self._whole is None:
             try:
                 if not self._sums:
-                    self._read_sums()
+                    self._read_sums(wait=True)
                 start, end = self._offsets[row : row + 2]
                 value = self._file.read(self._start + start, end - start)
                 if xxhash.xxh3_64_intdigest(value) == self._sums[row]:
@@ -91,9 +99,10 @@ class StoredValues:
         offsets, data = variable_view(self._whole, self._rows)
         return bytes(data[offsets[row] : offsets[row + 1]])
 
-    def _read_sums(self) -> None:
-        head = self._file.read(self._start, OFFSET_BYTES * (self._rows + 1))
-        tail = self._file.read(self._start + self._size_bytes, SUM_BYTES * (self._rows + 1))
+    def _read_sums(self, *, wait: bool) -> None:
+        head, tail = bytearray(OFFSET_BYTES * (self._rows + 1)), bytearray(SUM_BYTES * (self._rows + 1))
+        self._file.read_into(self._start, memoryview(head), wait=wait)
+        self._file.read_into(self._start + self._size_bytes, memoryview(tail), wait=wait)
         sums = tail[: SUM_BYTES * self._rows]
         if _seal(head, sums, check=self._check) != tail[len(sums) :]:
             raise BlockCorrupt(f"{self._file.path}: offsets or sums of values are damaged")
@@ -129,7 +138,7 @@ class ValueRoom:
         return self._size_bytes
 
 
-def _seal(head: bytes | memoryview, sums: bytes, *, check: int) -> bytes:
+def _seal(head: Buffer, sums: Buffer, *, check: int) -> bytes:
     hasher = xxhash.xxh3_64(head)
     hasher.update(sums)
     hasher.update(check.to_bytes(SUM_BYTES, "little"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from client.errors import AllReplicasFailed
 from client.replica import ReadTotals
 from loader import prefetch
 from loader.assignment import Split
+from loader.cache import DiskCache
+from loader.daemon_pool import DaemonPool
 from loader.errors import BlockCorrupt
 from loader.handoff import HandOff, StreamClosed
 from loader.jobs import Job
@@ -88,6 +93,38 @@ def drain(stages: Stager[Stage]) -> list[Stage]:
 
 def rows_of(stages: list[Stage]) -> list[int]:
     return [row for stage in stages for row in np.asarray(stage.columns[0]).tolist()]
+
+
+@pytest.mark.parametrize("is_in_memory", [True, False])
+def test_little_that_lies_in_the_cache_takes_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_memory: bool
+) -> None:
+    reader, _ = open_reader(CONTENT)
+    reader.cache = cache = DiskCache(tmp_path, digest=reader.index.digest, limit_bytes=1 << 24)
+    with closing(cache):
+        with stager(reader, spec()) as stages:
+            assert sorted(rows_of(drain(stages))) == list(range(800))
+            assert stages.receipt().to_dict()["bytes_cache"] == 0
+        preadv, submit, submitted = os.preadv, DaemonPool.submit, 0
+
+        def on_disk(file: int, buffers: list[memoryview], start: int, flags: int) -> int:
+            if flags & os.RWF_NOWAIT:
+                raise BlockingIOError
+            return preadv(file, buffers, start, flags)
+
+        def counted(*args: Any) -> Any:
+            nonlocal submitted
+            submitted += 1
+            return submit(*args)
+
+        monkeypatch.setattr(DaemonPool, "submit", counted)
+        if not is_in_memory:
+            monkeypatch.setattr(os, "preadv", on_disk)
+        with stager(reader, spec()) as stages:
+            assert sorted(rows_of(drain(stages))) == list(range(800))
+            receipt = stages.receipt().to_dict()
+            assert (receipt["blocks"], receipt["bytes_cache"]) == (NUM_BLOCKS, 800 * ROW_BYTES)
+        assert bool(submitted) == (not is_in_memory)
 
 
 class Gate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from loader.value_room import LARGE_VALUE_BYTES, ValueRoom
 from tests.support.memory_store import dataset_bytes, open_reader
 from tests.unit.loader.test_arena import MAX_ROWS, filled, plan_of
 
-VALUES = [bytes([row]) * (LARGE_VALUE_BYTES + 100 * row) for row in range(8)]
+VALUES = [bytes([1 + row]) * (LARGE_VALUE_BYTES + 100 * row) for row in range(8)]
 
 
 @pytest.fixture
@@ -32,9 +33,7 @@ def brought(reader: DatasetReader) -> tuple[int, ValueRoom]:
     return reader.read_block_into(0, 0, [0], [room]), room
 
 
-def read(reader: DatasetReader) -> list[bytes]:
-    cached, room = brought(reader)
-    assert cached
+def read(room: ValueRoom) -> list[bytes]:
     assert room.stored is not None
     return [room.stored.read(row) for row in range(room.rows)]
 
@@ -42,12 +41,15 @@ def read(reader: DatasetReader) -> list[bytes]:
 def test_values_are_left_in_the_cache_until_they_are_read(reader: DatasetReader) -> None:
     cached, room = brought(reader)
     assert (cached, room.stored) == (0, None)
-    assert read(reader) == VALUES[: room.rows]
+    cached, room = brought(reader)
+    assert cached == len(room)
+    assert read(room) == VALUES[: room.rows]
     assert reader.row(1) == {"blob": VALUES[1]}
 
 
 @pytest.mark.parametrize("what", ["offset", "value", "sum", "seal"])
-def test_what_is_damaged_is_read_from_elsewhere(reader: DatasetReader, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_what_is_damaged_is_read_from_elsewhere(reader: DatasetReader, tmp_path: Path, what: str, is_begun: bool) -> None:
     _, room = brought(reader)
     (path,) = (path for path in tmp_path.rglob("0") if path.is_file())
     start = path.read_bytes().index(VALUES[0]) - 8 * (room.rows + 1)
@@ -55,10 +57,33 @@ def test_what_is_damaged_is_read_from_elsewhere(reader: DatasetReader, tmp_path:
     place = {"offset": start + 8, "value": end - 1, "sum": end, "seal": end + 8 * room.rows}[what]
     data = bytearray(path.read_bytes())
     data[place] ^= 1
+    if is_begun:
+        _, room = brought(reader)
     path.write_bytes(data)
-    assert read(reader) == VALUES[: room.rows]
+    if not is_begun:
+        _, room = brought(reader)
+    if room.stored is not None:
+        assert read(room) == VALUES[: room.rows]
     # What was found to be damaged is written anew, so that the next one reads it from here.
-    assert read(reader) == VALUES[: room.rows]
+    brought(reader)
+    cached, room = brought(reader)
+    assert cached == len(room)
+    assert read(room) == VALUES[: room.rows]
+
+
+def test_what_is_not_in_memory_is_read_when_it_is_wanted(reader: DatasetReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought(reader)
+    preadv = os.preadv
+
+    def on_disk(file: int, buffers: list[memoryview], start: int, flags: int) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise BlockingIOError
+        return preadv(file, buffers, start, flags)
+
+    monkeypatch.setattr(os, "preadv", on_disk)
+    cached, room = brought(reader)
+    assert cached == len(room)
+    assert read(room) == VALUES[: room.rows]
 
 
 def test_a_file_that_goes_in_the_middle_costs_nothing(reader: DatasetReader, tmp_path: Path) -> None:
