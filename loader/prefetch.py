@@ -3,12 +3,12 @@
 Theory of operation
 -------------------
 One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
-to a pool of threads, which fetch, verify and decode it into its slot; what is little and in memory, such as the places of cached
-large values, it brings in by itself. It waits for the blocks of what was planned first, gathers its rows stage by stage (some
-batches), frees what no later row needs, and hands each stage to a maker, whose jobs end in a short queue that the training loop
-takes from. All of fetching, decoding and gathering happens without the GIL. What is planned at once is many stages, for planning
-costs the more per row the fewer rows there are, and so does handing blocks to threads one by one; at the very beginning it is
-few batches, so that the first one needs few blocks.
+to a pool of threads, which fetch, verify and decode it into its slot; what is little and in memory, such as the places of
+cached large values, it brings in by itself. It waits for the blocks of what was planned first, gathers its rows stage by stage
+(some batches), frees what no later row needs, and hands each stage to a maker, whose jobs end in a short queue that the
+training loop takes from. All of fetching, decoding and gathering happens without the GIL. What is planned at once is many
+stages, for planning costs the more per row the fewer rows there are, and so does handing blocks to threads one by one; at the
+very beginning it is few batches, so that the first one needs few blocks.
 
 Epochs follow each other without a pause: at the end of one the walk puts a mark into the queue and goes on with the next, up to
 about one block of each lane. Who iterates stops at the mark, and the next iteration takes the walk over.
