@@ -10,7 +10,7 @@ node of which cluster gave it. Where all nodes have their data at the same path,
 A descriptor is used for one read and closed. While it is open its bytes stay, even if the node sets the chunk aside or dies.
 They are read with pread into the caller's buffer and hashed piece by piece, because to touch a map of a file that is cut
 short kills the process. Who prefers a map says so by a buffer of `client.pages`, into which whole chunks are mapped where they
-fit; what `Pages` says of the danger holds then.
+fit; they are verified by reading them all the same, through a buffer that stays in the processor's cache.
 
 What the node says of a chunk (it has none, it is corrupt) is its answer, and so is its silence. If the way itself fails,
 `NotColocated` says so, and whoever called takes the other way.
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 # Large enough that threads seldom wait for the GIL between a read and its hash, small enough to give up in between. Whole
 # segments, as `ReadCheck` wants them.
 PIECE_BYTES = 32 * SEGMENT_BYTES
+SCRATCH_BYTES = 4 * SEGMENT_BYTES
 # Asks for a chunk that no bytes have as their hash: the answer says whose it is.
 _WHO_ARE_YOU = ChunkRequest(partition=0, id=bytes(32), first=0, last=0, token="")
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
@@ -69,6 +70,7 @@ class Colocated:
         self._config = config
         self._home = HomeProcess()
         self._lock = threading.Lock()
+        self._scratch = threading.local()
         self._view: ClusterView | None = None
         self._paths: dict[str, str] = {}
         self._idle: dict[str, list[socket.socket]] = {}
@@ -135,13 +137,12 @@ class Colocated:
             with self._opened(node_id, request, deadline=deadline) as (fd, announced):
                 if place is not None and not _is_mapped(place, fd):
                     place = None
-                for offset in range(0, len(buffer), PIECE_BYTES):
-                    piece = buffer[offset : offset + PIECE_BYTES]
-                    with _naming(ref, node_id=node_id, offset=start + offset):
-                        if place is None:
-                            _read_exactly(fd, piece, offset=start + offset)
-                        else:
-                            place.bring_in(offset, len(piece))
+                size = PIECE_BYTES if place is None else SCRATCH_BYTES
+                for offset in range(0, len(buffer), size):
+                    piece = buffer[offset : offset + size]
+                    if place is not None:
+                        piece = self._scratch_buffer()[: len(piece)]
+                    _read_exactly(fd, piece, offset=start + offset, ref=ref, node_id=node_id)
                     check.update(piece)
                     deadline.took(len(piece))
                     deadline.check()
@@ -239,6 +240,13 @@ class Colocated:
                 return
         connection.close()
 
+    def _scratch_buffer(self) -> memoryview:
+        """This thread's own."""
+        if not hasattr(self._scratch, "buffer"):
+            self._scratch.buffer = memoryview(bytearray(SCRATCH_BYTES))
+        buffer: memoryview = self._scratch.buffer
+        return buffer
+
     def _learn_owner(self, node_id: str, answer: ChunkAnswer) -> None:
         """Take the path of `node_id` from all nodes but the one that answered there."""
         with self._lock:
@@ -285,23 +293,18 @@ def _is_mapped(place: Place, fd: int) -> bool:
     return True
 
 
-def _read_exactly(fd: int, piece: memoryview, *, offset: int) -> None:
-    """Fill `piece`; raises `OSError`, with EFAULT as for mapped pages if the file ends too early."""
+def _read_exactly(fd: int, piece: memoryview, *, offset: int, ref: Ref, node_id: str) -> None:
     done = 0
     while done < len(piece):
-        num_read = os.preadv(fd, [piece[done:]], offset + done)
+        try:
+            num_read = os.preadv(fd, [piece[done:]], offset + done)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            # A sector that can't be read has lost this copy as surely as a flipped bit.
+            message = f"chunk {ref} on node {node_id}: {exc.strerror} (errno {exc.errno}) at byte {offset + done}"
+            raise ChunkCorrupt(message, key=str(ref), node_id=node_id) from exc
         if num_read == 0:
-            raise OSError(errno.EFAULT, f"the file ends at byte {offset + done}; it was cut short")
+            message = f"chunk {ref} on node {node_id}: the file ends at byte {offset + done}; it was cut short"
+            raise ChunkCorrupt(message, key=str(ref), node_id=node_id)
         done += num_read
-
-
-@contextmanager
-def _naming(ref: Ref, *, node_id: str, offset: int) -> Iterator[None]:
-    """Take bytes that can't be had for what they are: this copy is lost, as surely as by a flipped bit."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno not in (errno.EIO, errno.EFAULT):
-            raise
-        message = f"chunk {ref} on node {node_id}: {exc.strerror} (errno {exc.errno}), from byte {offset} on"
-        raise ChunkCorrupt(message, key=str(ref), node_id=node_id) from exc

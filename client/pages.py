@@ -4,26 +4,22 @@
 part of it that consists of whole pages may map the chunk's file there instead (`client.colocated`). The map is private: who
 writes into it changes his copy of the page and no file. All processes that map a chunk share one copy of it, the page cache's.
 
-To touch a mapped page that can't be had, because the file was cut short or its disk can't read it, kills the process. So pages
-are brought in by a call that returns an error instead, and only then looked at. What can't be prevented: that the kernel drops
-a page of a file for lack of memory and the disk fails when it is wanted again.
+To touch a mapped page that can't be had, because the file was cut short or its disk can't read it, kills the process. So who
+maps a file verifies it by reading it, not through the map, and the node never changes a chunk's file. What can't be prevented:
+that the kernel drops a page for lack of memory, and the disk fails when it is wanted again.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 from dataclasses import dataclass
 from typing import Final
 
-from client.errors import Misconfigured
-
 __all__ = ["Pages", "Place", "place_of"]
 
 _MAP_FIXED: Final = 0x10
-_MADV_POPULATE_READ: Final = 22
 _FAILED: Final = ctypes.c_void_p(-1).value
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.restype = ctypes.c_void_p
@@ -31,17 +27,10 @@ _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 
 
 class Pages(mmap.mmap):
-    """`size` bytes, at least 1, that begin at a page. Raises `Misconfigured` on a kernel that can't bring in pages safely."""
+    """`size` bytes, at least 1, that begin at a page."""
 
     def __new__(cls, size: int) -> Pages:
-        pages = super().__new__(cls, -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        try:
-            pages.madvise(_MADV_POPULATE_READ, 0, 1)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-            raise Misconfigured("to map chunks takes Linux 5.14 or later; load without it") from exc
-        return pages
+        return super().__new__(cls, -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +48,6 @@ class Place:
     def clear(self) -> None:
         """Make it plain memory again: zeros."""
         self._replace(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
-
-    def bring_in(self, start: int, size: int) -> None:
-        """Have `size` bytes of it from `start` on, at a page, in memory; raises `OSError` (EFAULT) if they can't be had."""
-        self.pages.madvise(_MADV_POPULATE_READ, self.start + start, size)
 
     def _replace(self, flags: int, fd: int) -> None:
         address = _address(memoryview(self.pages)) + self.start

@@ -174,9 +174,9 @@ class TensorReader(StoreUser):
         device : str or torch.device
             Where to, without `into`.
         mmap : bool
-            Map the chunks of large tensors that lie on this host into new tensors on the CPU instead of reading them, after
-            they are verified. They can be written to, which changes no file. Later, a page that the kernel dropped and the
-            disk has lost ends the process, as with ``torch.load(mmap=True)``.
+            Map the chunks of large tensors that lie on this host into new tensors on the CPU, once they are verified, so that
+            its processes share them. They can be written to, which changes no file. Later, a page that the kernel dropped and
+            the disk has lost ends the process, as with ``torch.load(mmap=True)``.
 
         Returns
         -------
