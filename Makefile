@@ -6,6 +6,7 @@
 #   SUITE    which benchmarks `bench` runs: store, loader, build,
 #            images, locality, tensors, sockets, placement,
 #            slow_replica, records, scale, shuffle          make bench SUITE=loader
+#   JOBS     how many processes share the tests             make JOBS=1 test
 #   MINUTES  how long a soak strikes; SEED decides its
 #            choices, by default a new one                  make soak MINUTES=60 SEED=7
 
@@ -13,6 +14,7 @@ PYTHON  ?= python3
 VENV    ?= .venv
 SUITE   ?= store
 ARGS    ?=
+JOBS    ?= $(shell nproc)
 MINUTES ?= 10
 SEED    ?=
 
@@ -37,8 +39,8 @@ venv: $(INSTALLED)  ## the environment alone
 demo: $(INSTALLED)  ## a cluster of three nodes feeds a training run and loses a node on the way
 	$(BIN)/python -m examples.quickstart
 
-test: $(INSTALLED)  ## the quick tests: unit, property and cluster, within three minutes
-	$(BIN)/python -m pytest tests/unit tests/property tests/cluster -m "not slow" $(ARGS)
+test: $(INSTALLED)  ## the quick tests: unit, property and some on real nodes, within three minutes
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/property tests/cluster -m "not slow" $(ARGS)
 
 check: $(INSTALLED)  ## lint, format, types and who imports whom
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from client.errors import NotEnoughReplicas
 from client.manifest import Ref
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
+
 NUM_OBJECTS = 400
 RANDOM = random.Random(7)
 PAYLOADS = [RANDOM.randbytes(RANDOM.randrange(1, 5000)) for _ in range(NUM_OBJECTS - 2)] + [

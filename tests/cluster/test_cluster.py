@@ -28,6 +28,8 @@ DEADLINE_S = 30.0
 FOREBAY = """
 import typer
 from storenode.cli import register
+
+pytestmark = pytest.mark.slow
 app = typer.Typer(pretty_exceptions_enable=False)
 register(app)
 app()

@@ -14,6 +14,8 @@ from client.record import ObjectInfo
 from loader import load_tensors, save_tensors
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
+
 NUM_CHUNKS = 6
 PAYLOAD = random.Random(9).randbytes(NUM_CHUNKS * CHUNK_BYTES)
 

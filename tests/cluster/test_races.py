@@ -15,6 +15,8 @@ from client.errors import EndpointUnreachable, PreconditionFailed
 from client.transport import Response
 from tests.support.cluster import LiveCluster
 
+pytestmark = pytest.mark.slow
+
 RACERS = 10
 RACES = 50  # Of each kind: a thousand racers in all.
 LOST_REPLIES = 0.3

@@ -8,10 +8,14 @@ import shutil
 from collections.abc import Iterable
 from functools import partial
 
+import pytest
+
 from client.client import Client
 from client.manifest import Ref
 from client.record import ObjectInfo
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
+
+pytestmark = pytest.mark.slow
 
 # More than fit into a record, so that there is a manifest to find, too.
 NUM_CHUNKS = 12
