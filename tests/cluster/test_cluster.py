@@ -23,13 +23,13 @@ from storenode.process import PARENT_VARIABLE
 from storenode.secret import create_secret
 from tests.support.cluster import CHUNK_BYTES, LiveCluster, eventually
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 30.0
 # The command line with our commands alone, which also runs where the distribution is not installed.
 FOREBAY = """
 import typer
 from storenode.cli import register
-
-pytestmark = pytest.mark.slow
 app = typer.Typer(pretty_exceptions_enable=False)
 register(app)
 app()
