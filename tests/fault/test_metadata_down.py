@@ -18,6 +18,8 @@ def test_with_the_metadata_locked_names_fail_and_references_go_on(
     cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOREBAY_DEADLINE_S", DEADLINE_S)
+    # A node waits for its turn with the metadata, and then for the metadata: longer than clients of tests wait for it.
+    monkeypatch.setenv("FOREBAY_READ_TIMEOUT_S", str(4 * float(QUICK["FOREBAY_METADATA_TIMEOUT_S"])))
     with cluster.client() as client:
         info = client.put("data", "key", PAYLOAD)
         eventually(lambda: cluster.is_whole(client, info), what="all replicas")
