@@ -39,7 +39,7 @@ venv: $(INSTALLED)  ## the environment alone
 demo: $(INSTALLED)  ## a cluster of three nodes feeds a training run and loses a node on the way
 	$(BIN)/python -m examples.quickstart
 
-test: $(INSTALLED)  ## the quick tests: unit, property and some on real nodes, within three minutes
+test: $(INSTALLED)  ## the quick tests: unit, property and some on real nodes, in about three minutes
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/property tests/cluster -m "not slow" $(ARGS)
 
 check: $(INSTALLED)  ## lint, format, types and who imports whom

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 # Large enough that threads seldom wait for the GIL between a read and its hash, small enough to give up in between. Whole
 # segments, as `ReadCheck` wants them.
 PIECE_BYTES = 32 * SEGMENT_BYTES
-SCRATCH_BYTES = 4 * SEGMENT_BYTES
+SCRATCH_BYTES = 4 * SEGMENT_BYTES  # What is mapped is read through so much: it stays in the processor's cache.
 # Asks for a chunk that no bytes have as their hash: the answer says whose it is.
 _WHO_ARE_YOU = ChunkRequest(partition=0, id=bytes(32), first=0, last=0, token="")
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.

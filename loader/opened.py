@@ -27,7 +27,7 @@ __all__ = ["CacheSpec", "OpenDataset", "OpenStream", "read_totals"]
 
 Int64s = npt.NDArray[np.int64]
 
-_LITTLE_BYTES = 64 * 1024
+_LITTLE_BYTES = 64 * 1024  # To read and hash so much takes less than to hand it to a thread.
 _CELL_BYTES = 8  # What a row in the arena takes beside its columns.
 
 

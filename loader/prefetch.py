@@ -45,7 +45,6 @@ from loader.stage import Epochs, Maker, Stage, StreamSpec
 __all__ = ["Walk"]
 
 T = TypeVar("T")
-
 Int64s = npt.NDArray[np.int64]
 
 STAGE_BYTES = 4 * 1024 * 1024
@@ -368,10 +367,9 @@ class Walk(Generic[T]):
 
     def _fetch_now(self, visit: Visit, epoch: _Epoch[T]) -> bool:
         cached_bytes = self.opened.fetch_now(visit)
-        if cached_bytes is None:
-            return False
-        epoch.receipt.add(bytes_cache=cached_bytes, blocks=1)
-        return True
+        if cached_bytes is not None:
+            epoch.receipt.add(bytes_cache=cached_bytes, blocks=1)
+        return cached_bytes is not None
 
     def _fetch(self, visits: Sequence[Visit], epoch: _Epoch[T]) -> None:
         try:

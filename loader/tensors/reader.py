@@ -6,7 +6,6 @@ together. On the host of a replica the bytes come from its files past the networ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -201,15 +200,13 @@ class TensorReader(StoreUser):
         ties = {name: self.contents.ties[name] for name in wanted if name in self.contents.ties}
         whole = dict.fromkeys(ties[name].owner if name in ties else name for name in wanted)
         # Owners that were not asked for, and whatever has no memory of the caller's yet.
-        pages = {name: Pages(size) for name in whole if mmap and (size := self._stored_bytes(name)) >= SMALL_BYTES}
-        read: Tensors = {
-            name: self._over(pages[name], name)
-            if name in pages
-            else self._empty(name, device)
-            if into is None or name not in wanted
-            else into[name].detach()
-            for name in whole
-        }
+        pages = {name: Pages(size) for name in whole if mmap and (size := self.num_bytes(name)) >= SMALL_BYTES}
+        read: Tensors = {}
+        for name in whole:
+            if name in pages:
+                read[name] = self._over(pages[name], name)
+            else:
+                read[name] = self._empty(name, device) if into is None or name not in wanted else into[name].detach()
         self.load_parts(
             Part(name=name, axes=tuple(map(range, tensor.shape)), into=tensor, memory=pages.get(name))
             for name, tensor in read.items()
@@ -312,10 +309,6 @@ class TensorReader(StoreUser):
             self._content.read_into(rest, start=len(head))
             head += rest
         return TensorsHeader.decode(bytes(head[LENGTH_BYTES : LENGTH_BYTES + length]), file_bytes=size)
-
-    def _stored_bytes(self, name: str) -> int:
-        stored = self.contents.tensors[name]
-        return math.prod(stored.shape) * stored.dtype.itemsize
 
     def _over(self, pages: Pages, name: str) -> torch.Tensor:
         flat = torch.frombuffer(pages, dtype=torch.uint8)

@@ -141,9 +141,8 @@ def test_a_copy_that_the_node_finds_damaged_is_corrupt(bench: Bench, door: Door)
     assert bench.asked_over_http == []
 
 
-def test_a_file_that_is_cut_short_while_it_is_read_is_corrupt(
-    bench: Bench, door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cut_when_opened(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the chunk's file cut short between the node's look at it and the reader's."""
     open_chunk = door.store.open_chunk
 
     def cut(partition: int, chunk_id: bytes) -> Any:
@@ -152,6 +151,12 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_corrupt(
         return chunk
 
     monkeypatch.setattr(door.store, "open_chunk", cut)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_corrupt(
+    bench: Bench, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_when_opened(door, monkeypatch)
     with pytest.raises(ChunkCorrupt, match=f"ends at byte {PIECE_BYTES + 5}; it was cut short"):
         bench.fetch()
     assert bench.asked_over_http == []
@@ -224,14 +229,7 @@ class TestPages:
     def test_a_file_that_is_cut_short_kills_nobody(
         self, bench: Bench, door: Door, whole: memoryview, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        open_chunk = door.store.open_chunk
-
-        def cut(partition: int, chunk_id: bytes) -> Any:
-            chunk = open_chunk(partition, chunk_id)
-            os.truncate(door.chunk_file(REF), PIECE_BYTES + 5)
-            return chunk
-
-        monkeypatch.setattr(door.store, "open_chunk", cut)
+        cut_when_opened(door, monkeypatch)
         with pytest.raises(ChunkCorrupt, match=f"ends at byte {PIECE_BYTES + 5}; it was cut short"):
             bench.chunks.fetch_into("node-0", REF, whole)
         assert whole == bytes(REF.size)
