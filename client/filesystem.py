@@ -65,17 +65,21 @@ class ForebayFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
     ) -> None:
         super().__init__(**options)
         self._connect: Callable[[], ObjectStore] = lambda: Client(endpoints, token=token, profile=profile)
-        self._opened: tuple[int, ObjectStore] | None = None
+        self._stores: dict[int, ObjectStore] = {}
 
     @property
     def store(self) -> ObjectStore:
         """The client, opened at first use, once in each process."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            store = self._connect()
-            self._opened = os.getpid(), store
-            # fsspec keeps an instance for each thread and never closes one.
-            weakref.finalize(self, _close, store, os.getpid())
-        return self._opened[1]
+        pid = os.getpid()
+        if pid not in self._stores:
+            opened = self._connect()
+            # Not under a lock, which a fork could take along. Of threads that come at once (pyarrow's), one's is kept.
+            if self._stores.setdefault(pid, opened) is opened:
+                # fsspec keeps an instance for each thread and never closes one.
+                weakref.finalize(self, _close, opened, pid)
+            else:
+                opened.close()
+        return self._stores[pid]
 
     @property
     def fsid(self) -> str:

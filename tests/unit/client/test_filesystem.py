@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,28 @@ def test_fsspec_finds_it_by_its_url() -> None:
     fs, path = fsspec.core.url_to_fs("forebay://data/a/b.bin", endpoints="http://127.0.0.1:1")
     assert isinstance(fs, ForebayFileSystem) and path == "data/a/b.bin"
     assert pickle.loads(pickle.dumps(fs)) == fs
+
+
+def test_threads_that_come_at_once_share_one_client_and_the_other_is_closed() -> None:
+    both, opened, closed = threading.Barrier(2, timeout=10), [], []
+
+    class Counted(FakeStore):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    def connect() -> FakeStore:
+        opened.append(store := Counted())
+        both.wait()
+        return store
+
+    fs = FakeFileSystem(FakeStore())
+    fs._connect = connect
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result() for future in [pool.submit(lambda: fs.store) for _ in range(2)]]
+    assert found[0] is found[1] is fs.store and len(opened) == 2
+    assert closed == [store for store in opened if store is not fs.store]
+    fs.store.close()
 
 
 def test_listings_and_entries(fs: ForebayFileSystem) -> None:
