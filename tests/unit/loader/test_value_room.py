@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from client.errors import AllReplicasFailed
 from loader.cache import DiskCache
 from loader.plan import Visit
 from loader.reader import DatasetReader
 from loader.value_room import LARGE_VALUE_BYTES, ValueRoom
-from tests.support.memory_store import dataset_bytes, open_reader
+from tests.support.memory_store import MemoryDataset, dataset_bytes, open_reader
 from tests.unit.loader.test_arena import MAX_ROWS, filled, plan_of
 
 VALUES = [bytes([1 + row]) * (LARGE_VALUE_BYTES + 100 * row) for row in range(8)]
@@ -117,3 +120,49 @@ def test_arena_gathers_values_where_they_are(reader: DatasetReader) -> None:
             assert isinstance(room, ValueRoom)
             room.buffer()[:] = data
         assert arena.gather(plan_of([MAX_ROWS, MAX_ROWS + 1], [1, 1])) == [[values[row] for row in order.rows_of_visit(0)[:2]]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 3},
+        {"batch_size": None},
+        {"batch_size": 3, "yield_samples": True},
+        {"batch_size": 3, "transform": dict},
+        {"batch_size": None, "transform": dict},
+        {"batch_size": 3, "collate": {"blob": list}},
+    ],
+)
+def test_items_are_the_same_however_they_are_made(tmp_path: Path, options: dict[str, Any]) -> None:
+    content = dataset_bytes(
+        {"row": "int64", "blob": "bytes"}, {"row": np.arange(8), "blob": VALUES}, num_lanes=2, block_size_bytes=1 << 17
+    )
+    dataset = MemoryDataset(content, cache_dir=tmp_path, **options)
+    for _ in range(3):
+        rows = 0
+        for item in dataset:
+            numbers, blobs = item["row"].reshape(-1).tolist(), item["blob"]
+            assert (blobs if isinstance(blobs, list) else [blobs]) == [VALUES[number] for number in numbers]
+            rows += len(numbers)
+        assert rows == len(VALUES)
+    assert dataset.receipt()["bytes_cache"] > 0
+
+
+def test_value_that_nobody_has_any_more_ends_the_stream(tmp_path: Path) -> None:
+    content = dataset_bytes({"blob": "bytes"}, {"blob": VALUES}, num_lanes=1, block_size_bytes=1 << 20)
+    dataset = MemoryDataset(content, cache_dir=tmp_path, batch_size=1)
+    list(dataset)
+    (path,) = (path for path in tmp_path.rglob("0") if path.is_file())
+    data = bytearray(path.read_bytes())
+    data[data.index(VALUES[3])] ^= 1
+    path.write_bytes(data)
+
+    def refuse(start: int, size: int) -> None:
+        raise AllReplicasFailed("all nodes are gone")
+
+    assert dataset.store is not None
+    dataset.store.before_read = refuse
+    seen: list[list[bytes]] = []
+    with pytest.raises(AllReplicasFailed, match=r"lane 0, block 0: .* all nodes are gone"):
+        seen.extend(batch["blob"] for batch in dataset)
+    assert len(seen) <= 3 and seen == [[value] for value in VALUES[: len(seen)]]
