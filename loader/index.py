@@ -2,12 +2,13 @@
 
 ::
 
-    lane 0: blocks, block table | lane 1: blocks, block table | ... | index (JSON) | footer (32 bytes)
+    blocks of lane 0 | blocks of lane 1 | ... | block table of lane 0 | of lane 1 | ... | index (JSON) | footer (32 bytes)
 
-A reader takes the last `FOOTER_BYTES` bytes, then the index, then the tables of the lanes that it needs. The commit of the
-one object reveals everything at once.
+A reader takes the last `FOOTER_BYTES` bytes, then the index, then the tables of the lanes that it needs: those of many lanes
+by few requests, for they lie together (ADR 0028). In format 1 each lane's table followed its blocks. The commit of the one
+object reveals everything at once.
 
-Invariants: an index that decodes is consistent: its lanes follow each other without gaps, their rows are those that the
+Invariants: an index that decodes is consistent: blocks and tables follow each other without gaps, their rows are those that the
 arithmetic of `loader.order` gives, and its digest is the hash of what it describes. The digest names the content (schema,
 rows, order, checks of the decoded blocks): it doesn't change with compression, placement groups or offsets.
 
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import blake3
@@ -33,7 +35,7 @@ from loader.order import MAX_LANES, MAX_ROWS, lane_lengths
 
 __all__ = ["FOOTER_BYTES", "FORMAT_VERSION", "MAX_INDEX_BYTES", "DatasetIndex", "Footer", "LaneEntry", "dataset_digest"]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_INDEX_BYTES: Final = 1 << 26
 _MAGIC: Final = b"FOREBAYD"
 _FOOTER: Final = struct.Struct("<8sIIQQ")
@@ -119,7 +121,13 @@ def _canonical(value: object) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetIndex:
-    """What a dataset is and where its lanes lie. Made by `of` or `decode`, and consistent then."""
+    """What a dataset is and where its lanes lie. Made by `of` or `decode`, and consistent then.
+
+    Attributes
+    ----------
+    table_offsets : list of int
+        Where each lane's block table begins in the object.
+    """
 
     schema: Schema
     num_rows: int
@@ -128,6 +136,10 @@ class DatasetIndex:
     lanes: tuple[LaneEntry, ...]
     digest: str
     format: int = FORMAT_VERSION
+    table_offsets: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table_offsets", [table for _, table in self._places()])
 
     @classmethod
     def of(cls, schema: Schema, *, block_size_bytes: int, compression: str, lanes: tuple[LaneEntry, ...]) -> DatasetIndex:
@@ -152,7 +164,7 @@ class DatasetIndex:
     @property
     def data_bytes(self) -> int:
         """Bytes of all lanes with their tables: where the index begins."""
-        return self.lanes[-1].end
+        return sum(lane.blocks_bytes + lane.table_bytes for lane in self.lanes)
 
     def encode(self) -> bytes:
         """The last part of the object: index and footer."""
@@ -251,8 +263,8 @@ class DatasetIndex:
             raise IndexCorrupt(
                 f"{self.num_rows} rows in {self.num_lanes} lanes: expected up to {MAX_ROWS} rows, 1 to {MAX_LANES} lanes"
             )
-        start = 0
-        for number, (lane, rows) in enumerate(zip(self.lanes, lane_lengths(self.num_rows, self.num_lanes), strict=True)):
+        expected_rows = lane_lengths(self.num_rows, self.num_lanes)
+        for number, (lane, rows, (start, _)) in enumerate(zip(self.lanes, expected_rows, self._places(), strict=True)):
             if lane.rows != rows:
                 raise IndexCorrupt(f"lane {number} has {lane.rows} rows, expected {rows} of {self.num_rows}")
             if lane.offset != start or lane.blocks_bytes < 0:
@@ -261,7 +273,16 @@ class DatasetIndex:
                 raise IndexCorrupt(f"lane {number} has a table of {lane.table_bytes} bytes for {lane.num_blocks} blocks")
             if not 0 <= lane.num_blocks <= lane.rows or (lane.rows and not lane.num_blocks):
                 raise IndexCorrupt(f"lane {number} has {lane.num_blocks} blocks for {lane.rows} rows")
-            start = lane.end
         expected = dataset_digest(self.schema, num_rows=self.num_rows, lane_digests=[lane.digest for lane in self.lanes])
         if self.digest != expected:
             raise IndexCorrupt(f"the index says digest {self.digest}, its content has {expected}")
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Where the blocks and the table of each lane begin, as their sizes have it."""
+        start, table = 0, sum(lane.blocks_bytes for lane in self.lanes)
+        for lane in self.lanes:
+            if self.format == 1:
+                table = start + lane.blocks_bytes
+            yield start, table
+            table += lane.table_bytes
+            start = table if self.format == 1 else start + lane.blocks_bytes

@@ -27,9 +27,9 @@ class LaneEntry:
     Attributes
     ----------
     offset : int
-        Where its blocks begin in the object; its table follows them.
+        Where its blocks begin in the object.
     blocks_bytes, table_bytes : int
-        Sizes of both.
+        Sizes of the blocks and of the table, which lies with those of the other lanes (`loader.index`).
     table_check : int
         xxh3_64 of the encoded table.
     rows, num_blocks : int
@@ -51,7 +51,7 @@ class LaneEntry:
 
     @classmethod
     def of(cls, table: BlockTable, *, encoded_table: bytes, offset: int, group: str | None = None) -> LaneEntry:
-        """The entry of a lane whose blocks begin at `offset` and are followed by `encoded_table`."""
+        """The entry of a lane whose blocks begin at `offset`."""
         return cls(
             offset=offset,
             blocks_bytes=table.blocks_bytes,
@@ -62,16 +62,6 @@ class LaneEntry:
             digest=table.digest(),
             group=group,
         )
-
-    @property
-    def table_offset(self) -> int:
-        """Where the table begins in the object."""
-        return self.offset + self.blocks_bytes
-
-    @property
-    def end(self) -> int:
-        """Where the next lane begins, or the index."""
-        return self.table_offset + self.table_bytes
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of the fields; the check as 16 hex digits, because JSON numbers hold 53 bits."""

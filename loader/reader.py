@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,12 @@ from loader.value_room import ValueRoom, has_large_values, value_sums
 
 __all__ = ["ColumnCache", "DatasetReader", "Room"]
 
-_TAIL_BYTES = 64 * 1024  # Read at once from the end: footer, and for most datasets the whole index.
-_MERGE_GAP_BYTES = 64 * 1024  # Columns this close are read in one request: checksum segments are as long.
+_TAIL_BYTES = 128 * 1024  # Read at once from the end: footer, and for most datasets the whole index, 280 bytes a lane.
+_MERGE_GAP_BYTES = 64 * 1024  # Columns and tables this close are read in one request: checksum segments are as long.
 _MAX_CACHED_BLOCKS = 64
 _MAX_WAITS = 4  # Told of at once, and as many reads.
 
+T = TypeVar("T")
 Room = memoryview | ValueRoom
 """Where a decoded column block goes."""
 
@@ -155,18 +156,22 @@ class DatasetReader:
 
     def load_tables(self, lanes: Sequence[int]) -> None:
         """Read the block tables of some lanes, all at once, and keep them."""
-        parts = [(bytearray(self.index.lanes[lane].table_bytes), self.index.lanes[lane].table_offset) for lane in lanes]
+        index = self.index
+        starts = sorted((index.table_offsets[lane], lane) for lane in lanes)
+        runs = list(_adjacent((start, start + index.lanes[lane].table_bytes, lane) for start, lane in starts))
+        parts = [(memoryview(bytearray(run[-1][1] - run[0][0])), run[0][0]) for run in runs]
         what = f"the table of lane {lanes[0]}" + (f" and {len(lanes) - 1} more" if len(lanes) > 1 else "")
         self._fetch(parts, what=what)
-        for lane, (data, _) in zip(lanes, parts, strict=True):
-            table = self.index.decode_table(lane, data)
-            if table.rows.max(initial=0) > self.max_block_rows:
-                # Buffers are laid out for what the block size allows.
-                raise IndexCorrupt(
-                    f"{self.url}, lane {lane}: a block of {table.rows.max()} rows, expected at most {self.max_block_rows} "
-                    f"with a block size of {self.index.block_size_bytes} bytes"
-                )
-            self._tables[lane] = table
+        for run, (data, begin) in zip(runs, parts, strict=True):
+            for start, end, lane in run:
+                table = index.decode_table(lane, data[start - begin : end - begin])
+                if table.rows.max(initial=0) > self.max_block_rows:
+                    # Buffers are laid out for what the block size allows.
+                    raise IndexCorrupt(
+                        f"{self.url}, lane {lane}: a block of {table.rows.max()} rows, expected at most {self.max_block_rows} "
+                        f"with a block size of {index.block_size_bytes} bytes"
+                    )
+                self._tables[lane] = table
 
     def has_table(self, lane: int) -> bool:
         """Whether the block table of `lane` was read already."""
@@ -234,15 +239,13 @@ class DatasetReader:
 
     def _fetch_columns(self, lane: int, block: int, wanted: Sequence[tuple[int, Room]]) -> None:
         table = self.table(lane)
-        for run in _adjacent(wanted, table, block):
-            start = int(table.offsets[block, run[0][0]])
-            end = int(table.offsets[block, run[-1][0]] + table.stored_size[block, run[-1][0]])
-            stored = self._own_buffer(end - start)
-            self._fetch([(stored, self.index.lanes[lane].offset + start)], what=f"lane {lane}, block {block}")
-            for column, out in run:
-                first = int(table.offsets[block, column]) - start
-                part = stored[first : first + int(table.stored_size[block, column])]
-                self._decode(part, table, lane, block, column, out)
+        offsets, sizes = table.offsets[block].tolist(), table.stored_size[block].tolist()
+        for run in _adjacent((offsets[column], offsets[column] + sizes[column], (column, out)) for column, out in wanted):
+            begin = run[0][0]
+            stored = self._own_buffer(run[-1][1] - begin)
+            self._fetch([(stored, self.index.lanes[lane].offset + begin)], what=f"lane {lane}, block {block}")
+            for start, end, (column, out) in run:
+                self._decode(stored[start - begin : end - begin], table, lane, block, column, out)
 
     def row(self, number: int, *, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Row `number` of the written order: numpy arrays or scalars, bytes, str or JSON values by column name.
@@ -367,16 +370,13 @@ def _max_block_rows(index: DatasetIndex) -> int:
     return max(1, min(MAX_BLOCK_ROWS, index.block_size_bytes // row_bytes))
 
 
-def _adjacent(columns: Sequence[tuple[int, Room]], table: BlockTable, block: int) -> Iterator[list[tuple[int, Room]]]:
-    """Runs of columns that lie so close together that one request for all of them is cheaper."""
-    run: list[tuple[int, Room]] = []
-    end = 0
-    for column, out in columns:
-        start = int(table.offsets[block, column])
-        if run and start - end > _MERGE_GAP_BYTES:
+def _adjacent(ranges: Iterable[tuple[int, int, T]]) -> Iterator[list[tuple[int, int, T]]]:
+    """Runs of ascending ranges, each with what it is of, that lie so close together that one request for all is cheaper."""
+    run: list[tuple[int, int, T]] = []
+    for part in ranges:
+        if run and part[0] - run[-1][1] > _MERGE_GAP_BYTES:
             yield run
             run = []
-        run.append((column, out))
-        end = start + int(table.stored_size[block, column])
+        run.append(part)
     if run:
         yield run

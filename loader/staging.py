@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 A block is encoded by a pool of threads, one per core (zstd and the hashes run without the GIL), and added to what its lane has
-pending. Once a lane has its chunk's worth, that is stored in the background, in the lane's placement group. `finish` encodes
-each lane's block table after its blocks and stores what is left.
+pending. Once a lane has its chunk's worth, that is stored in the background, in the lane's placement group. `finish` stores
+what is left and encodes the block tables of all lanes.
 
 Two queues, of encodings and of stores, are emptied from their heads, by the caller's thread alone: so a lane's blocks and its
 chunks keep their order, and whoever hands in blocks faster than they are stored, waits. All lanes fill at the same pace, so
@@ -69,10 +69,21 @@ def cut(payload: Data, *, size_bytes: int) -> list[memoryview]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """What lies in the store: the chunks in the object's order, and each lane's entry for the index."""
+    """What lies in the store, and what describes it.
+
+    Attributes
+    ----------
+    refs : tuple of Ref
+        The chunks, in the object's order.
+    lanes : tuple of LaneEntry
+        For the index.
+    tables : bytes
+        The block tables of all lanes, which are not stored yet.
+    """
 
     refs: tuple[Ref, ...]
     lanes: tuple[LaneEntry, ...]
+    tables: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,23 +199,19 @@ class LaneStaging:
             self._settle_encoding()
 
     def finish(self) -> Staged:
-        """Store everything that is left, block tables included, and wait until all of it is durable."""
-        while self._encoding:
-            self._settle_encoding()
-        entries, offset = [], 0
+        """Store all blocks that are left, and wait until they are durable."""
+        self.flush()
+        self.close()
+        entries, tables, offset = [], [], 0
         for lane in self._lanes:
             table = lane.table.build()
-            encoded = table.encode()
-            self._append(lane, [encoded])
-            self._store_pending(lane)
-            entries.append(LaneEntry.of(table, encoded_table=encoded, offset=offset, group=lane.group))
-            offset = entries[-1].end
-        self.drain()
-        self.close()
-        return Staged(refs=tuple(self.refs()), lanes=tuple(entries))
+            tables.append(table.encode())
+            entries.append(LaneEntry.of(table, encoded_table=tables[-1], offset=offset, group=lane.group))
+            offset += table.blocks_bytes
+        return Staged(refs=tuple(self.refs()), lanes=tuple(entries), tables=b"".join(tables))
 
     def flush(self) -> tuple[LaneProgress, ...]:
-        """Store all blocks that were added, without the tables; what is durable then, which is all of them."""
+        """Store all blocks that were added; what is durable then, which is all of them."""
         while self._encoding:
             self._settle_encoding()
         for lane in self._lanes:

@@ -139,7 +139,7 @@ def _shares(reader: DatasetReader, store: ObjectStore) -> tuple[NodeShare, ...]:
             share = shares[node_id]
             share[0] += 1
             share[1] += place == 0
-            share[2] += lane.end - lane.offset
+            share[2] += lane.blocks_bytes
     return tuple(
         NodeShare(node_id=node_id, lanes=lanes, first_lanes=first, stored_bytes=size)
         for node_id, (lanes, first, size) in shares.items()

@@ -352,7 +352,7 @@ class ShardWriter:
         index = DatasetIndex.of(
             self._schema, block_size_bytes=self._block_size_bytes, compression=self._compression, lanes=staged.lanes
         )
-        pieces = cut(index.encode(), size_bytes=self._client.config.chunk_size_bytes)
+        pieces = cut(staged.tables + index.encode(), size_bytes=self._client.config.chunk_size_bytes)
         return index, [*staged.refs, *map(self._uploader.store, pieces)]
 
     def _record(self, refs: Sequence[Ref], *, write_id: str, kind: str, metadata: Mapping[str, str]) -> ObjectRecord:

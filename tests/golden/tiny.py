@@ -75,7 +75,7 @@ def assemble(
     """The bytes of the object that holds `rows` as a dataset."""
     compressor = new_compressor(compression)
     samples = [schema.check_sample(row) for row in rows]
-    content, lanes = b"", []
+    content, tables, lanes = b"", b"", []
     for number in range(num_lanes):
         start, table = len(content), BlockTableBuilder(num_columns=len(schema))
         builder = BlockBuilder(schema, block_size_bytes=block_size_bytes)
@@ -89,11 +89,9 @@ def assemble(
             content += _finish(builder, table, compressor)
         encoded = table.build().encode()
         lanes.append(LaneEntry.of(table.build(), encoded_table=encoded, offset=start, group=f"lane-{number}"))
-        content += encoded
-    return (
-        content
-        + DatasetIndex.of(schema, block_size_bytes=block_size_bytes, compression=compression, lanes=tuple(lanes)).encode()
-    )
+        tables += encoded
+    dataset = DatasetIndex.of(schema, block_size_bytes=block_size_bytes, compression=compression, lanes=tuple(lanes))
+    return content + tables + dataset.encode()
 
 
 def _finish(builder: BlockBuilder, table: BlockTableBuilder, compressor: Any) -> bytes:
@@ -108,13 +106,19 @@ def open_index(content: bytes) -> DatasetIndex:
     return DatasetIndex.decode(content[footer.index_offset :][: footer.index_bytes], footer=footer)
 
 
+def table_bytes(index: DatasetIndex, lane: int, content: bytes) -> bytes:
+    """The encoded block table of a lane."""
+    start = index.table_offsets[lane]
+    return content[start : start + index.lanes[lane].table_bytes]
+
+
 def read_rows(content: bytes) -> list[dict[str, Any]]:
     """All rows of a dataset's bytes, in written order."""
     index = open_index(content)
     columns = index.schema
     rows: list[dict[str, Any]] = [{} for _ in range(index.num_rows)]
     for number, lane in enumerate(index.lanes):
-        table = index.decode_table(number, content[lane.table_offset : lane.end])
+        table = index.decode_table(number, table_bytes(index, number, content))
         first = 0
         for block, num_rows in enumerate(table.rows.tolist()):
             for column, (name, column_type) in enumerate(columns.items()):
@@ -202,6 +206,6 @@ def mixture_vectors() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    (FOLDER / "tiny-raw.forebay").write_bytes(tiny_dataset("none"))
-    (FOLDER / "tiny-zstd.forebay").write_bytes(tiny_dataset("zstd:3"))
+    (FOLDER / "tiny-raw-2.forebay").write_bytes(tiny_dataset("none"))
+    (FOLDER / "tiny-zstd-2.forebay").write_bytes(tiny_dataset("zstd:3"))
     (FOLDER / "order.json").write_text(json.dumps(order_vectors(), separators=(",", ":")) + "\n")

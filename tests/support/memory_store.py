@@ -57,14 +57,15 @@ def dataset_bytes(
     dealer = LaneDealer(schema, num_lanes=num_lanes, block_size_bytes=block_size_bytes, emit=emit)
     dealer.deal(schema.check_batch(values))
     dealer.finish()
-    content, lanes = bytearray(), []
+    content, encoded_tables, lanes = bytearray(), b"", []
     for lane_blocks, builder in zip(blocks, tables, strict=True):
         table = builder.build()
         encoded = table.encode()
         lanes.append(LaneEntry.of(table, encoded_table=encoded, offset=len(content)))
-        content += lane_blocks + encoded
+        content += lane_blocks
+        encoded_tables += encoded
     index = DatasetIndex.of(schema, block_size_bytes=block_size_bytes, compression=compression, lanes=tuple(lanes))
-    return bytes(content + index.encode())
+    return bytes(content + encoded_tables + index.encode())
 
 
 class MemoryContent:

@@ -17,6 +17,7 @@ from client.cli.app import build_app
 from client.errors import AllReplicasFailed
 from client.manifest import Ref
 from client.record import ObjectInfo
+from loader.block import BlockTable
 from loader.dataset_record import METADATA_KEY
 from loader.errors import BlockCorrupt
 from loader.reader import DatasetReader
@@ -249,15 +250,20 @@ def test_verify_sees_decoded_bytes_that_pass_the_check_of_another_table(
     assert "have digest" in value["faults"][0]["problem"]
 
 
-def test_verify_reports_lost_chunks_and_tables(forebay: Forebay, store: FakeStore) -> None:
-    info = write_rows(store, 6000, compression="none")  # so large that the index is not read along with lane 1
+def test_verify_reports_lost_chunks_and_tables(forebay: Forebay, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = write_rows(store, 6000, compression="none")
     reader = DatasetReader(store, "data", "sets/rows")
     lane = reader.index.lanes[1]
     lost: Ref = next(iter(store.reader(info).spans(lane.offset, lane.offset + 1))).ref
     for node in store.fake_chunks.nodes.values():
         node.pop((lost.partition, lost.id), None)
-    ran = forebay("verify", URL, code=1)
-    assert "fault: lane 1: block table: " in ran.stderr
+    assert "fault: lane 1, block 0, column 'tokens': " in forebay("verify", URL, code=1).stderr
+
+    def gone(self: DatasetReader, lane: int) -> BlockTable:
+        raise AllReplicasFailed("all copies are gone")
+
+    monkeypatch.setattr(DatasetReader, "table", gone)
+    assert "fault: lane 1: block table: all copies are gone" in forebay("verify", URL, code=1).stderr
 
 
 def test_verify_sees_metadata_that_says_otherwise(forebay: Forebay, store: FakeStore) -> None:

@@ -131,7 +131,6 @@ class Gate:
     """Lets `num_blocks` reads of blocks through, and holds back later ones until it is opened."""
 
     def __init__(self, reader: DatasetReader, store: MemoryStore, *, num_blocks: int) -> None:
-        self._blocks_end = [lane.table_offset for lane in reader.index.lanes]
         self._left = num_blocks
         self._changed = threading.Condition()
         self.num_asked = 0
@@ -255,7 +254,7 @@ def test_stages_are_small_enough_where_values_vary_in_length() -> None:
 def test_error_of_a_fetch_overtakes_stages_that_are_ready() -> None:
     reader, store = open_reader(CONTENT)
     gate = Gate(reader, store, num_blocks=NUM_BLOCKS)
-    last = reader.index.lanes[-1].table_offset - 1024
+    last = reader.index.table_offsets[0] - 1024
 
     def before_read(start: int, end: int) -> None:
         gate.before_read(start, end)
@@ -273,7 +272,7 @@ def test_error_of_a_fetch_overtakes_stages_that_are_ready() -> None:
 
 def test_error_in_a_table_reaches_the_training_loop() -> None:
     damaged = bytearray(CONTENT)
-    damaged[open_reader(CONTENT)[0].index.lanes[3].table_offset] ^= 1
+    damaged[open_reader(CONTENT)[0].index.table_offsets[3]] ^= 1
     with stager(open_reader(bytes(damaged))[0], spec()) as stages, pytest.raises(Exception, match="lane 3: the block table"):
         drain(stages)
     damaged = bytearray(CONTENT)

@@ -22,7 +22,7 @@ from loader.errors import (
 )
 from loader.index import FOOTER_BYTES, DatasetIndex, Footer
 from loader.reader import DatasetReader
-from tests.golden.tiny import NUM_ROWS, tiny_dataset, tiny_row
+from tests.golden.tiny import FOLDER, NUM_LANES, NUM_ROWS, tiny_dataset, tiny_row
 from tests.support.memory_store import MemoryStore, dataset_bytes, open_reader
 
 TINY = tiny_dataset("zstd:3")
@@ -102,11 +102,30 @@ def test_tables_are_read_once() -> None:
     assert len(store.reads) == reads
 
 
+def test_tables_of_many_lanes_are_read_by_one_request() -> None:
+    content = numbers(1200, num_lanes=1200)
+    reader, store = open_reader(content)
+    reads = len(store.reads)
+    reader.load_tables(range(1, 1200, 4))
+    assert store.reads[reads:] == [(reader.index.table_offsets[1], reader.index.table_offsets[1198])]
+    assert [reader.has_table(lane) for lane in range(4)] == [False, True, False, False]
+
+
+def test_tables_between_blocks_as_format_1_has_them_are_read_where_they_are() -> None:
+    tables = []
+    for version in (1, 2):
+        reader, _ = open_reader((FOLDER / f"tiny-raw-{version}.forebay").read_bytes())
+        assert reader.index.format == version
+        tables.append([reader.table(lane).digest() for lane in range(NUM_LANES)])
+        assert [row["label"] for row in reader.rows()] == [row - 5 for row in range(NUM_ROWS)]
+    assert tables[0] == tables[1]
+
+
 def test_index_longer_than_the_tail_is_read() -> None:
-    content = numbers(600, num_lanes=600)
+    content = numbers(1200, num_lanes=1200)
     reader, store = open_reader(content)
     assert len(store.reads) == 2
-    assert (reader.index.num_lanes, reader.row(599)["small"]) == (600, 599)
+    assert (reader.index.num_lanes, reader.row(599)["small"]) == (1200, 599)
 
 
 def test_blocks_come_from_the_cache_the_second_time(tmp_path: Path) -> None:
@@ -142,7 +161,7 @@ def test_damaged_footer_index_and_table_are_named() -> None:
             open_reader(bytes(damaged))
     reader, _ = open_reader(TINY)
     damaged = bytearray(TINY)
-    damaged[reader.index.lanes[1].table_offset] ^= 1
+    damaged[reader.index.table_offsets[1]] ^= 1
     with pytest.raises(IndexCorrupt, match="lane 1: the block table"):
         open_reader(bytes(damaged))[0].table(1)
 

@@ -98,12 +98,15 @@ def test_each_lane_is_stored_in_its_group_in_whole_blocks() -> None:
         assert len({lane.group for lane in index.lanes}) == 3
         for number, lane in enumerate(index.lanes):
             partition = partition_of(str(lane.group).encode(), partitions=store.cluster.layout.partitions)
-            inside = [ref for offset, ref in placed if lane.offset <= offset < lane.end]
+            end = lane.offset + lane.blocks_bytes
+            inside = [ref for offset, ref in placed if lane.offset <= offset < end]
             assert {ref.partition for ref in inside} == {partition}
             assert lane.offset in starts  # no chunk holds bytes of two lanes
-            table = index.decode_table(number, store.get("data", "sets/tiny", start=lane.table_offset, end=lane.end))
-            begins = {lane.offset, lane.table_offset, *(lane.offset + int(at) for at in table.offsets[:, 0])}
-            assert {offset for offset in starts if lane.offset <= offset < lane.end} <= begins
+            start = index.table_offsets[number]
+            table = index.decode_table(number, store.get("data", "sets/tiny", start=start, end=start + lane.table_bytes))
+            begins = {lane.offset + int(at) for at in table.offsets[:, 0]}
+            assert {offset for offset in starts if lane.offset <= offset < end} <= begins
+        assert index.table_offsets[0] in starts  # nor of a lane and of tables
         assert all(len(copies) > 1 for copies in chunks.nodes.values())
 
 
@@ -167,7 +170,7 @@ def test_the_record_says_what_the_object_is() -> None:
         record = writer.info.record
     assert record.content_type == CONTENT_TYPE
     described = json.loads(record.metadata[METADATA_KEY])
-    assert described == {"format": 1, "digest": writer.index.digest, "rows": 1}
+    assert described == {"format": 2, "digest": writer.index.digest, "rows": 1}
     assert record.metadata["made-by"] == "test"
     assert (record.replicas, record.ack) == (2, "all")
 
