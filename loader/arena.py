@@ -5,7 +5,8 @@ Each fixed column has one array over all cells (see `loader.plan`), so that rows
 where in it the value of each cell lies.
 
 The arrays are as large as all slots together, but memory is only taken for slots that were filled once, and the planner
-prefers those. An arena serves one stream at a time; the next one takes it over, with its memory.
+prefers those. What was brought into a slot stays there until the slot is given to another block. An arena serves one stream
+at a time; the next one takes it over, with its memory.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class _FixedColumn:
         rows[: len(self._rows)] = self._rows
         self._rows = rows
 
+    def holds(self, slot: int) -> bool:
+        return True
+
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
         first = slot * self._max_rows
         return self._rows[first : first + rows].reshape(-1).view(np.uint8).data
@@ -80,6 +84,10 @@ class _VariableColumn:
         self._bytes.extend([memoryview(b"")] * added)
         size = num_slots * self._max_rows
         self._starts, self._ends = _grown(self._starts, size), _grown(self._ends, size)
+
+    def holds(self, slot: int) -> bool:
+        room = self._rooms.get(slot)
+        return room is None or room.stored is None or room.stored.is_live
 
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview | ValueRoom:
         if has_large_values(self._kind, raw_size=raw_size, rows=rows):
@@ -177,11 +185,20 @@ class Arena:
 
     def rooms(self, visit: Visit, order: LaneOrder, raw_sizes: Sequence[int]) -> list[memoryview | ValueRoom]:
         """Buffers or rooms, of exactly the decoded sizes, that the columns of the visit's block are to be decoded into."""
+        num_rows = self.arrange(visit, order)
+        return [column.room(visit.slot, size, num_rows) for column, size in zip(self._columns, raw_sizes, strict=True)]
+
+    def holds(self, slot: int) -> bool:
+        """Whether what was brought into a slot last is still good; values in a file that has to go are not."""
+        return all(column.holds(slot) for column in self._columns)
+
+    def arrange(self, visit: Visit, order: LaneOrder) -> int:
+        """Have the rows of the visit's block come in its order; how many there are."""
         first = visit.slot * self._max_rows
         rows = order.rows_of_visit(visit.number)
         np.add(rows, first, out=self._rows[first : first + len(rows)])
         self._shifts[visit.slot] = order.block_start(int(order.visits[visit.number])) - first
-        return [column.room(visit.slot, size, len(rows)) for column, size in zip(self._columns, raw_sizes, strict=True)]
+        return len(rows)
 
     def gather(self, plan: Plan) -> list[Column]:
         """The rows of `plan`, column by column; each array over a buffer that is reused once nothing refers to it."""

@@ -220,6 +220,13 @@ class OpenStream:
         digest, rows = dataset.reader.index.digest, dataset.reader.table(own).rows
         return LaneOrder(digest=digest, seed=seed, epoch=epoch, lane=own, block_rows=rows, shuffle=shuffle)
 
+    def reuse(self, visit: Visit) -> bool:
+        """Have what is in the slot of a visit serve it; False if it has to be brought in."""
+        if not visit.is_held or not self.arena.holds(visit.slot):
+            return False
+        self.arena.arrange(visit, visit.order)
+        return True
+
     def fetch(self, visit: Visit) -> int:
         """Bring the block of a visit into its slot of the arena; how many of the bytes came from the cache."""
         dataset, own, block = self._block_of(visit)

@@ -5,17 +5,21 @@ Theory of operation
 A lane is read one block visit at a time. While a visit is open it has a *slot*: room for one decoded block of each column.
 The places of a slot are *cells*: place p of slot s is cell ``s * max_block_rows + p``. `VisitPlanner.plan` turns the rows of
 some batches (lane and step) into cells. Where a lane's steps leave its open visit, the next visit opens in a free slot, and
-the old slot closes: it may be reused once these rows are gathered. The work per row is a few vectorised operations; Python
-runs once per visit. A lane's steps go on from one epoch to the next, so a stream may do so, too: between them it lets go of
+the old slot closes: it may be reused once these rows are gathered. Until it is, it holds its block, and another visit to this
+block, in a later epoch, gets that slot. The work per row is a few vectorised operations; Python runs once per visit.
+
+A lane's steps go on from one epoch to the next, so a stream may do so, too: between them it lets go of
 the visits that it will not come back to.
 
-Invariants: a slot is never given out twice at a time; a plan that does not fit the free slots changes nothing. Pure: this
+Invariants: a slot is never given out twice at a time; a visit is told that its slot holds its block only if that is what was
+brought in there last; a plan that does not fit the free slots changes nothing. Pure: this
 module knows no bytes, threads or clocks, nor which row of its block each place of a visit is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +35,19 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """Visit number `number` of a lane's sequence in one epoch, which is decoded into `slot`."""
+    """Visit number `number` of a lane's sequence in one epoch, which is decoded into `slot`.
+
+    Attributes
+    ----------
+    is_held : bool
+        Whether the block is there already, from an earlier visit.
+    """
 
     lane: int
     number: int
     slot: int
     order: LaneOrder
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,15 +91,28 @@ class VisitPlanner:
         No block has more rows.
     order_of : callable
         Of a lane and a step: the order that the step is of, and the step at which that order begins.
+    keeps_all : bool
+        Whether there are slots enough to keep all blocks from epoch to epoch. Then slots are used in turn, and else those that
+        were free for the shortest time first: as little memory as possible is touched, and what is held stays for longer.
     """
 
     def __init__(
-        self, *, num_lanes: int, num_slots: int, max_block_rows: int, order_of: Callable[[int, int], tuple[LaneOrder, int]]
+        self,
+        *,
+        num_lanes: int,
+        num_slots: int,
+        max_block_rows: int,
+        order_of: Callable[[int, int], tuple[LaneOrder, int]],
+        keeps_all: bool = False,
     ) -> None:
         self._num_slots = 0
         self._max_block_rows = max_block_rows
         self._order_of = order_of
-        self._free: list[int] = []
+        self._keeps_all = keeps_all
+        self._free: OrderedDict[int, None] = OrderedDict()  # Those that were never used, then in the order of their release.
+        # Of each slot: the lane and block that was brought in last. Of each such block: the free slots that hold it.
+        self._blocks: dict[int, tuple[int, int]] = {}
+        self._held: dict[tuple[int, int], tuple[int, ...]] = {}
         self.grow(num_slots)
         # Of each lane: the slot of its open visit, -1 if there is none; the steps [start, end) that the visit covers; and
         # what makes a step a cell.
@@ -107,13 +131,15 @@ class VisitPlanner:
 
     def grow(self, num_slots: int) -> None:
         """Have `num_slots` slots from now on, which is not fewer than before."""
-        # Those first in line have been used before: as little memory as possible is ever touched.
-        self._free[:0] = range(num_slots - 1, self._num_slots - 1, -1)
+        for slot in range(self._num_slots, num_slots):
+            self._free[slot] = None
+            self._free.move_to_end(slot, last=False)
         self._num_slots = num_slots
 
     def plan(self, share: Share) -> Plan | None:
         """Where the rows of `share` will be; None, and nothing changed, if there are too few free slots."""
-        before = self._slots.copy(), self._starts.copy(), self._ends.copy(), self._shifts.copy(), self._free.copy()
+        before = self._slots.copy(), self._starts.copy(), self._ends.copy(), self._shifts.copy()
+        before_slots = self._free.copy(), self._blocks.copy(), self._held.copy()
         opened: list[Visit] = []
         closed: list[int] = []
         cells, inside = self._locate(share.lanes, share.steps)
@@ -125,7 +151,8 @@ class VisitPlanner:
             first[lanes[::-1]] = steps[::-1]
             moving = np.flatnonzero(first >= 0)
             if len(moving) > len(self._free):
-                self._slots, self._starts, self._ends, self._shifts, self._free = before
+                self._slots, self._starts, self._ends, self._shifts = before
+                self._free, self._blocks, self._held = before_slots
                 return None
             closed.extend(slot for slot in self._slots[moving].tolist() if slot >= 0)
             opened.extend(map(self._open, moving.tolist(), first[moving].tolist()))
@@ -146,7 +173,9 @@ class VisitPlanner:
 
     def release(self, plan: Plan) -> None:
         """Take back the slots that `plan` closed, once its rows are gathered."""
-        self._free.extend(reversed(plan.closed))
+        for slot in reversed(plan.closed):
+            self._free[slot] = None
+            self._hold(self._blocks[slot], [*self._held.get(self._blocks[slot], ()), slot])
 
     def _locate(self, lanes: Int64s, steps: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """The cells that the open visits have for some rows, and which rows are in them at all."""
@@ -155,7 +184,27 @@ class VisitPlanner:
     def _open(self, lane: int, step: int) -> Visit:
         order, first = self._order_of(lane, step)
         number = int(order.visit_ends.searchsorted(step - first, side="right"))
-        start, slot = first + (int(order.visit_ends[number - 1]) if number else 0), self._free.pop()
+        start = first + (int(order.visit_ends[number - 1]) if number else 0)
+        slot, is_held = self._take((lane, int(order.visits[number])))
         self._slots[lane], self._starts[lane], self._ends[lane] = slot, start, first + order.visit_ends[number]
         self._shifts[lane] = slot * self._max_block_rows - start
-        return Visit(lane=lane, number=number, slot=slot, order=order)
+        return Visit(lane=lane, number=number, slot=slot, order=order, is_held=is_held)
+
+    def _take(self, block: tuple[int, int]) -> tuple[int, bool]:
+        """A free slot for a block, and whether the block is in it."""
+        if block in self._held:
+            slot, is_held = self._held[block][-1], True
+            del self._free[slot]
+        else:
+            (slot, _), is_held = self._free.popitem(last=not self._keeps_all), False
+        if slot in self._blocks:
+            self._hold(self._blocks[slot], [other for other in self._held.get(self._blocks[slot], ()) if other != slot])
+        self._blocks[slot] = block
+        return slot, is_held
+
+    def _hold(self, block: tuple[int, int], slots: Sequence[int]) -> None:
+        """Note which free slots hold a block."""
+        if slots:
+            self._held[block] = tuple(slots)
+        else:
+            self._held.pop(block, None)

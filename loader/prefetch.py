@@ -8,7 +8,8 @@ cached large values, it brings in by itself. It waits for the blocks of what was
 (some batches), frees what no later row needs, and hands each stage to a maker, whose jobs end in a short queue that the
 training loop takes from. All of fetching, decoding and gathering happens without the GIL. What is planned at once is many
 stages, for planning costs the more per row the fewer rows there are, and so does handing blocks to threads one by one; at the
-very beginning it is few batches, so that the first one needs few blocks.
+very beginning it is few batches, so that the first one needs few blocks. A block that is still in a slot from the epoch before
+is not brought in again: data of up to half as many blocks as there are slots is read once.
 
 Epochs follow each other without a pause: at the end of one the walk puts a mark into the queue and goes on with the next, up to
 about one block of each lane. Who iterates stops at the mark, and the next iteration takes the walk over.
@@ -160,6 +161,7 @@ class Walk(Generic[T]):
             num_slots=opened.arena.num_slots,
             max_block_rows=opened.max_block_rows,
             order_of=_Orders(opened, spec, origin=self._origin),
+            keeps_all=opened.arena.num_slots > 2 * opened.num_blocks,
         )
         self._num_plans = 0
         self._planned: deque[_Planned[T]] = deque()
@@ -319,7 +321,7 @@ class Walk(Generic[T]):
             plan = planner.plan(self._share(epoch, count))
         epoch.waiting = None
         batches, epoch.todo = epoch.todo[:count], epoch.todo[count:]
-        left = [visit for visit in plan.opened if not self._fetch_now(visit, epoch)]
+        left = [visit for visit in plan.opened if not self._is_at_hand(visit, epoch)]
         size = max(1, min(_VISITS_PER_FETCH, len(left) // (4 * self.spec.num_threads)))
         groups = [left[first : first + size] for first in range(0, len(left), size)]
         fetches = [self._fetchers.submit(self._fetch, visits, epoch) for visits in groups]
@@ -365,7 +367,11 @@ class Walk(Generic[T]):
                 self.opened.load_tables(missing)
             self._has_table[missing] = True
 
-    def _fetch_now(self, visit: Visit, epoch: _Epoch[T]) -> bool:
+    def _is_at_hand(self, visit: Visit, epoch: _Epoch[T]) -> bool:
+        """Whether the block of a visit is in its slot now, because it was there or took no time to bring in."""
+        if self.opened.reuse(visit):
+            epoch.receipt.add(blocks_kept=1)
+            return True
         cached_bytes = self.opened.fetch_now(visit)
         if cached_bytes is not None:
             epoch.receipt.add(bytes_cache=cached_bytes, blocks=1)

@@ -11,7 +11,8 @@ Fields of a receipt:
     bytes_hedged                  of all stored bytes, those that a second node gave because the first was late
     bytes_wasted                  beside all these: received and thrown away
     hedges, failovers             reads that were asked of a second node; nodes that failed and were passed over
-    blocks, read_amplification    blocks decoded, and how many times as many that is as if no block were read by two ranks
+    blocks, read_amplification    blocks decoded, and how many times as many that is as if each were decoded once, by one rank
+    blocks_kept                   blocks that were still in memory, decoded and verified, from the epoch before
     wall_s, cpu_s                 seconds from begin to end, and of the CPU in this process
     joules                        of the machine's CPUs; None where it is not told
     warnings                      why reading costs more than it would have to
@@ -113,7 +114,7 @@ class Receipt:
         self._stalls: deque[str] = deque(maxlen=_MAX_STALLS)
         # Fetching threads add to these.
         self._lock = threading.Lock()
-        self._counts = {"bytes_cache": 0, "blocks": 0}
+        self._counts = {"bytes_cache": 0, "blocks": 0, "blocks_kept": 0}
 
     def begin(self, *, after: Receipt | None) -> None:
         """Start the meters. What was read from the store since the epoch before ended, ahead of this one, is this one's."""
@@ -122,7 +123,7 @@ class Receipt:
             self._began = replace(self._began, store=after._ended.store)
 
     def add(self, **counts: int) -> None:
-        """Add to counters: decoded bytes from the cache, blocks decoded."""
+        """Add to counters: decoded bytes from the cache, blocks decoded, blocks that were still in memory."""
         with self._lock:
             for name, value in counts.items():
                 self._counts[name] += value
@@ -176,6 +177,7 @@ def receipt_table(receipt: Mapping[str, Any]) -> str:
         "thrown away": f"{told['bytes_wasted']:,} bytes",
         "nodes passed over": f"{told['failovers']:,}",
         "blocks decoded": f"{told['blocks']:,}" + ("" if amplification is None else f", {amplification:.2f} times the least"),
+        "kept in memory": f"{told['blocks_kept']:,} blocks of the epoch before",
         "CPU of this process": f"{told['cpu_s']:.2f} s",
         "energy of the CPUs": "not told by this machine" if joules is None else f"{joules:.0f} J",
     }

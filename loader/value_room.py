@@ -76,6 +76,11 @@ class StoredValues:
         self._sums: list[int] = []
         self._whole: memoryview | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether their file is still in use."""
+        return self._file.is_live
+
     def begin(self) -> None:
         """Have the values read ahead by the system, if they seem not to be in memory. Waits for nothing."""
         try:

@@ -105,6 +105,7 @@ CELLS: Final = (
     Cell(name="first batch of 4 GiB", kind=Kind.FIRST, chosen=BIG_TOKENS, sides=_WITH_STATE),
     Cell(name="resume at 0 %", kind=Kind.RESUME, chosen=TOKENS, sides=_WITH_STATE),
     Cell(name="resume at 90 %", kind=Kind.RESUME, chosen=TOKENS, sides=_WITH_STATE, part=0.9),
+    Cell(name="4 GiB of tokens, warm, batches of 64", kind=Kind.WARM, chosen=BIG_TOKENS, sides=(FOREBAY, LITDATA)),
     Cell(name="memory, 164 MB", kind=Kind.MEMORY, chosen=TOKENS, sides=(NARROW,)),
     Cell(name="memory, 4 GiB", kind=Kind.MEMORY, chosen=BIG_TOKENS, sides=(NARROW,)),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import example, given, settings
@@ -16,7 +16,7 @@ from loader.plan import Plan, VisitPlanner
 DIGEST = "5a" * 32
 
 
-def lane_orders(num_rows: int, num_lanes: int, *, block_rows: int, shuffle: bool) -> list[LaneOrder]:
+def lane_orders(num_rows: int, num_lanes: int, *, block_rows: int, shuffle: bool, epoch: int = 1) -> list[LaneOrder]:
     orders = []
     for lane, length in enumerate(lane_lengths(num_rows, num_lanes).tolist()):
         # Every third block is short, as where values vary in length.
@@ -24,17 +24,24 @@ def lane_orders(num_rows: int, num_lanes: int, *, block_rows: int, shuffle: bool
         while length:
             sizes.append(min(length, block_rows if len(sizes) % 3 else 1 + block_rows // 2))
             length -= sizes[-1]
-        orders.append(LaneOrder(digest=DIGEST, seed=7, epoch=1, lane=lane, block_rows=np.array(sizes, int), shuffle=shuffle))
+        orders.append(
+            LaneOrder(digest=DIGEST, seed=7, epoch=epoch, lane=lane, block_rows=np.array(sizes, int), shuffle=shuffle)
+        )
     return orders
 
 
 @dataclass
 class Slots:
-    """What an arena would hold: which visit is in which slot, and which slots some plan still reads."""
+    """What an arena would hold: which visit is in which slot, and which slots some plan still reads.
+
+    Only a visit that is not told that its block is held brings it in.
+    """
 
     orders: list[LaneOrder]
     max_block_rows: int
     held: dict[int, tuple[int, int]] = field(default_factory=dict)
+    blocks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    num_held: int = 0
     open_slots: dict[int, int] = field(default_factory=dict)
     pending: deque[Plan] = field(default_factory=deque)
 
@@ -47,6 +54,10 @@ class Slots:
             assert visit.slot not in unreleased | set(closed) | set(self.open_slots.values())
             self.open_slots[visit.lane] = visit.slot
             self.held[visit.slot] = visit.lane, visit.number
+            block = visit.lane, int(visit.order.visits[visit.number])
+            assert not visit.is_held or self.blocks[visit.slot] == block
+            self.blocks[visit.slot] = block
+            self.num_held += visit.is_held
         assert sorted(closed) == sorted(plan.closed)
         self.pending.append(plan)
 
@@ -113,6 +124,52 @@ def test_every_row_is_where_its_cell_says(
             assert planner.num_taken == planner.num_open + unreleased <= num_slots
 
 
+@given(
+    shape=st.tuples(st.integers(1, 60), st.integers(1, 7)),
+    block_rows=st.integers(1, 20),
+    batch_size=st.integers(1, 9),
+    num_epochs=st.integers(1, 8),
+    spare_slots=st.integers(0, 80),
+    depth=st.integers(1, 3),
+    keeps_all=st.booleans(),
+)
+def test_blocks_that_are_held_are_those_that_were_brought_in_last(
+    shape: tuple[int, int],
+    block_rows: int,
+    batch_size: int,
+    num_epochs: int,
+    spare_slots: int,
+    depth: int,
+    keeps_all: bool,
+) -> None:
+    num_rows, num_lanes = shape
+    epochs = [lane_orders(num_rows, num_lanes, block_rows=block_rows, shuffle=True, epoch=epoch) for epoch in range(num_epochs)]
+    assignment = Assignment(num_rows=num_rows, num_lanes=num_lanes, batch_size=batch_size, tail="uneven")
+    lengths = lane_lengths(num_rows, num_lanes)
+
+    def order_of(lane: int, step: int) -> tuple[LaneOrder, int]:
+        epoch = step // int(lengths[lane])
+        return epochs[epoch][lane], epoch * int(lengths[lane])
+
+    num_slots = num_lanes + batch_size + 1 + spare_slots
+    planner = VisitPlanner(
+        num_lanes=num_lanes, num_slots=num_slots, max_block_rows=block_rows, order_of=order_of, keeps_all=keeps_all
+    )
+    slots = Slots(epochs[0], block_rows)
+    for epoch in range(num_epochs):
+        for batch in range(assignment.num_batches()):
+            share = assignment.share(batch, run=0)
+            share = replace(share, steps=share.steps + epoch * lengths[share.lanes])
+            if len(slots.pending) >= depth:
+                planner.release(slots.pending.popleft())
+            while (plan := planner.plan(share)) is None:
+                planner.release(slots.pending.popleft())  # One batch always fits beside the open visits.
+            slots.accept(plan)
+    blocks, copies = sum(len(order.visits) for order in epochs[0]), depth + 2  # Open, and closed by plans that wait.
+    if keeps_all and num_slots >= copies * blocks:
+        assert slots.num_held >= (num_epochs - copies) * blocks
+
+
 @given(num_rows=st.integers(1, 120), num_lanes=st.integers(1, 9), block_rows=st.integers(1, 9), first=st.integers(0, 60))
 def test_refused_plan_changes_nothing(num_rows: int, num_lanes: int, block_rows: int, first: int) -> None:
     orders = lane_orders(num_rows, num_lanes, block_rows=block_rows, shuffle=True)
@@ -138,8 +195,8 @@ def test_refused_plan_changes_nothing(num_rows: int, num_lanes: int, block_rows:
         tight.grow(needed)
         again, untouched = nonempty(tight.plan(rest)), nonempty(planner_after_head(needed).plan(rest))
         assert again.closed == untouched.closed
-        assert [(visit.lane, visit.number) for visit in again.opened] == [
-            (visit.lane, visit.number) for visit in untouched.opened
+        assert [(visit.lane, visit.number, visit.is_held) for visit in again.opened] == [
+            (visit.lane, visit.number, visit.is_held) for visit in untouched.opened
         ]
 
 

@@ -12,13 +12,13 @@ NUM_LANES = 2
 BLOCK_ROWS, LANE_ROWS = 3, 8
 
 
-def planner(num_slots: int) -> VisitPlanner:
+def planner(num_slots: int, **options: bool) -> VisitPlanner:
     def order_of(lane: int, step: int) -> tuple[LaneOrder, int]:
         epoch, place = divmod(step, LANE_ROWS)
         order = LaneOrder(digest="00" * 32, seed=0, epoch=epoch, lane=lane, block_rows=[3, 3, 2], shuffle=False)
         return order, step - place
 
-    return VisitPlanner(num_lanes=NUM_LANES, num_slots=num_slots, max_block_rows=BLOCK_ROWS, order_of=order_of)
+    return VisitPlanner(num_lanes=NUM_LANES, num_slots=num_slots, max_block_rows=BLOCK_ROWS, order_of=order_of, **options)
 
 
 def places(plan: Plan) -> list[tuple[int, int, int]]:
@@ -83,6 +83,39 @@ def test_slots_that_were_used_are_used_again_before_new_ones() -> None:
         assert plan is not None
         plans.release(plan)
         assert {visit.slot for visit in plan.opened} <= {0, 1}
+
+
+def released(plans: VisitPlanner, plan: Plan | None) -> Plan:
+    assert plan is not None
+    plans.release(plan)
+    return plan
+
+
+def test_block_that_a_free_slot_holds_is_visited_there() -> None:
+    plans = planner(8)
+    for epoch in range(3):
+        visits = [released(plans, plans.plan(share(0, LANE_ROWS * epoch + step))).opened[0] for step in (0, 3, 6)]
+        # Of three blocks in two slots, the second one was given to the third.
+        assert [(visit.slot, visit.is_held) for visit in visits] == [
+            [(0, False), (1, False), (0, False)],
+            [(1, False), (0, False), (1, False)],
+            [(0, False), (1, False), (0, False)],
+        ][epoch]
+    plans = planner(8, keeps_all=True)
+    for epoch in range(4):
+        visits = [released(plans, plans.plan(share(0, LANE_ROWS * epoch + step))).opened[0] for step in (0, 3, 6)]
+        assert [visit.is_held for visit in visits] == [epoch > 0] * 3
+
+
+def test_plan_that_is_refused_forgets_nothing_that_is_held() -> None:
+    plans = planner(4)
+    assert plans.plan(share(0, 0)) is not None
+    released(plans, plans.leave(None))
+    both = np.repeat([0, 1], 8), np.concatenate([np.arange(LANE_ROWS, 2 * LANE_ROWS), np.arange(LANE_ROWS)])
+    everything = Share(lanes=both[0], steps=both[1], pad=np.zeros(16, np.bool_), ends=np.array([16]), num_lanes=NUM_LANES)
+    assert plans.plan(everything) is None
+    (visit,) = released(plans, plans.plan(share(0, LANE_ROWS))).opened
+    assert (visit.slot, visit.is_held) == (0, True)
 
 
 def test_grown_planner_takes_what_did_not_fit() -> None:

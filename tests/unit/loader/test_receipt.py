@@ -41,6 +41,7 @@ def test_receipt_tells_differences_and_stops_at_its_end() -> None:
         totals.wall_s += 1.5
     receipt.samples += 8
     receipt.add(bytes_cache=10, blocks=2)
+    receipt.add(blocks_kept=3)
     receipt.end()
     totals.wall_s = totals.cpu_s = 1e9
     assert receipt.to_dict() == {
@@ -56,6 +57,7 @@ def test_receipt_tells_differences_and_stops_at_its_end() -> None:
         "bytes_wasted": 2,
         "hedges": 1,
         "blocks": 2,
+        "blocks_kept": 3,
         "read_amplification": 1.0,
         "failovers": 2,
         "wall_s": 5.5,
