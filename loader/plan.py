@@ -8,18 +8,17 @@ some batches (lane and step) into cells. Where a lane's steps leave its open vis
 the old slot closes: it may be reused once these rows are gathered. Until it is, it holds its block, and another visit to this
 block, in a later epoch, gets that slot. The work per row is a few vectorised operations; Python runs once per visit.
 
-A lane's steps go on from one epoch to the next, so a stream may do so, too: between them it lets go of
-the visits that it will not come back to.
+A lane's steps go on from one epoch to the next, so a stream may do so, too: between them it lets go of the visits that it
+will not come back to.
 
 Invariants: a slot is never given out twice at a time; a visit is told that its slot holds its block only if that is what was
-brought in there last; a plan that does not fit the free slots changes nothing. Pure: this
-module knows no bytes, threads or clocks, nor which row of its block each place of a visit is.
+brought in there last; a plan that does not fit the free slots changes nothing. Pure: this module knows no bytes, threads or
+clocks, nor which row of its block each place of a visit is.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from loader.assignment import Share
 from loader.order import LaneOrder
+from loader.slots import FreeSlots
 
 __all__ = ["Plan", "Visit", "VisitPlanner"]
 
@@ -92,8 +92,7 @@ class VisitPlanner:
     order_of : callable
         Of a lane and a step: the order that the step is of, and the step at which that order begins.
     keeps_all : bool
-        Whether there are slots enough to keep all blocks from epoch to epoch. Then slots are used in turn, and else those that
-        were free for the shortest time first: as little memory as possible is touched, and what is held stays for longer.
+        Whether there are slots enough to keep all blocks from epoch to epoch; see `FreeSlots`.
     """
 
     def __init__(
@@ -105,15 +104,10 @@ class VisitPlanner:
         order_of: Callable[[int, int], tuple[LaneOrder, int]],
         keeps_all: bool = False,
     ) -> None:
-        self._num_slots = 0
         self._max_block_rows = max_block_rows
         self._order_of = order_of
-        self._keeps_all = keeps_all
-        self._free: OrderedDict[int, None] = OrderedDict()  # Those that were never used, then in the order of their release.
-        # Of each slot: the lane and block that was brought in last. Of each such block: the free slots that hold it.
-        self._blocks: dict[int, tuple[int, int]] = {}
-        self._held: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.grow(num_slots)
+        self._num_slots = num_slots
+        self._free = FreeSlots(num_slots, in_turn=keeps_all)
         # Of each lane: the slot of its open visit, -1 if there is none; the steps [start, end) that the visit covers; and
         # what makes a step a cell.
         self._slots = np.full(num_lanes, -1, np.int64)
@@ -131,15 +125,12 @@ class VisitPlanner:
 
     def grow(self, num_slots: int) -> None:
         """Have `num_slots` slots from now on, which is not fewer than before."""
-        for slot in range(self._num_slots, num_slots):
-            self._free[slot] = None
-            self._free.move_to_end(slot, last=False)
+        self._free.add(range(self._num_slots, num_slots))
         self._num_slots = num_slots
 
     def plan(self, share: Share) -> Plan | None:
         """Where the rows of `share` will be; None, and nothing changed, if there are too few free slots."""
-        before = self._slots.copy(), self._starts.copy(), self._ends.copy(), self._shifts.copy()
-        before_slots = self._free.copy(), self._blocks.copy(), self._held.copy()
+        before = self._slots.copy(), self._starts.copy(), self._ends.copy(), self._shifts.copy(), self._free.copy()
         opened: list[Visit] = []
         closed: list[int] = []
         cells, inside = self._locate(share.lanes, share.steps)
@@ -151,8 +142,7 @@ class VisitPlanner:
             first[lanes[::-1]] = steps[::-1]
             moving = np.flatnonzero(first >= 0)
             if len(moving) > len(self._free):
-                self._slots, self._starts, self._ends, self._shifts = before
-                self._free, self._blocks, self._held = before_slots
+                self._slots, self._starts, self._ends, self._shifts, self._free = before
                 return None
             closed.extend(slot for slot in self._slots[moving].tolist() if slot >= 0)
             opened.extend(map(self._open, moving.tolist(), first[moving].tolist()))
@@ -174,8 +164,7 @@ class VisitPlanner:
     def release(self, plan: Plan) -> None:
         """Take back the slots that `plan` closed, once its rows are gathered."""
         for slot in reversed(plan.closed):
-            self._free[slot] = None
-            self._hold(self._blocks[slot], [*self._held.get(self._blocks[slot], ()), slot])
+            self._free.give_back(slot)
 
     def _locate(self, lanes: Int64s, steps: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """The cells that the open visits have for some rows, and which rows are in them at all."""
@@ -185,26 +174,7 @@ class VisitPlanner:
         order, first = self._order_of(lane, step)
         number = int(order.visit_ends.searchsorted(step - first, side="right"))
         start = first + (int(order.visit_ends[number - 1]) if number else 0)
-        slot, is_held = self._take((lane, int(order.visits[number])))
+        slot, is_held = self._free.take((lane, int(order.visits[number])))
         self._slots[lane], self._starts[lane], self._ends[lane] = slot, start, first + order.visit_ends[number]
         self._shifts[lane] = slot * self._max_block_rows - start
         return Visit(lane=lane, number=number, slot=slot, order=order, is_held=is_held)
-
-    def _take(self, block: tuple[int, int]) -> tuple[int, bool]:
-        """A free slot for a block, and whether the block is in it."""
-        if block in self._held:
-            slot, is_held = self._held[block][-1], True
-            del self._free[slot]
-        else:
-            (slot, _), is_held = self._free.popitem(last=not self._keeps_all), False
-        if slot in self._blocks:
-            self._hold(self._blocks[slot], [other for other in self._held.get(self._blocks[slot], ()) if other != slot])
-        self._blocks[slot] = block
-        return slot, is_held
-
-    def _hold(self, block: tuple[int, int], slots: Sequence[int]) -> None:
-        """Note which free slots hold a block."""
-        if slots:
-            self._held[block] = tuple(slots)
-        else:
-            self._held.pop(block, None)

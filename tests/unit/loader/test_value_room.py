@@ -175,7 +175,8 @@ def test_items_are_the_same_however_they_are_made(
     assert (kept > 0, cached > 0) == ((True, cached > 0) if is_kept else (False, True))
 
 
-def test_value_that_nobody_has_any_more_ends_the_stream(tmp_path: Path) -> None:
+def test_value_that_nobody_has_any_more_ends_the_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
     content = dataset_bytes({"blob": "bytes"}, {"blob": VALUES}, num_lanes=1, block_size_bytes=1 << 20)
     dataset = MemoryDataset(content, cache_dir=tmp_path, batch_size=1)
     list(dataset)
