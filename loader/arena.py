@@ -34,6 +34,8 @@ Column = npt.NDArray[Any] | Ragged | list[Any]
 """Gathered rows: an array [rows, *shape] of a fixed column, a `Ragged`, or a list of values."""
 
 _MAX_IDLE_BUFFERS = 4
+_NO_BUFFER = np.empty(0, np.uint8)
+_NOTHING = memoryview(b"")
 
 
 class _FixedColumn:
@@ -63,25 +65,52 @@ class _FixedColumn:
         return out
 
 
+class _SlotBuffers:
+    """Of each slot a buffer, which the next block uses again. Rooms refer to this, and so must it not refer to them."""
+
+    def __init__(self) -> None:
+        self._buffers: list[npt.NDArray[np.uint8]] = []
+        self._fresh: dict[int, tuple[int, int]] = {}  # Size and rows of what was brought in and not looked at.
+
+    def grow(self, num_slots: int) -> None:
+        self._buffers.extend([_NO_BUFFER] * (num_slots - len(self._buffers)))
+
+    def take(self, slot: int, raw_size: int, rows: int) -> memoryview:
+        """Memory for a block of so many decoded bytes."""
+        # Memory that is in use already costs a fraction of new memory, so there is room for blocks that are somewhat larger; it
+        # is taken when it is used. But one very large block must not hold its memory for ever.
+        if not raw_size <= len(self._buffers[slot]) <= 3 * raw_size:
+            self._buffers[slot] = np.empty(raw_size + raw_size // 2, np.uint8)
+        self._fresh[slot] = raw_size, rows
+        return self._buffers[slot][:raw_size].data
+
+    def look(self, slot: int) -> tuple[memoryview, int] | None:
+        """The block that was brought in since the last look, and its rows."""
+        if slot not in self._fresh:
+            return None
+        size, rows = self._fresh.pop(slot)
+        return self._buffers[slot][:size].data, rows
+
+    def drop(self, slot: int) -> None:
+        """Give the memory of a slot back."""
+        self._buffers[slot] = _NO_BUFFER
+
+
 class _VariableColumn:
     def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
         self._kind = kind
         self._max_rows = max_rows
-        # Of each slot: a buffer, which the next block uses again; the size and rows of a block that was brought into it, until
-        # rows of it are gathered for the first time; and the bytes of its values after that.
-        self._buffers: list[npt.NDArray[np.uint8]] = []
-        self._fresh: dict[int, tuple[int, int]] = {}
+        self._buffers = _SlotBuffers()
+        # Of each slot: the bytes of its values, once rows of it were gathered. Or the room that knows where its values are.
         self._bytes: list[memoryview] = []
-        # Or the room that knows where its values are.
         self._rooms: dict[int, ValueRoom] = {}
         # Of each cell: where in its slot's bytes the value of the row begins and ends.
         self._starts = self._ends = np.empty(0, np.int64)
         keep_freed_memory()
 
     def grow(self, num_slots: int) -> None:
-        added = num_slots - len(self._buffers)
-        self._buffers.extend([np.empty(0, np.uint8)] * added)
-        self._bytes.extend([memoryview(b"")] * added)
+        self._buffers.grow(num_slots)
+        self._bytes.extend([_NOTHING] * (num_slots - len(self._bytes)))
         size = num_slots * self._max_rows
         self._starts, self._ends = _grown(self._starts, size), _grown(self._ends, size)
 
@@ -91,18 +120,10 @@ class _VariableColumn:
 
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview | ValueRoom:
         if has_large_values(self._kind, raw_size=raw_size, rows=rows):
-            self._rooms[slot] = room = ValueRoom(raw_size, rows=rows, buffer=partial(self._buffer, slot, raw_size, rows))
+            self._rooms[slot] = room = ValueRoom(raw_size, rows=rows, buffer=partial(self._buffers.take, slot, raw_size, rows))
             return room
         self._rooms.pop(slot, None)
-        return self._buffer(slot, raw_size, rows)
-
-    def _buffer(self, slot: int, raw_size: int, rows: int) -> memoryview:
-        # Memory that is in use already costs a fraction of new memory, so there is room for blocks that are somewhat larger; it
-        # is taken when it is used. But one very large block must not hold its memory for ever.
-        if not raw_size <= len(self._buffers[slot]) <= 3 * raw_size:
-            self._buffers[slot] = np.empty(raw_size + raw_size // 2, np.uint8)
-        self._fresh[slot] = raw_size, rows
-        return self._buffers[slot][:raw_size].data
+        return self._buffers.take(slot, raw_size, rows)
 
     def gather(self, rows: Int64s) -> Column:
         slots, places = (each.tolist() for each in np.divmod(rows, self._max_rows))
@@ -110,8 +131,9 @@ class _VariableColumn:
         for slot in set(slots):
             if slot not in stored:
                 self._load(slot)
-            elif len(self._buffers[slot]):
-                self._buffers[slot] = np.empty(0, np.uint8)  # Of the time before all blocks were in the cache.
+            elif self._bytes[slot]:  # Of the time before all blocks were in the cache.
+                self._buffers.drop(slot)
+                self._bytes[slot] = _NOTHING
         starts, ends, data = self._starts.take(rows), self._ends.take(rows), self._bytes
         values: list[bytes | memoryview] = [
             stored[slot].read(place) if slot in stored else data[slot][start:end]
@@ -120,9 +142,9 @@ class _VariableColumn:
         return self._collect(values, ends - starts)
 
     def _load(self, slot: int) -> None:
-        if slot in self._fresh:
-            size, rows = self._fresh.pop(slot)
-            offsets, self._bytes[slot] = variable_view(self._buffers[slot][:size].data, rows)
+        if (brought := self._buffers.look(slot)) is not None:
+            data, rows = brought
+            offsets, self._bytes[slot] = variable_view(data, rows)
             cells = slice(slot * self._max_rows, slot * self._max_rows + rows)
             self._starts[cells], self._ends[cells] = offsets[:-1], offsets[1:]
 

@@ -26,7 +26,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -221,6 +221,8 @@ class Walk(Generic[T]):
         try:
             for fetch in planned.fetches:
                 fetch.result()
+        except CancelledError as error:
+            raise StreamClosed from error
         except Exception as error:
             if planned.epoch.number == self.reading:
                 raise

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ import pytest
 import torch
 
 from client.errors import EndpointUnreachable
+from loader.arena import _SlotBuffers
+from loader.daemon_pool import DaemonPool
 from loader.errors import (
     BlockCorrupt,
     ColumnError,
     DatasetNotFound,
     InvalidOption,
+    IteratorStopped,
 )
 from loader.opened import OpenStream
+from loader.value_room import LARGE_VALUE_BYTES
 from tests.golden.tiny import NUM_ROWS, tiny_dataset, tiny_row
 from tests.support.memory_store import MemoryDataset, dataset_bytes, open_reader
 
@@ -323,6 +328,50 @@ def test_receipt_counts_failovers_and_the_samples_that_were_handed_out() -> None
     source.store.counted.failovers = 7
     assert (source.receipt()["samples"], source.receipt()["failovers"]) == (12, 2)
     del stream
+
+
+def test_closing_gives_the_memory_back_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [bytes([row]) * LARGE_VALUE_BYTES for row in range(40)]
+    content = dataset_bytes({"blob": "bytes"}, {"blob": values}, num_lanes=4, block_size_bytes=4 * LARGE_VALUE_BYTES)
+    buffers: list[Any] = []
+    made, close, asked, closed = _SlotBuffers.__init__, DaemonPool.close, threading.Event(), threading.Event()
+
+    def noted(self: _SlotBuffers) -> None:
+        made(self)
+        buffers.append(weakref.ref(self))
+
+    def closing(self: DaemonPool) -> None:
+        close(self)
+        closed.set()
+
+    def hold(start: int, end: int) -> None:
+        asked.set()
+        assert closed.wait(20.0)
+
+    monkeypatch.setattr(_SlotBuffers, "__init__", noted)
+    monkeypatch.setattr(DaemonPool, "close", closing)
+    gc.disable()
+    try:
+        source = MemoryDataset(content, batch_size=2, num_threads=1)
+        assert len(list(source)) == 20
+        assert source.store is not None
+        source.store.before_read = hold
+        source.set_epoch(5)
+
+        def take_in_vain() -> None:
+            with suppress(IteratorStopped):
+                next(iter(source))
+
+        closed.clear()
+        thread = threading.Thread(target=take_in_vain)
+        thread.start()
+        # One fetch is under way when it is closed, and others wait for their turn.
+        assert asked.wait(20.0)
+        source.close()
+        thread.join()
+        assert [buffer() for buffer in buffers] == [None]
+    finally:
+        gc.enable()
 
 
 # Other processes
