@@ -2,14 +2,13 @@
 
 Theory of operation
 -------------------
-One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and hands each newly opened visit
-to a pool of threads, which fetch, verify and decode it into its slot; what is little and in memory, such as the places of
-cached large values, it brings in by itself. It waits for the blocks of what was planned first, gathers its rows stage by stage
-(some batches), frees what no later row needs, and hands each stage to a maker, whose jobs end in a short queue that the
-training loop takes from. All of fetching, decoding and gathering happens without the GIL. What is planned at once is many
+One thread, the stager, walks the plan. It plans as far ahead as the budget of slots allows and has the block of each newly
+opened visit brought into its slot (`loader.fetching`), unless it is still there from an epoch before: data of up to half as
+many blocks as there are slots is read once or twice. It waits for the blocks of what was planned first, gathers its rows stage
+by stage (some batches), frees what no later row needs, and hands each stage to a maker, whose jobs end in a short queue that
+the training loop takes from. All of fetching, decoding and gathering happens without the GIL. What is planned at once is many
 stages, for planning costs the more per row the fewer rows there are, and so does handing blocks to threads one by one; at the
-very beginning it is few batches, so that the first one needs few blocks. A block that is still in a slot from the epoch before
-is not brought in again: data of up to half as many blocks as there are slots is read once.
+very beginning it is few batches, so that the first one needs few blocks.
 
 Epochs follow each other without a pause: at the end of one the walk puts a mark into the queue and goes on with the next, up to
 about one block of each lane. Who iterates stops at the mark, and the next iteration takes the walk over.
@@ -25,21 +24,21 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.assignment import Assignment, Share
-from loader.daemon_pool import DaemonPool
+from loader.fetching import Fetching
 from loader.handoff import HandOff, StreamClosed
 from loader.jobs import JobRunner
 from loader.opened import OpenStream
 from loader.order import LaneOrder
-from loader.plan import Plan, Visit, VisitPlanner
+from loader.plan import Plan, VisitPlanner
 from loader.receipt import Receipt
 from loader.stage import Epochs, Maker, Stage, StreamSpec
 
@@ -53,7 +52,6 @@ MAX_PLAN_ROWS = 65_536
 MAX_PLAN_CELLS = 1 << 20  # Batches planned at once times lanes: planning takes some arrays of that size.
 MAX_PLANNED_ROWS = 1 << 19  # Planned ahead, 41 bytes each.
 _READY_STAGES = 2
-_VISITS_PER_FETCH = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,7 +145,7 @@ class Walk(Generic[T]):
         self._epoch: _Epoch[T] | None = (begun := self._begun(spec.epoch, start=spec.start))
         self.ready: HandOff[T | None] = HandOff(limit=spec.num_threads + 2 if begun.maker.in_threads else _READY_STAGES)
         self.thread = threading.Thread(target=self._run, name="forebay-stager", daemon=True)
-        self._fetchers = DaemonPool(spec.num_threads, name="forebay-fetch")
+        self._fetching = Fetching(opened, num_threads=spec.num_threads)
         self._jobs = JobRunner(self.ready, num_threads=spec.num_threads)
         self._ahead_slots = spec.prefetch_bytes // opened.slot_bytes
         # Also for a repeated row, whose block may be visited a second time.
@@ -155,7 +153,6 @@ class Walk(Generic[T]):
         opened.arena.grow(min(2 * opened.num_blocks, 2 * self._num_lanes + self._ahead_slots) + 1)
         self._batches_per_stage = max(1, STAGE_BYTES // max(1, opened.row_bytes * spec.split.batch_size))
         self._batches_per_plan = _batches_per_plan(opened, spec)
-        self._has_table = np.array([opened.has_table(lane) for lane in range(len(opened.lanes))], np.bool_)
         self._planner = VisitPlanner(
             num_lanes=len(opened.lanes),
             num_slots=opened.arena.num_slots,
@@ -174,7 +171,7 @@ class Walk(Generic[T]):
         if os.getpid() != self.pid:
             return  # After a fork there are no threads, and a lock that one of them held is never released.
         self.ready.close()
-        pools = self._fetchers, self._jobs.threads
+        pools = self._fetching.threads, self._jobs.threads
         for pool in pools:
             pool.close()
         # The garbage collector may close a forgotten stager, and may do so in any thread. One can't wait for itself.
@@ -323,10 +320,7 @@ class Walk(Generic[T]):
             plan = planner.plan(self._share(epoch, count))
         epoch.waiting = None
         batches, epoch.todo = epoch.todo[:count], epoch.todo[count:]
-        left = [visit for visit in plan.opened if not self._is_at_hand(visit, epoch)]
-        size = max(1, min(_VISITS_PER_FETCH, len(left) // (4 * self.spec.num_threads)))
-        groups = [left[first : first + size] for first in range(0, len(left), size)]
-        fetches = [self._fetchers.submit(self._fetch, visits, epoch) for visits in groups]
+        fetches = self._fetching.begin(plan.opened, epoch.receipt, fail=partial(self._fail, epoch))
         planned.append(_Planned(plan=plan, epoch=epoch, batches=batches, fetches=fetches))
         epoch.num_opened += len(plan.opened)
         self._planned_rows += len(plan.share)
@@ -358,37 +352,13 @@ class Walk(Generic[T]):
         share = epoch.assignment.share(epoch.todo[0], run=epoch.run, count=(count - 1) * step + 1)
         if step > 1:
             share = share.every(step)
-        self._load_tables(share.lanes)
+        self._fetching.load_tables(share.lanes)
         return replace(share, steps=share.steps + epoch.passed[share.lanes])
 
-    def _load_tables(self, lanes: Int64s) -> None:
-        """Have the block tables of `lanes` at hand, read together: each costs a request."""
-        if not self._has_table.all():
-            missing = np.flatnonzero((np.bincount(lanes, minlength=len(self._has_table)) > 0) & ~self._has_table)
-            if len(missing):
-                self.opened.load_tables(missing)
-            self._has_table[missing] = True
-
-    def _is_at_hand(self, visit: Visit, epoch: _Epoch[T]) -> bool:
-        """Whether the block of a visit is in its slot now, because it was there or took no time to bring in."""
-        if self.opened.reuse(visit):
-            epoch.receipt.add(blocks_kept=1)
-            return True
-        cached_bytes = self.opened.fetch_now(visit)
-        if cached_bytes is not None:
-            epoch.receipt.add(bytes_cache=cached_bytes, blocks=1)
-        return cached_bytes is not None
-
-    def _fetch(self, visits: Sequence[Visit], epoch: _Epoch[T]) -> None:
-        try:
-            for visit in visits:
-                if self._fetchers.is_closed:
-                    return  # The queue was closed before, so that nothing is handed over of what is missing now.
-                epoch.receipt.add(bytes_cache=self.opened.fetch(visit), blocks=1)
-        except BaseException as error:
-            if epoch.number == self.reading:
-                self.ready.fail(error)
-            raise
+    def _fail(self, epoch: _Epoch[T], error: BaseException) -> None:
+        """Have the training loop know of an error at once, if it is in what is read; that of a later epoch has time."""
+        if epoch.number == self.reading:
+            self.ready.fail(error)
 
 
 def _batches_per_plan(opened: OpenStream, spec: StreamSpec) -> int:
