@@ -88,7 +88,7 @@ class ShardedDataset(StreamDataset):
     endpoints : str or list of str, optional
         Nodes of the cluster; by default from the environment or profile, as for `client.Client`.
     num_threads : int, optional
-        Threads that fetch, and as many for `decode`, `collate` and `transform`; by default the CPUs of this process, 2 to 8.
+        Threads that fetch, and as many for `decode`, `collate` and `transform`; by default the CPUs of this process, 4 to 8.
 
     Raises
     ------
