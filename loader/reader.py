@@ -32,7 +32,7 @@ from loader.value_room import ValueRoom, has_large_values, value_sums
 
 __all__ = ["ColumnCache", "DatasetReader", "Room"]
 
-_TAIL_BYTES = 128 * 1024  # Read at once from the end: footer, and for most datasets the whole index, 280 bytes a lane.
+_TAIL_BYTES = 64 * 1024  # Read at once from the end: footer and index, 280 bytes a lane. What is before it lies on other nodes.
 _MERGE_GAP_BYTES = 64 * 1024  # Columns and tables this close are read in one request: checksum segments are as long.
 _MAX_CACHED_BLOCKS = 64
 _MAX_WAITS = 4  # Told of at once, and as many reads.
@@ -285,9 +285,9 @@ class DatasetReader:
         begin = footer.index_offset - (size - len(tail))
         if begin >= 0:
             return DatasetIndex.decode(tail[begin : begin + footer.index_bytes], footer=footer)
-        data = bytearray(footer.index_bytes)
-        self._content.read_into(data, start=footer.index_offset)
-        return DatasetIndex.decode(data, footer=footer)
+        head = bytearray(-begin)
+        self._content.read_into(head, start=footer.index_offset)
+        return DatasetIndex.decode(head + tail[: footer.index_bytes - len(head)], footer=footer)
 
     def _fetch(self, parts: Sequence[tuple[bytearray | memoryview, int]], *, what: str) -> None:
         began_s, ident = time.monotonic(), threading.get_ident()
