@@ -59,7 +59,9 @@ class LineageWatch:
         self._seen = _Seen(incarnation=cursor.incarnation, revision=cursor.seen) if cursor else _Seen(incarnation="")
         self._lineage = Lineage(cluster_id=cluster_id)
         self._period_s = period_s
-        self._worker = Worker("lineage watch", self.step, base_s=period_s, max_s=10 * period_s)
+        # No longer pauses while the metadata can't be reached: it may come back as an older one, and what nodes write when they
+        # register anew could hide that.
+        self._worker = Worker("lineage watch", self.step, base_s=period_s, max_s=period_s)
 
     def start(self) -> None:
         """Look now, and then again and again."""

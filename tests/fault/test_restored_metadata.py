@@ -92,8 +92,8 @@ def test_a_snapshot_of_etcd_that_was_restored_under_running_nodes_is_noticed_and
             kept = client.put("data", "kept", PAYLOAD)
             etcdctl("--endpoints", str(member.endpoint), "snapshot", "save", str(tmp_path / "snapshot"))
             lost = client.put("data", "lost", os.urandom(2 * CHUNK_BYTES))
-            # A backup is older than what nodes write by themselves until they look.
-            for _ in range(100):
+            # A backup is older than what nodes write by themselves until they look, and all of them look while this goes on.
+            for _ in range(300):
                 client.buckets.set("data", versions=0)
             eventually(lambda: cluster.is_whole(client, lost), what="all replicas")
             member.kill()
