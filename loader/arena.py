@@ -22,7 +22,6 @@ from loader.block import decode_value, variable_view
 from loader.buffers import BufferPool, keep_freed_memory
 from loader.column_type import ColumnType
 from loader.errors import BlockCorrupt
-from loader.order import LaneOrder
 from loader.plan import Plan, Visit
 from loader.ragged import Ragged
 from loader.value_room import ValueRoom, has_large_values
@@ -205,18 +204,18 @@ class Arena:
                 column.grow(num_slots)
             self.num_slots = num_slots
 
-    def rooms(self, visit: Visit, order: LaneOrder, raw_sizes: Sequence[int]) -> list[memoryview | ValueRoom]:
+    def rooms(self, visit: Visit, raw_sizes: Sequence[int]) -> list[memoryview | ValueRoom]:
         """Buffers or rooms, of exactly the decoded sizes, that the columns of the visit's block are to be decoded into."""
-        num_rows = self.arrange(visit, order)
+        num_rows = self.arrange(visit)
         return [column.room(visit.slot, size, num_rows) for column, size in zip(self._columns, raw_sizes, strict=True)]
 
     def holds(self, slot: int) -> bool:
         """Whether what was brought into a slot last is still good; values in a file that has to go are not."""
         return all(column.holds(slot) for column in self._columns)
 
-    def arrange(self, visit: Visit, order: LaneOrder) -> int:
+    def arrange(self, visit: Visit) -> int:
         """Have the rows of the visit's block come in its order; how many there are."""
-        first = visit.slot * self._max_rows
+        first, order = visit.slot * self._max_rows, visit.order
         rows = order.rows_of_visit(visit.number)
         np.add(rows, first, out=self._rows[first : first + len(rows)])
         self._shifts[visit.slot] = order.block_start(int(order.visits[visit.number])) - first

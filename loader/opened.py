@@ -224,7 +224,7 @@ class OpenStream:
         """Have what is in the slot of a visit serve it; False if it has to be brought in."""
         if not visit.is_held or not self.arena.holds(visit.slot):
             return False
-        self.arena.arrange(visit, visit.order)
+        self.arena.arrange(visit)
         return True
 
     def fetch(self, visit: Visit) -> int:
@@ -258,7 +258,7 @@ class OpenStream:
 
     def _rooms(self, dataset: OpenDataset, visit: Visit, sizes: Sequence[int]) -> tuple[list[int], list[Room]]:
         """Columns and the rooms that they go into, in the schema's order, where those that are close are read at once."""
-        rooms = self.arena.rooms(visit, visit.order, sizes)
+        rooms = self.arena.rooms(visit, sizes)
         pairs = sorted(zip(dataset.columns, rooms, strict=True), key=itemgetter(0))
         return [column for column, _ in pairs], [room for _, room in pairs]
 

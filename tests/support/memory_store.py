@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from typing_extensions import Buffer
 
 from client.errors import ObjectNotFound
@@ -23,6 +24,7 @@ from loader.dataset import ShardedDataset
 from loader.index import DatasetIndex
 from loader.lane import LaneEntry
 from loader.lanes import LaneDealer
+from loader.opened import OpenStream
 from loader.reader import DatasetReader
 
 __all__ = ["MemoryDataset", "MemoryStore", "dataset_bytes", "open_reader"]
@@ -148,6 +150,11 @@ class MemoryStore(ObjectStore):
 
     def close(self) -> None:
         self.num_closed += 1
+
+
+def keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have blocks be fetched in each epoch, as if there were too many to be kept from one to the next."""
+    monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
 
 
 def open_reader(content: bytes) -> tuple[DatasetReader, MemoryStore]:

@@ -37,7 +37,7 @@ def filled(kinds: list[str], values: list[Any], *, num_slots: int = 3) -> tuple[
     arena.grow(num_slots)
     order = lane_order(1)
     raw = [value if isinstance(value, bytes) else value.tobytes() for value in values]
-    rooms = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [len(data) for data in raw])
+    rooms = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), [len(data) for data in raw])
     for room, data in zip(rooms, raw, strict=True):
         assert isinstance(room, memoryview)
         room[:] = data
@@ -118,7 +118,7 @@ def test_growing_keeps_what_is_there() -> None:
     assert isinstance(numbers, np.ndarray)
     assert np.array_equal(numbers, values[order.rows_of_visit(0)])
     assert data == [b"x"] * rows
-    assert len(arena.rooms(Visit(lane=0, number=0, slot=8, order=lane_order(0)), lane_order(0), [16, 40])) == 2
+    assert len(arena.rooms(Visit(lane=0, number=0, slot=8, order=lane_order(0)), [16, 40])) == 2
 
 
 def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
@@ -126,7 +126,7 @@ def test_gathered_arrays_stay_while_later_ones_are_made() -> None:
     arena, order = filled(["int64"], [block_values((), "<i8", rows)])
     plan = plan_of([2 * MAX_ROWS], [1])
     kept: list[Any] = [arena.gather(plan)[0] for _ in range(10)]
-    (room,) = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), order, [8 * rows])
+    (room,) = arena.rooms(Visit(lane=1, number=0, slot=2, order=order), [8 * rows])
     assert isinstance(room, memoryview)
     room[:] = bytes(8 * rows)
     (again,) = arena.gather(plan)
@@ -142,7 +142,7 @@ def test_buffer_of_values_is_used_again_but_not_kept_for_far_smaller_blocks() ->
     visit = Visit(lane=1, number=0, slot=0, order=order)
 
     def address(size: int) -> int:
-        (room,) = arena.rooms(visit, order, [size])
+        (room,) = arena.rooms(visit, [size])
         assert isinstance(room, memoryview)
         assert len(room) == size
         return np.frombuffer(room, np.uint8).ctypes.data

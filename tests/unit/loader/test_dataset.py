@@ -28,10 +28,9 @@ from loader.errors import (
     InvalidOption,
     IteratorStopped,
 )
-from loader.opened import OpenStream
 from loader.value_room import LARGE_VALUE_BYTES
 from tests.golden.tiny import NUM_ROWS, tiny_dataset, tiny_row
-from tests.support.memory_store import MemoryDataset, dataset_bytes, open_reader
+from tests.support.memory_store import MemoryDataset, dataset_bytes, keep_nothing, open_reader
 
 ROWS = 50
 CONTENT = dataset_bytes({"row": "int64", "data": "uint8[100]"}, {"row": np.arange(ROWS), "data": np.zeros((ROWS, 100), "u1")})
@@ -119,7 +118,7 @@ def test_blocks_that_fit_into_memory_are_read_twice_at_most_and_epochs_stay_what
     # Once, or once more beside the epoch before, which still needed its own; and what follows the last epoch.
     assert kept >= (epochs - 2) * source.reader.num_blocks
     assert len(source.store.reads) <= 2 + 2 * source.reader.num_blocks
-    monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
+    keep_nothing(monkeypatch)
     source = MemoryDataset(tiny_dataset("zstd:3"), **options)
     for epoch in kept_epochs:
         assert [{name: plain(column) for name, column in batch.items()} for batch in source] == epoch
@@ -293,7 +292,7 @@ def test_nothing_is_contacted_before_the_dataset_is_used() -> None:
 
 
 def test_cache_serves_later_epochs_and_the_receipt_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
+    keep_nothing(monkeypatch)
     source = dataset(cache_dir=tmp_path, shuffle=True)
     assert rows(source) == rows(dataset(shuffle=True))
     cold = source.receipt()
@@ -310,7 +309,7 @@ def test_cache_serves_later_epochs_and_the_receipt_says_so(tmp_path: Path, monke
 
 @pytest.mark.parametrize("limit_bytes", [0, 2000])
 def test_cache_that_is_too_small_changes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_bytes: int) -> None:
-    monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
+    keep_nothing(monkeypatch)
     source = dataset(cache_dir=tmp_path, cache_limit_bytes=limit_bytes, shuffle=True)
     plain = dataset(shuffle=True)
     for _ in range(3):

@@ -17,9 +17,8 @@ import pytest
 from client.errors import AllReplicasFailed
 from loader.assignment import Assignment, run_of_rank
 from loader.handoff import HandOff
-from loader.opened import OpenStream
 from loader.order import LaneOrder
-from tests.support.memory_store import MemoryDataset, dataset_bytes
+from tests.support.memory_store import MemoryDataset, dataset_bytes, keep_nothing
 
 DEADLINE_S = 20.0
 ROWS, LANES = 400, 8
@@ -34,8 +33,7 @@ BATCHES = 50
 
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are fetched in each epoch, as if there were too many to be kept from one to the next."""
-    monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
+    keep_nothing(monkeypatch)
 
 
 def dataset(**options: Any) -> MemoryDataset:
