@@ -2,7 +2,7 @@
 
 Each fixed column has one array over all cells (see `loader.plan`), so that rows of any blocks become a batch by one
 `np.take`, without the GIL and without a Python step per row. Columns whose values vary in length keep a buffer per slot, and
-where in it the value of each cell lies.
+where in it the value of each cell lies; or, where views of values are wanted, whatever memory the block lies in.
 
 The arrays are as large as all slots together, but memory is only taken for slots that were filled once, and the planner
 prefers those. What was brought into a slot stays there until the slot is given to another block. An arena serves one stream
@@ -25,6 +25,7 @@ from loader.errors import BlockCorrupt
 from loader.plan import Plan, Visit
 from loader.ragged import Ragged
 from loader.value_room import ValueRoom, has_large_values
+from loader.view_room import ViewRoom, can_be_viewed
 
 __all__ = ["Arena", "Column"]
 
@@ -52,6 +53,12 @@ class _FixedColumn:
 
     def holds(self, slot: int) -> bool:
         return True
+
+    def release(self, slot: int) -> None:
+        pass
+
+    def taken_bytes(self, raw_size: int, rows: int) -> int:
+        return raw_size
 
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview:
         first = slot * self._max_rows
@@ -117,6 +124,12 @@ class _VariableColumn:
         room = self._rooms.get(slot)
         return room is None or room.stored is None or room.stored.is_live
 
+    def release(self, slot: int) -> None:
+        pass
+
+    def taken_bytes(self, raw_size: int, rows: int) -> int:
+        return 0 if has_large_values(self._kind, raw_size=raw_size, rows=rows) else raw_size
+
     def room(self, slot: int, raw_size: int, rows: int) -> memoryview | ValueRoom:
         if has_large_values(self._kind, raw_size=raw_size, rows=rows):
             self._rooms[slot] = room = ValueRoom(raw_size, rows=rows, buffer=partial(self._buffers.take, slot, raw_size, rows))
@@ -151,6 +164,40 @@ class _VariableColumn:
         return [decode_value(self._kind, value) for value in values]
 
 
+class _ViewColumn:
+    def __init__(self, *, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._rooms: dict[int, ViewRoom] = {}
+        keep_freed_memory()
+
+    def grow(self, num_slots: int) -> None:
+        pass
+
+    def holds(self, slot: int) -> bool:
+        return slot in self._rooms and self._rooms[slot].is_live
+
+    def release(self, slot: int) -> None:
+        # What is mapped takes no memory of this process, so there may be very many of them.
+        if not self._rooms[slot].is_live:
+            del self._rooms[slot]
+
+    def taken_bytes(self, raw_size: int, rows: int) -> int:
+        return 0
+
+    def room(self, slot: int, raw_size: int, rows: int) -> ViewRoom:
+        self._rooms[slot] = room = ViewRoom(raw_size, rows=rows)
+        return room
+
+    def gather(self, rows: Int64s) -> Column:
+        slots, places = (each.tolist() for each in np.divmod(rows, self._max_rows))
+        blocks = {slot: self._rooms[slot].values() for slot in set(slots)}
+        values: list[memoryview] = []
+        for slot, place in zip(slots, places, strict=True):
+            offsets, data = blocks[slot]
+            values.append(data[offsets[place] : offsets[place + 1]])
+        return values
+
+
 class _RaggedColumn(_VariableColumn):
     def __init__(self, kind: ColumnType, *, max_rows: int) -> None:
         super().__init__(kind, max_rows=max_rows)
@@ -179,6 +226,8 @@ class Arena:
         The columns that are read, in the order of the numbers given to the reader.
     max_block_rows : int
         As for the planner.
+    zero_copy : bool
+        Whether to give views of values that need not be made of what lies in their blocks.
 
     Attributes
     ----------
@@ -186,9 +235,9 @@ class Arena:
         Slots there are; none at first.
     """
 
-    def __init__(self, kinds: Sequence[ColumnType], *, max_block_rows: int) -> None:
+    def __init__(self, kinds: Sequence[ColumnType], *, max_block_rows: int, zero_copy: bool = False) -> None:
         self._max_rows = max_block_rows
-        self._columns = [_column(kind, max_rows=max_block_rows) for kind in kinds]
+        self._columns = [_column(kind, max_rows=max_block_rows, zero_copy=zero_copy) for kind in kinds]
         # Of each cell: the row of the arena that is at this place of the visit. Of each slot: what makes such a row an index
         # in its lane.
         self._rows = np.empty(0, np.int64)
@@ -204,7 +253,11 @@ class Arena:
                 column.grow(num_slots)
             self.num_slots = num_slots
 
-    def rooms(self, visit: Visit, raw_sizes: Sequence[int]) -> list[memoryview | ValueRoom]:
+    def taken_bytes(self, raw_sizes: Sequence[int], *, rows: int) -> int:
+        """Of a cached block of so many decoded bytes of each column, those that are copied when it is brought in."""
+        return sum(column.taken_bytes(size, rows) for column, size in zip(self._columns, raw_sizes, strict=True))
+
+    def rooms(self, visit: Visit, raw_sizes: Sequence[int]) -> list[memoryview | ValueRoom | ViewRoom]:
         """Buffers or rooms, of exactly the decoded sizes, that the columns of the visit's block are to be decoded into."""
         num_rows = self.arrange(visit)
         return [column.room(visit.slot, size, num_rows) for column, size in zip(self._columns, raw_sizes, strict=True)]
@@ -212,6 +265,12 @@ class Arena:
     def holds(self, slot: int) -> bool:
         """Whether what was brought into a slot last is still good; values in a file that has to go are not."""
         return all(column.holds(slot) for column in self._columns)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Let go of memory that is of no use in slots that are free now."""
+        for column in self._columns:
+            for slot in slots:
+                column.release(slot)
 
     def arrange(self, visit: Visit) -> int:
         """Have the rows of the visit's block come in its order; how many there are."""
@@ -232,9 +291,11 @@ class Arena:
         return rows + self._shifts[rows // self._max_rows]
 
 
-def _column(kind: ColumnType, *, max_rows: int) -> _FixedColumn | _VariableColumn:
+def _column(kind: ColumnType, *, max_rows: int, zero_copy: bool) -> _FixedColumn | _VariableColumn | _ViewColumn:
     if kind.is_fixed:
         return _FixedColumn(kind, max_rows=max_rows)
+    if zero_copy and can_be_viewed(kind):
+        return _ViewColumn(max_rows=max_rows)
     return (_RaggedColumn if kind.kind == "ragged" else _VariableColumn)(kind, max_rows=max_rows)
 
 

@@ -31,7 +31,8 @@ from loader.block import BlockTable, check_decoded
 from loader.claims import claimed
 from loader.errors import BlockCorrupt, InvalidOption
 from loader.lane_file import LaneFile
-from loader.value_room import StoredValues, ValueRoom
+from loader.value_room import ValueRoom
+from loader.view_room import ViewRoom
 
 __all__ = ["DiskCache"]
 
@@ -84,7 +85,7 @@ class DiskCache:
     def read_into(
         self,
         place: tuple[int, int, int],
-        out: memoryview | ValueRoom,
+        out: memoryview | ValueRoom | ViewRoom,
         *,
         table: BlockTable,
         read_whole: Callable[[], memoryview],
@@ -94,7 +95,7 @@ class DiskCache:
 
         Parameters
         ----------
-        out : memoryview or ValueRoom
+        out : memoryview, ValueRoom or ViewRoom
             A room does not take the values, but knows where they are.
         table : BlockTable
             Of the lane.
@@ -113,15 +114,11 @@ class DiskCache:
             return False
         try:
             check = int(table.check[block, column])
-            if isinstance(out, ValueRoom):
-                stored = StoredValues(
-                    file, block, column, size_bytes=len(out), rows=out.rows, check=check, read_whole=read_whole
-                )
-                stored.begin()
-                out.stored = stored
-            else:
+            if isinstance(out, memoryview):
                 file.read_into(file.start(block, column), out, wait=wait)
                 check_decoded(out, check=check, where=file.path)
+            else:
+                out.use_file(file, block, column, check=check, read_whole=read_whole, wait=wait)
             file.note_use()
         except BlockingIOError:
             return False

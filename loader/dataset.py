@@ -79,6 +79,10 @@ class ShardedDataset(StreamDataset):
         whenever the row comes in this epoch; see `loader.transforms`.
     with_index : bool
         Add ``_index``, the row's number in the dataset.
+    zero_copy : bool
+        Values of columns of bytes, and of images that are not decoded, are read-only memoryviews instead of byte strings: of
+        the cache's files, mapped, or of the block that was just fetched. A view keeps its block in memory for as long as it is
+        held. Not for the workers of a DataLoader, and not for a `cache_dir` on a disk that may fail: that ends the process.
     locality : bool
         Give each rank the lanes whose copies lie on its host, as far as possible, where the number of lanes divides that of
         rows in a global batch. Global batches stay the same; which rank has which of their rows does not. All ranks have to
@@ -115,6 +119,7 @@ class ShardedDataset(StreamDataset):
         collate: Mapping[str, Collate] | None = None,
         transform: Transform | None = None,
         with_index: bool = False,
+        zero_copy: bool = False,
         locality: bool = False,
         run_id: str | None = None,
         endpoints: str | list[str] | None = None,
@@ -139,6 +144,7 @@ class ShardedDataset(StreamDataset):
             collate=collate,
             transform=transform,
             with_index=with_index,
+            zero_copy=zero_copy,
             num_threads=num_threads,
             keep_lanes=cache_dir is not None or locality,
         )
@@ -178,6 +184,8 @@ class ShardedDataset(StreamDataset):
         opened, row_number = self._open(), number % max(1, self.num_rows)
         row = self.reader.row(number, names=opened.names)
         sample = {name: torch.as_tensor(value) if hasattr(value, "dtype") else value for name, value in row.items()}
+        if self._zero_copy:
+            sample.update((name, memoryview(value)) for name, value in row.items() if isinstance(value, bytes))
         if self._with_index:
             sample["_index"] = torch.tensor(row_number)
         maker = self._maker(opened, epoch=self.epoch)
@@ -200,7 +208,7 @@ class ShardedDataset(StreamDataset):
             self._inherited, store = self._opened, self._connect()
             try:
                 opened = self._open_version(store, version=self._epoch.version or None, info=self._info)
-                self._adopt(OpenStream.of([opened]))
+                self._adopt(OpenStream.of([opened], zero_copy=self._zero_copy))
             except BaseException:
                 store.close()
                 raise
@@ -220,7 +228,8 @@ class ShardedDataset(StreamDataset):
         if saved.dataset_digest != self.digest:
             # An older version may still be there. If not, the comparison fails.
             with suppress(DatasetNotFound):
-                opened = OpenStream.of([self._open_version(opened.datasets[0].store, version=saved.dataset_version)])
+                version = self._open_version(opened.datasets[0].store, version=saved.dataset_version)
+                opened = OpenStream.of([version], zero_copy=self._zero_copy)
         index = opened.datasets[0].reader.index
         saved.check_against(dataset_digest=index.digest, num_rows=index.num_rows, seed=self._seed, shuffle=self._shuffle)
         return opened

@@ -31,6 +31,7 @@ from loader.torch_threads import use_one_torch_thread
 __all__ = ["Decode", "ImageBatch", "ImageColumn", "Pixels", "image_columns"]
 
 Uint8s = npt.NDArray[np.uint8]
+Data = bytes | memoryview
 Decode = bool | Mapping[str, str]
 """What a user asks for: True is ``uint8[3,*,*]`` for every column of images."""
 
@@ -87,7 +88,7 @@ class ImageColumn:
         shape = (*(pixels.size or (1, 1)), pixels.channels)
         self._pool = BufferPool(np.dtype(np.uint8), shape, max_idle=_MAX_IDLE_BUFFERS)
 
-    def pixels(self, data: bytes, *, dataset: str, row: int) -> Uint8s:
+    def pixels(self, data: Data, *, dataset: str, row: int) -> Uint8s:
         """The image [height, width, channels] of row number `row` of a dataset.
 
         Raises
@@ -102,11 +103,11 @@ class ImageColumn:
             raise ImageUnreadable.of(dataset, row=row, column=self._name, size_bytes=len(data), why=why) from exc
         return pixels if self._pixels.size is None else _cover(pixels, self._pixels.size)
 
-    def tensor(self, data: bytes, *, dataset: str, row: int) -> torch.Tensor:
+    def tensor(self, data: Data, *, dataset: str, row: int) -> torch.Tensor:
         """The image [channels, height, width]; raises `ImageUnreadable`."""
         return torch.from_numpy(self.pixels(data, dataset=dataset, row=row)).permute(2, 0, 1)
 
-    def batch(self, values: Sequence[bytes], rows: Sequence[tuple[str, int]]) -> ImageBatch:
+    def batch(self, values: Sequence[Data], rows: Sequence[tuple[str, int]]) -> ImageBatch:
         """The images of some rows, each named by dataset and number, to be decoded by several threads."""
         out = [None] * len(values) if self._pixels.size is None else self._pool.take(len(values))
         return ImageBatch(self, values, rows, out)
@@ -116,7 +117,7 @@ class ImageBatch:
     """The images of a batch; `decode` every place once, then take `tensors`."""
 
     def __init__(
-        self, column: ImageColumn, values: Sequence[bytes], rows: Sequence[tuple[str, int]], out: Uint8s | list[Any]
+        self, column: ImageColumn, values: Sequence[Data], rows: Sequence[tuple[str, int]], out: Uint8s | list[Any]
     ) -> None:
         self._column = column
         self._values = values
@@ -158,8 +159,8 @@ def image_columns(decode: Decode, columns: Mapping[str, ColumnType]) -> dict[str
     return made
 
 
-def _decode(data: bytes, channels: int) -> Uint8s:
-    if data.startswith(b"\xff\xd8"):
+def _decode(data: Data, channels: int) -> Uint8s:
+    if data[:2] == b"\xff\xd8":
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
             if colorspace in ("Gray", "YCbCr", "RGB"):

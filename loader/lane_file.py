@@ -90,11 +90,13 @@ class LaneFile:
                 raise FileNotFoundError(f"{path} is just being made")
             raise BlockCorrupt(f"{path} takes {stat.st_size} bytes, expected {self._layout.size_bytes}")
         self._noted_s = stat.st_mtime
+        self._mapped: memoryview | None = None
         self._look()
 
     def close(self) -> None:
-        """Close the file, which nobody reads any more."""
+        """Close the file, which nobody reads any more; views of it stay."""
         self._file = -1
+        self._mapped = None
         self._closing()
 
     @property
@@ -154,6 +156,15 @@ class LaneFile:
         if len(data) < size:
             raise BlockCorrupt(f"{self.path} ends at {start + len(data)}")
         return data
+
+    def view(self, start: int, size: int) -> memoryview:
+        """So many bytes of the file, mapped for as long as anybody holds them.
+
+        To touch what the disk can't read kills the process.
+        """
+        if self._mapped is None:
+            self._mapped = memoryview(mmap.mmap(self._file, 0, prot=mmap.PROT_READ))
+        return self._mapped[start : start + size]
 
     def read_ahead(self, start: int, size: int) -> None:
         """Have the system read so many bytes from disk, without waiting for it."""

@@ -52,7 +52,7 @@ class MixedDataset(StreamDataset):
         Add ``_index``, the row's number in its dataset, and ``_component``, the number of the dataset.
     cache_dir, cache_limit_bytes, endpoints
         For the datasets that are given as URLs.
-    batch_size, seed, rank, world_size, tail, yield_samples, prefetch_bytes, decode, collate, transform, num_threads
+    batch_size, seed, rank, world_size, tail, yield_samples, prefetch_bytes, decode, collate, transform, zero_copy, num_threads
         As `ShardedDataset` takes them. Memory: the lanes being read are those of all datasets.
 
     Raises
@@ -84,6 +84,7 @@ class MixedDataset(StreamDataset):
         collate: Mapping[str, Collate] | None = None,
         transform: Transform | None = None,
         with_index: bool = False,
+        zero_copy: bool = False,
         endpoints: str | list[str] | None = None,
         num_threads: int | None = None,
     ) -> None:
@@ -104,6 +105,7 @@ class MixedDataset(StreamDataset):
             collate=collate,
             transform=transform,
             with_index=with_index,
+            zero_copy=zero_copy,
             num_threads=num_threads,
             keep_lanes=cache_dir is not None,
         )
@@ -172,7 +174,8 @@ class MixedDataset(StreamDataset):
             if component.num_rows == 0:
                 raise InvalidOption(f"{dataset.reader.url} has no rows, so nothing can be mixed in of it: leave it out")
         samples = self._epoch_samples or sum(component.num_rows for component in components)
-        return OpenStream.of(alike, mixture=Mixture(components=components, seed=self._seed, epoch_samples=samples))
+        mixture = Mixture(components=components, seed=self._seed, epoch_samples=samples)
+        return OpenStream.of(alike, mixture=mixture, zero_copy=self._zero_copy)
 
     def _open_for(self, saved: LoaderState) -> OpenStream:
         saved.check_components(self._weights)

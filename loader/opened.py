@@ -21,7 +21,7 @@ from loader.mixture import Mixture, StreamLanes
 from loader.order import LaneOrder
 from loader.plan import Visit
 from loader.reader import DatasetReader, Room
-from loader.value_room import has_large_values
+from loader.view_room import can_be_viewed
 
 __all__ = ["CacheSpec", "OpenDataset", "OpenStream", "read_totals"]
 
@@ -29,6 +29,8 @@ Int64s = npt.NDArray[np.int64]
 
 _LITTLE_BYTES = 64 * 1024  # To read and hash so much takes less than to hand it to a thread.
 _CELL_BYTES = 8  # What a row in the arena takes beside its columns.
+_MAPPED_SLOT_BYTES = 64 * 1024  # What a slot takes at most whose block is mapped: some pages here and there.
+_VIEWS_PER_COPY = 16  # Staged views are not copied, and few of the blocks that they keep would be free without them.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,12 @@ class OpenDataset:
         return fixed_bytes * self.reader.max_block_rows + (self.reader.mean_block_bytes if varies else 0)
 
     @property
+    def fixed_block_bytes(self) -> int:
+        """About what the fixed columns of one block take."""
+        rows = -(-self.reader.index.num_rows // max(1, self.reader.num_blocks))
+        return rows * sum(kind.item_bytes for kind in self.kinds if kind.is_fixed)
+
+    @property
     def row_bytes(self) -> int:
         """About what the columns of one row take, decoded."""
         fixed_bytes = sum(kind.item_bytes for kind in self.kinds if kind.is_fixed)
@@ -130,6 +138,8 @@ class OpenStream:
         How they share the positions of the stream, if there are several.
     arena : Arena
         For these columns. It goes from one iteration to the next, with its memory.
+    zero_copy : bool
+        Whether values are handed out as views, where that is possible.
     """
 
     pid: int
@@ -137,9 +147,10 @@ class OpenStream:
     lanes: StreamLanes
     mixture: Mixture | None
     arena: Arena
+    zero_copy: bool
 
     @classmethod
-    def of(cls, datasets: Sequence[OpenDataset], *, mixture: Mixture | None = None) -> OpenStream:
+    def of(cls, datasets: Sequence[OpenDataset], *, mixture: Mixture | None = None, zero_copy: bool = False) -> OpenStream:
         """What was opened by this process, ready to be streamed."""
         rows = max(dataset.reader.max_block_rows for dataset in datasets)
         shapes = [(dataset.reader.index.num_rows, dataset.reader.index.num_lanes) for dataset in datasets]
@@ -148,7 +159,8 @@ class OpenStream:
             datasets=tuple(datasets),
             lanes=StreamLanes.of(shapes),
             mixture=mixture,
-            arena=Arena(datasets[0].kinds, max_block_rows=rows),
+            arena=Arena(datasets[0].kinds, max_block_rows=rows, zero_copy=zero_copy),
+            zero_copy=zero_copy,
         )
 
     @property
@@ -190,9 +202,23 @@ class OpenStream:
         return max(dataset.slot_bytes for dataset in self.datasets)
 
     @property
+    def held_slot_bytes(self) -> int:
+        """What a slot takes that holds a block from one epoch to the next."""
+        if not self._gives_views or any(dataset.reader.cache is None for dataset in self.datasets):
+            return self.slot_bytes
+        return max(_MAPPED_SLOT_BYTES, *(dataset.fixed_block_bytes for dataset in self.datasets))
+
+    @property
     def row_bytes(self) -> int:
-        """About what the columns of one row take, at most."""
-        return max(dataset.row_bytes for dataset in self.datasets)
+        """About what it takes to stage the columns of one row, at most."""
+        row_bytes = max(dataset.row_bytes for dataset in self.datasets)
+        return row_bytes // _VIEWS_PER_COPY if self._gives_views else row_bytes
+
+    @property
+    def _gives_views(self) -> bool:
+        """Whether no value that varies in length is copied."""
+        varying = [kind for kind in self.datasets[0].kinds if not kind.is_fixed]
+        return self.zero_copy and bool(varying) and all(map(can_be_viewed, varying))
 
     def lane_order(self, *, epoch: int) -> tuple[int, ...]:
         """The usual order of the lanes by which batches are cut into runs, which is the same in each epoch; () is ascending."""
@@ -239,12 +265,8 @@ class OpenStream:
         """
         dataset, own, block = self._block_of(visit)
         sizes, rows = self._sizes(dataset, own, block), int(dataset.reader.table(own).rows[block])
-        little = [
-            size
-            for kind, size in zip(dataset.kinds, sizes, strict=True)
-            if not has_large_values(kind, raw_size=size, rows=rows)
-        ]
-        if sum(little) > _LITTLE_BYTES or not dataset.reader.is_cached(own, block, dataset.columns):
+        little = self.arena.taken_bytes(sizes, rows=rows) <= _LITTLE_BYTES
+        if not little or not dataset.reader.is_cached(own, block, dataset.columns):
             return None
         done = dataset.reader.read_cached_into(own, block, *self._rooms(dataset, visit, sizes))
         return sum(sizes) if done else None

@@ -91,6 +91,8 @@ class VisitPlanner:
         No block has more rows.
     order_of : callable
         Of a lane and a step: the order that the step is of, and the step at which that order begins.
+    max_taken : int, optional
+        Slots that may be in use at once; the others only hold what is in them. By default all.
     keeps_all : bool
         Whether there are slots enough to keep all blocks from epoch to epoch; see `FreeSlots`.
     """
@@ -102,11 +104,13 @@ class VisitPlanner:
         num_slots: int,
         max_block_rows: int,
         order_of: Callable[[int, int], tuple[LaneOrder, int]],
+        max_taken: int | None = None,
         keeps_all: bool = False,
     ) -> None:
         self._max_block_rows = max_block_rows
         self._order_of = order_of
         self._num_slots = num_slots
+        self._max_taken = num_slots if max_taken is None else max_taken
         self._free = FreeSlots(num_slots, in_turn=keeps_all)
         # Of each lane: the slot of its open visit, -1 if there is none; the steps [start, end) that the visit covers; and
         # what makes a step a cell.
@@ -124,9 +128,9 @@ class VisitPlanner:
         return self._num_slots - len(self._free)
 
     def grow(self, num_slots: int) -> None:
-        """Have `num_slots` slots from now on, which is not fewer than before."""
+        """Have `num_slots` slots from now on, which is not fewer than before, and may all be in use."""
         self._free.add(range(self._num_slots, num_slots))
-        self._num_slots = num_slots
+        self._num_slots = self._max_taken = num_slots
 
     def plan(self, share: Share) -> Plan | None:
         """Where the rows of `share` will be; None, and nothing changed, if there are too few free slots."""
@@ -141,7 +145,7 @@ class VisitPlanner:
             first = np.full(len(self._slots), -1, np.int64)
             first[lanes[::-1]] = steps[::-1]
             moving = np.flatnonzero(first >= 0)
-            if len(moving) > len(self._free):
+            if self.num_taken + len(moving) > self._max_taken:
                 self._slots, self._starts, self._ends, self._shifts, self._free = before
                 return None
             closed.extend(slot for slot in self._slots[moving].tolist() if slot >= 0)

@@ -150,14 +150,17 @@ class Walk(Generic[T]):
         self._ahead_slots = spec.prefetch_bytes // opened.slot_bytes
         # Also for a repeated row, whose block may be visited a second time.
         self._num_lanes = _lanes_of_run(begun.assignment)
-        opened.arena.grow(min(2 * opened.num_blocks, 2 * self._num_lanes + self._ahead_slots) + 1)
+        taken_slots = min(2 * opened.num_blocks, 2 * self._num_lanes + self._ahead_slots) + 1
+        held_slots = min(2 * opened.num_blocks, spec.prefetch_bytes // opened.held_slot_bytes) + 1
+        opened.arena.grow(max(taken_slots, held_slots))
         self._batches_per_stage = max(1, STAGE_BYTES // max(1, opened.row_bytes * spec.split.batch_size))
-        self._batches_per_plan = _batches_per_plan(opened, spec)
+        self._batches_per_plan = _batches_per_plan(opened, spec, num_slots=taken_slots)
         self._planner = VisitPlanner(
             num_lanes=len(opened.lanes),
             num_slots=opened.arena.num_slots,
             max_block_rows=opened.max_block_rows,
             order_of=_Orders(opened, spec, origin=self._origin),
+            max_taken=taken_slots,
             keeps_all=opened.arena.num_slots > 2 * opened.num_blocks,
         )
         self._num_plans = 0
@@ -230,6 +233,7 @@ class Walk(Generic[T]):
         for first in range(0, len(batches), size):
             self._hand_over(plan.part(first, first + size), batches[first : first + size], planned.epoch.maker)
         self._planned_rows -= len(plan.share)
+        self.opened.arena.release(plan.closed)
         self._planner.release(plan)
         if not batches:
             self._leaving_slots -= len(plan.closed)
@@ -361,9 +365,9 @@ class Walk(Generic[T]):
             self.ready.fail(error)
 
 
-def _batches_per_plan(opened: OpenStream, spec: StreamSpec) -> int:
+def _batches_per_plan(opened: OpenStream, spec: StreamSpec, *, num_slots: int) -> int:
     # No more than about an eighth of the slots at once, so that the next blocks are fetched meanwhile.
-    rows = min(MAX_PLAN_ROWS, int(opened.arena.num_slots / max(opened.blocks_per_sample, 1e-6) / 8))
+    rows = min(MAX_PLAN_ROWS, int(num_slots / max(opened.blocks_per_sample, 1e-6) / 8))
     cells = MAX_PLAN_CELLS // (len(opened.lanes) * spec.step)
     return max(1, min(rows // spec.split.batch_size, cells))
 

@@ -29,6 +29,7 @@ from loader.errors import DatasetNotFound, IndexCorrupt, InvalidOption, LoaderEr
 from loader.index import DatasetIndex, Footer
 from loader.order import locate_row
 from loader.value_room import ValueRoom, has_large_values, value_sums
+from loader.view_room import ViewRoom
 
 __all__ = ["ColumnCache", "DatasetReader", "Room"]
 
@@ -38,7 +39,7 @@ _MAX_CACHED_BLOCKS = 64
 _MAX_WAITS = 4  # Told of at once, and as many reads.
 
 T = TypeVar("T")
-Room = memoryview | ValueRoom
+Room = memoryview | ValueRoom | ViewRoom
 """Where a decoded column block goes."""
 
 
@@ -184,7 +185,7 @@ class DatasetReader:
         ----------
         columns : sequence of int
             Numbers of columns in the schema, ascending.
-        outs : sequence of memoryview or ValueRoom
+        outs : sequence of memoryview, ValueRoom or ViewRoom
             For each its buffer, or room, of exactly the decoded size that the table says.
 
         Returns
@@ -312,7 +313,7 @@ class DatasetReader:
         return buffer[:size].data
 
     def _decode(self, stored: memoryview, table: BlockTable, lane: int, block: int, column: int, out: Room) -> None:
-        decoded = out.buffer() if isinstance(out, ValueRoom) else out
+        decoded = out if isinstance(out, memoryview) else out.buffer()
         check, rows = int(table.check[block, column]), int(table.rows[block])
         decode_column_into(
             stored,

@@ -71,6 +71,7 @@ class StreamDataset(IterableDataset[Any]):
         collate: Mapping[str, Collate] | None,
         transform: Transform | None,
         with_index: bool,
+        zero_copy: bool,
         num_threads: int | None,
         keep_lanes: bool,
     ) -> None:
@@ -96,7 +97,7 @@ class StreamDataset(IterableDataset[Any]):
         for text in decode.values() if isinstance(decode, Mapping) else ():
             Pixels.parse(text)
         self._decode = decode
-        self._collate, self._with_index = dict(collate or {}), with_index
+        self._collate, self._with_index, self._zero_copy = dict(collate or {}), with_index, zero_copy
         self._transform = None if transform is None else ItemTransform.of(transform, whole_batches=self._whole_batches)
         self._lane_map = "fixed" if keep_lanes else "rotate"
         self._epoch = SharedEpoch()
@@ -269,7 +270,13 @@ class StreamDataset(IterableDataset[Any]):
         unless all of them had come to the end already: what they have made is not what was consumed, see `state_at`.
         """
         self._stop_iteration("another iterator of this dataset was made, and goes on from here")
-        self._iteration = iteration = Iteration(self._epoch, worker=worker_of())
+        worker = worker_of()
+        if self._zero_copy and worker is not None:
+            raise InvalidOption(
+                "zero_copy=True: views of this process's memory can't go from a DataLoader worker to the training loop; use "
+                "num_workers=0, where threads do the work, or leave it out"
+            )
+        self._iteration = iteration = Iteration(self._epoch, worker=worker)
         self._begin = iteration.begin
         return self._items(iteration)
 

@@ -142,6 +142,14 @@ class ValueRoom:
     def __len__(self) -> int:
         return self._size_bytes
 
+    def use_file(
+        self, file: LaneFile, block: int, column: int, *, check: int, read_whole: Callable[[], memoryview], wait: bool
+    ) -> None:
+        """Leave the values in a file. Waits for nothing."""
+        stored = StoredValues(file, block, column, size_bytes=len(self), rows=self.rows, check=check, read_whole=read_whole)
+        stored.begin()
+        self.stored = stored
+
 
 def _seal(head: Buffer, sums: Buffer, *, check: int) -> bytes:
     hasher = xxhash.xxh3_64(head)
