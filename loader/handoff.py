@@ -59,7 +59,8 @@ class HandOff(Generic[T]):
             self._changed.wait_for(lambda: self._closed or len(self._places) < self._limit)
             if self._closed:
                 raise StreamClosed
-            self._places.append(place := Place[T]())
+            place: Place[T] = Place()
+            self._places.append(place)
             return place
 
     def fill(self, place: Place[T], item: T) -> None:

@@ -33,6 +33,7 @@ class SideSpec:
 
 
 FOREBAY: Final = SideSpec(name="Forebay", module="forebay", class_name="Forebay")
+VIEWS: Final = SideSpec(name="Forebay, zero_copy", module="forebay", class_name="ForebayViews")
 NARROW: Final = SideSpec(name="Forebay, 64 lanes of 256 KiB blocks", module="forebay", class_name="ForebayNarrow")
 LITDATA: Final = SideSpec(name="LitData", module="litdata", class_name="LitData", is_peer=True)
 MOSAIC: Final = SideSpec(name="MosaicML Streaming", module="mosaic", class_name="Mosaic", is_peer=True)
@@ -75,15 +76,14 @@ class Cell:
         return self.kind in (Kind.FIRST, Kind.RESUME)
 
 
-def _warm(chosen: SampleSet, *limits: SideSpec) -> Cell:
+def _warm(chosen: SampleSet, *limits: SideSpec, forebay: tuple[SideSpec, ...] = (FOREBAY,)) -> Cell:
     name = f"{chosen.name}, warm, batches of {chosen.batch_size}"
-    return Cell(name=name, kind=Kind.WARM, chosen=chosen, sides=(FOREBAY, *PEERS, *limits))
+    return Cell(name=name, kind=Kind.WARM, chosen=chosen, sides=(*forebay, *PEERS, *limits))
 
 
-def _singly(chosen: SampleSet) -> Cell:
-    return Cell(
-        name=f"{chosen.name}, warm, sample by sample", kind=Kind.WARM, chosen=chosen, sides=(FOREBAY, *PEERS), singly=True
-    )
+def _singly(chosen: SampleSet, *, forebay: tuple[SideSpec, ...] = (FOREBAY,)) -> Cell:
+    name = f"{chosen.name}, warm, sample by sample"
+    return Cell(name=name, kind=Kind.WARM, chosen=chosen, sides=(*forebay, *PEERS), singly=True)
 
 
 def _cold(chosen: SampleSet, *limits: SideSpec) -> Cell:
@@ -95,10 +95,10 @@ _WITH_STATE = (FOREBAY, LITDATA, MOSAIC)
 
 CELLS: Final = (
     _warm(TOKENS, GATHER),
-    _warm(BLOBS),
+    _warm(BLOBS, forebay=(VIEWS, FOREBAY)),
     _warm(SMALL, GATHER),
     _singly(TOKENS),
-    _singly(BLOBS),
+    _singly(BLOBS, forebay=(VIEWS, FOREBAY)),
     _singly(SMALL),
     _cold(TOKENS, ZSTD),
     _cold(BLOBS),

@@ -12,15 +12,14 @@ from benchmarks.loader.sides.base import Place
 from loader import ShardedDataset, ShardWriter
 from loader.stream import DEFAULT_PREFETCH_BYTES
 
-__all__ = ["BUCKET", "Forebay", "ForebayNarrow", "url_of"]
+__all__ = ["BUCKET", "Forebay", "ForebayNarrow", "ForebayViews", "url_of"]
 
 BUCKET = "bench"
 
 
 class _Stream:
-    def __init__(self, url: str, place: Place, *, batch_size: int | None, prefetch_bytes: int) -> None:
-        cache = None if place.cold else place.cache
-        self._dataset = ShardedDataset(url, batch_size=batch_size, shuffle=True, cache_dir=cache, prefetch_bytes=prefetch_bytes)
+    def __init__(self, url: str, place: Place, **options: Any) -> None:
+        self._dataset = ShardedDataset(url, shuffle=True, cache_dir=None if place.cold else place.cache, **options)
         len(self._dataset)  # Opens it: peers open theirs when they are made.
 
     def epoch(self) -> Iterator[Any]:
@@ -46,6 +45,7 @@ class Forebay:
     num_lanes: int | None = None
     block_size_bytes: int | None = None
     prefetch_bytes = DEFAULT_PREFETCH_BYTES
+    zero_copy = False
 
     def write(self, columns: Columns, place: Place) -> None:
         types = {name: _type_of(column) for name, column in columns.items()}
@@ -57,7 +57,15 @@ class Forebay:
                 writer.write_batch({name: _values(column, rows) for name, column in columns.items()})
 
     def open(self, place: Place, *, batch_size: int | None) -> _Stream:
-        return _Stream(url_of(place, self.suffix), place, batch_size=batch_size, prefetch_bytes=self.prefetch_bytes)
+        options = {"prefetch_bytes": self.prefetch_bytes, "zero_copy": self.zero_copy}
+        return _Stream(url_of(place, self.suffix), place, batch_size=batch_size, **options)
+
+
+class ForebayViews(Forebay):
+    """With values that are views of the cache's files."""
+
+    suffix = "-views"
+    zero_copy = True
 
 
 class ForebayNarrow(Forebay):
