@@ -17,6 +17,7 @@ What others write is seen by looking at the directory, after every 1/64 of the l
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -43,7 +44,8 @@ _EVICT_ABOVE: Final = 0.95
 _EVICT_TO: Final = 0.9
 _EVICT_OWN_ABOVE: Final = 1.125
 _ABANDONED_S: Final = 3600.0  # No claim is held as long; who left it is dead.
-_MAX_OPEN: Final = 256  # Of the 1,024 files that a process may have open by default.
+_MAX_OPEN: Final = 256  # Of the 1,024 files that a process may have open by default; one that is mapped counts twice.
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class DiskCache:
@@ -73,6 +75,7 @@ class DiskCache:
         self._used_bytes = 0
         self._wanted_bytes = 0  # Since the directory was looked at.
         self._writable = True
+        self._is_short = False
         self._full = False
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,8 @@ class DiskCache:
             if file is None or not file.has(block, column):
                 return False
         except (BlockCorrupt, OSError) as exc:
-            self._remove(lane, exc)
+            if not self._is_shortage(exc):
+                self._remove(lane, exc)
             return False
         try:
             check = int(table.check[block, column])
@@ -123,6 +127,8 @@ class DiskCache:
         except BlockingIOError:
             return False
         except (BlockCorrupt, OSError) as exc:
+            if self._is_shortage(exc):
+                return False
             log.warning("a cached block is dropped and fetched again: %s", str(exc))
             try:
                 file.forget(block, column)
@@ -174,6 +180,15 @@ class DiskCache:
         """Close all files, which nobody reads any more."""
         while self._lanes:
             self._lanes.popitem()[1].close()
+
+    def _is_shortage(self, exc: Exception) -> bool:
+        """Whether this process may not open or map any more files, which says nothing about those that are here."""
+        if not isinstance(exc, OSError) or exc.errno not in _SHORTAGES:
+            return False
+        if not self._is_short:
+            log.warning("blocks in %s can't be read, and are fetched: %s; `ulimit -n` is the limit", self._directory, exc)
+        self._is_short = True  # Said once: each block would say so.
+        return True
 
     def _remove(self, lane: int, reason: Exception) -> None:
         log.warning("cached blocks are dropped and fetched again: %s", str(reason))

@@ -158,10 +158,15 @@ class LaneFile:
         return data
 
     def view(self, start: int, size: int) -> memoryview:
-        """So many bytes of the file, mapped for as long as anybody holds them.
+        """So many bytes of the file, mapped for as long as anybody holds them: to touch what is gone kills the process.
 
-        To touch what the disk can't read kills the process.
+        Raises
+        ------
+        BlockCorrupt
+            If the file was cut short.
         """
+        if os.fstat(self._file).st_size != self._layout.size_bytes:
+            raise BlockCorrupt(f"{self.path} was cut short")
         if self._mapped is None:
             self._mapped = memoryview(mmap.mmap(self._file, 0, prot=mmap.PROT_READ))
         return self._mapped[start : start + size]

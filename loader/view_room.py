@@ -1,11 +1,12 @@
 """Column blocks whose values are handed out as views of the memory that the block lies in: no value is ever copied.
 
-That memory is a map of the lane's file in the host's cache, once the block is there. The whole block is verified through the
-map each time that it is brought in. A block that was just fetched lies in memory of its own. Either is kept by whoever refers
-to it, and never used for anything else: a view stays what it is for as long as somebody holds it.
+That memory is a map of the lane's file in the host's cache, once the block is there. A block that was just fetched lies in
+memory of its own. Either is kept by whoever refers to it, and never used for anything else: a view stays what it is for as long
+as somebody holds it.
 
-To touch a page of a mapped file that the disk can't read any more kills the process, and a page that was dropped for lack of
-memory is read again unverified. So this is for those who ask for it (`zero_copy`); all others read files, and get errors.
+Each time that a mapped block is brought in it is verified: through the map if it is in memory, otherwise by reading it, so that
+a disk that fails is an error like any other. What can't be prevented: that the kernel drops a page for lack of memory, and reads
+it again unverified, or can't, which kills whoever touches it. So this is for those who ask for it (`zero_copy`).
 """
 
 from __future__ import annotations
@@ -70,12 +71,16 @@ class ViewRoom:
             Unless `wait`: if it seems to be on disk only.
         """
         start = file.start(block, column)
-        if not wait:
-            # Of a block that is not in memory, the first or the last page is missing: it comes and goes as a whole.
+        mapped = file.view(start, self._size_bytes)
+        if wait:
+            read = np.empty(self._size_bytes, np.uint8).data
+            file.read_into(start, read)
+        else:
+            # A block comes into memory from its begin on.
             for place in (start, start + self._size_bytes - 1):
                 file.read_into(place, memoryview(bytearray(1)), wait=False)
-        mapped = file.view(start, self._size_bytes)
-        check_decoded(mapped, check=check, where=file.path)
+            read = mapped
+        check_decoded(read, check=check, where=file.path)
         self._block, self._file = mapped, file
 
     def values(self) -> tuple[list[int], memoryview]:

@@ -141,3 +141,14 @@ def test_whole_epoch_of_a_real_assignment_fits_lanes_and_batch() -> None:
         assert plan is not None
         plans.release(plan)
     assert plans.num_taken == plans.num_open == NUM_LANES
+
+
+def test_slots_that_only_hold_are_never_in_use_at_once() -> None:
+    plans = planner(8, max_taken=2, keeps_all=True)
+    for epoch in range(3):
+        for step in (0, 3, 6):
+            assert released(plans, plans.plan(share(0, LANE_ROWS * epoch + step))).opened[0].is_held == (epoch > 0)
+    assert plans.plan(share(1, 0)) is not None
+    assert plans.plan(share(1, 3)) is None
+    plans.grow(9)
+    assert plans.plan(share(1, 3)) is not None
