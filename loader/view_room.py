@@ -5,8 +5,8 @@ memory of its own. Either is kept by whoever refers to it, and never used for an
 as somebody holds it.
 
 Each time that a mapped block is brought in it is verified: through the map if it is in memory, otherwise by reading it, so that
-a disk that fails is an error like any other. What can't be prevented: that the kernel drops a page for lack of memory, and reads
-it again unverified, or can't, which kills whoever touches it. So this is for those who ask for it (`zero_copy`).
+a disk that fails is an error like any other. What can't be prevented: that the kernel drops a page for lack of memory, and
+reads it again unverified, or can't, which kills whoever touches it. So this is for those who ask for it (`zero_copy`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from loader.assignment import Assignment, Share
@@ -12,7 +14,7 @@ NUM_LANES = 2
 BLOCK_ROWS, LANE_ROWS = 3, 8
 
 
-def planner(num_slots: int, **options: bool) -> VisitPlanner:
+def planner(num_slots: int, **options: Any) -> VisitPlanner:
     def order_of(lane: int, step: int) -> tuple[LaneOrder, int]:
         epoch, place = divmod(step, LANE_ROWS)
         order = LaneOrder(digest="00" * 32, seed=0, epoch=epoch, lane=lane, block_rows=[3, 3, 2], shuffle=False)

@@ -1,11 +1,13 @@
-"""Values that are handed out as views: of the cache's files where the block is there, and never changed or copied afterwards."""
+"""Values that are handed out as views: of the cache's files where the block is there, and never copied or changed."""
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def brought(reader: DatasetReader) -> tuple[int, ViewRoom]:
 
 def views(room: ViewRoom) -> list[memoryview]:
     offsets, data = room.values()
-    return [data[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(offsets)]
 
 
 def cached_file(root: Path) -> Path:
@@ -156,7 +158,7 @@ def test_shortage_of_files_costs_no_block_that_is_there(
         def refuse(*args: Any, **options: Any) -> Any:
             raise OSError(24, "Too many open files")
 
-        patched.setattr(lane_file.os if call == "open" else lane_file.mmap, call, refuse)
+        patched.setattr(os if call == "open" else mmap, call, refuse)
         for _ in range(2):
             assert brought(reader)[0] == 0
     assert [record.levelname for record in caplog.records if "Too many open files" in record.message][:1] == ["WARNING"]
@@ -225,7 +227,8 @@ def test_one_row_is_a_view_too() -> None:
     with MemoryDataset(content(name="str"), zero_copy=True) as dataset:
         sample = dataset[3]
     assert type(sample["blob"]) is memoryview
-    assert (sample["blob"], sample["name"]) == (VALUES[3], NAMES[3])
+    assert sample["blob"] == VALUES[3]
+    assert sample["name"] == NAMES[3]
 
 
 def test_mixture_gives_views(tmp_path: Path) -> None:
@@ -259,5 +262,5 @@ def test_images_are_decoded_from_views(tmp_path: Path) -> None:
 def test_workers_cannot_send_views() -> None:
     with MemoryDataset(content(), batch_size=3, zero_copy=True) as dataset:
         batches = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="fork")
-        with pytest.raises(InvalidOption, match="zero_copy=True: .*num_workers=0"):
+        with pytest.raises(InvalidOption, match=r"zero_copy=True: .*num_workers=0"):
             next(iter(batches))
