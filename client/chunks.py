@@ -19,6 +19,7 @@ from typing import Any
 from typing_extensions import Buffer
 
 from client.checksum import ReadCheck, xxh3
+from client.chunk_file import ChunkFile, close_all, fill_together
 from client.cluster import Cluster
 from client.colocated import Colocated, NotColocated
 from client.errors import (
@@ -234,6 +235,31 @@ class ChunkClient:
             raise _mismatch(ref, node_id=node_id)
         if not exact:
             buffer[:] = wide[start - wide_start : end - wide_start]
+
+    def take_together(self, node_id: str, wanted: Sequence[tuple[Ref, memoryview]]) -> list[bool]:
+        """Fill buffers with whole chunks that a node on this host has in memory; for each whether it was.
+
+        Parameters
+        ----------
+        wanted : sequence of (Ref, memoryview)
+            At most `TOGETHER`, each with a buffer of its size. What was not filled, for any reason, is to be fetched by
+            `fetch_into`, which says why.
+        """
+        if self._colocated is None or node_id not in self._colocated.nodes():
+            return [False] * len(wanted)
+        fds = self._colocated.descriptors(node_id, [ref for ref, _ in wanted])
+        try:
+            files = {
+                number: ChunkFile(fd=fd, node_id=node_id, ref=wanted[number][0], buffer=wanted[number][1])
+                for number, fd in enumerate(fds)
+                if fd is not None
+            }
+            filled = dict(zip(files, fill_together(list(files.values())), strict=True))
+        finally:
+            close_all(fds)
+        taken = [wanted[number][0].size for number, is_filled in filled.items() if is_filled]
+        self._count(local=len(taken), local_bytes=sum(taken))
+        return [filled.get(number, False) for number in range(len(wanted))]
 
     def verify(self, node_id: str, refs: Sequence[Ref]) -> list[str]:
         """Have the node re-hash its copies: ``ok``, ``missing`` or ``corrupt`` for each of `refs`.

@@ -8,9 +8,9 @@ the file system for each view. Names prove nothing: that the descriptor arrived 
 node of which cluster gave it. Where all nodes have their data at the same path, the first answer tells whose this one is.
 
 A descriptor is used for one read and closed. While it is open its bytes stay, even if the node sets the chunk aside or dies.
-They are read with pread into the caller's buffer and hashed piece by piece, because to touch a map of a file that is cut
-short kills the process. Who prefers a map says so by a buffer of `client.pages`, into which whole chunks are mapped where they
-fit; they are verified by reading them all the same, through a buffer that stays in the processor's cache.
+`client.chunk_file` reads them.
+
+Descriptors of many chunks may be had together: nobody waits for an answer before he asks for the next one.
 
 What the node says of a chunk (it has none, it is corrupt) is its answer, and so is its silence. If the way itself fails,
 `NotColocated` says so, and whoever called takes the other way.
@@ -19,34 +19,31 @@ What the node says of a chunk (it has none, it is corrupt) is its answer, and so
 from __future__ import annotations
 
 import array
-import errno
 import logging
 import os
 import socket
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from client.checksum import SEGMENT_BYTES, Announced, ReadCheck, num_segments
+from client.checksum import SEGMENT_BYTES, Announced, num_segments
+from client.chunk_file import ChunkFile, close_all
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
-from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, ProtocolMismatch, from_problem
+from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, ProtocolMismatch, StoreError, from_problem
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
 from client.manifest import Ref
-from client.pages import Place, place_of
 from client.process import HomeProcess
 from client.retry import NEVER, Deadline
 
-__all__ = ["Colocated", "NotColocated"]
+__all__ = ["TOGETHER", "Colocated", "NotColocated"]
 
 log = logging.getLogger(__name__)
 
-# Large enough that threads seldom wait for the GIL between a read and its hash, small enough to give up in between. Whole
-# segments, as `ReadCheck` wants them.
-PIECE_BYTES = 32 * SEGMENT_BYTES
-SCRATCH_BYTES = 4 * SEGMENT_BYTES  # What is mapped is read through so much: it stays in the processor's cache.
+TOGETHER = 8  # Chunks that are asked for at once. Their answers fit into what a socket holds.
 # Asks for a chunk that no bytes have as their hash: the answer says whose it is.
 _WHO_ARE_YOU = ChunkRequest(partition=0, id=bytes(32), first=0, last=0, token="")
+_PATIENCE_S = 0.25  # For each answer. Whoever is silent for longer is asked in the usual way, and others with him.
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
 
 
@@ -70,7 +67,6 @@ class Colocated:
         self._config = config
         self._home = HomeProcess()
         self._lock = threading.Lock()
-        self._scratch = threading.local()
         self._view: ClusterView | None = None
         self._paths: dict[str, str] = {}
         self._idle: dict[str, list[socket.socket]] = {}
@@ -128,25 +124,11 @@ class Colocated:
         deadline = deadline or NEVER
         whole = len(buffer) == ref.size
         first, last = (0, 0) if whole else (start // SEGMENT_BYTES, num_segments(start + len(buffer)))
-        token = self._config.token or ""
-        request = ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=token)
-        place = place_of(buffer) if whole else None
-        check = ReadCheck(whole=whole)
-        sound = False
+        request = self._request(ref, first=first, last=last)
         try:
             with self._opened(node_id, request, deadline=deadline) as (fd, announced):
-                if place is not None and not _is_mapped(place, fd):
-                    place = None
-                size = PIECE_BYTES if place is None else SCRATCH_BYTES
-                for offset in range(0, len(buffer), size):
-                    piece = buffer[offset : offset + size]
-                    if place is not None:
-                        piece = self._scratch_buffer()[: len(piece)]
-                    _read_exactly(fd, piece, offset=start + offset, ref=ref, node_id=node_id)
-                    check.update(piece)
-                    deadline.took(len(piece))
-                    deadline.check()
-                sound = check.matches(ref.check, announced)
+                file = ChunkFile(fd=fd, node_id=node_id, ref=ref, buffer=buffer, start=start)
+                return file.fill(announced, deadline=deadline)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"node {node_id} did not pass chunk {ref} in time", key=str(ref), node_id=node_id) from exc
         except (OSError, ProtocolMismatch) as exc:
@@ -154,10 +136,32 @@ class Colocated:
             self._forget(node_id)
             log.info("chunks of node %s are read over the network from now on: %s", node_id, exc)
             raise NotColocated(f"node {node_id}: {exc}") from exc
-        finally:
-            if place is not None and not sound:
-                place.clear()
-        return sound
+
+    def descriptors(self, node_id: str, refs: Sequence[Ref]) -> list[int | None]:
+        """For each of at most `TOGETHER` chunks the descriptor that the node passes, which is the caller's then, or None.
+
+        None says nothing of the chunk: whoever wants to know why reads it by `read_into`.
+        """
+        self._home.check()
+        found: list[int | None] = []
+        try:
+            connection, _ = self._borrow(node_id)
+            try:
+                connection.settimeout(_PATIENCE_S)
+                for ref in refs:
+                    connection.send(self._request(ref).encode())
+                while len(found) < len(refs):
+                    found.append(self._next_descriptor(node_id, connection))
+            except BaseException:
+                connection.close()
+                raise
+            self._give_back(node_id, connection)
+        except (OSError, StoreError) as exc:
+            log.info("chunks of node %s are asked for one by one: %s", node_id, exc)
+        except BaseException:
+            close_all(found)
+            raise
+        return found + [None] * (len(refs) - len(found))
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -174,18 +178,37 @@ class Colocated:
         max_bytes = MAX_HEAD_BYTES + 8 * (request.last - request.first)
         message, fds = self._ask(node_id, request.encode(), max_bytes=max_bytes, deadline=deadline)
         try:
-            answer = ChunkAnswer.decode(message)
-            if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
-                self._learn_owner(node_id, answer)
-                raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
-            if answer.problem is not None:
-                raise from_problem(dict(answer.problem), node_id=node_id)
-            if not fds:
-                raise ProtocolMismatch("no descriptor came with an answer that needs one")
-            yield fds[0], answer.announced
+            announced = self._announced(node_id, message, fds)
+            yield fds[0], announced
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
+
+    def _request(self, ref: Ref, *, first: int = 0, last: int = 0) -> ChunkRequest:
+        return ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=self._config.token or "")
+
+    def _announced(self, node_id: str, message: bytes, fds: Sequence[int]) -> Announced:
+        """What the node says of the chunk whose descriptor came; raises what it says instead, or `ProtocolMismatch`."""
+        answer = ChunkAnswer.decode(message)
+        if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
+            self._learn_owner(node_id, answer)
+            raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
+        if answer.problem is not None:
+            raise from_problem(dict(answer.problem), node_id=node_id)
+        if not fds:
+            raise ProtocolMismatch("no descriptor came with an answer that needs one")
+        return answer.announced
+
+    def _next_descriptor(self, node_id: str, connection: socket.socket) -> int | None:
+        message, fds = _receive(connection, max_bytes=MAX_HEAD_BYTES)
+        try:
+            self._announced(node_id, message, fds)
+        except (ChunkNotFound, ChunkCorrupt):
+            close_all(fds)
+            return None
+        except BaseException:
+            close_all(fds)
+            raise
+        return fds[0]
 
     def _ask(self, node_id: str, request: bytes, *, max_bytes: int, deadline: Deadline) -> tuple[bytes, list[int]]:
         timeout_s = self._patience_s(deadline)
@@ -240,13 +263,6 @@ class Colocated:
                 return
         connection.close()
 
-    def _scratch_buffer(self) -> memoryview:
-        """This thread's own."""
-        if not hasattr(self._scratch, "buffer"):
-            self._scratch.buffer = memoryview(bytearray(SCRATCH_BYTES))
-        buffer: memoryview = self._scratch.buffer
-        return buffer
-
     def _learn_owner(self, node_id: str, answer: ChunkAnswer) -> None:
         """Take the path of `node_id` from all nodes but the one that answered there."""
         with self._lock:
@@ -269,6 +285,10 @@ def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, time
     """Send a request and receive its answer with the descriptors in it, which are the caller's from then on."""
     connection.settimeout(timeout_s)
     connection.send(request)
+    return _receive(connection, max_bytes=max_bytes)
+
+
+def _receive(connection: socket.socket, *, max_bytes: int) -> tuple[bytes, list[int]]:
     # Not socket.recv_fds, which drops its flags up to Python 3.13: a fork at this moment would inherit the descriptor.
     fds = array.array("i")
     room_for_one = socket.CMSG_LEN(fds.itemsize)
@@ -281,30 +301,3 @@ def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, time
             os.close(fd)
         raise ConnectionError("there is more in the answer than was asked for" if message else "the node closed the connection")
     return message, fds.tolist()
-
-
-def _is_mapped(place: Place, fd: int) -> bool:
-    """Whether the file lies there now. Where it can't (file systems differ, maps have a limit), it is read like any other."""
-    try:
-        place.map(fd)
-    except OSError as exc:
-        log.info("a chunk is read because it can't be mapped: %s", exc)
-        return False
-    return True
-
-
-def _read_exactly(fd: int, piece: memoryview, *, offset: int, ref: Ref, node_id: str) -> None:
-    done = 0
-    while done < len(piece):
-        try:
-            num_read = os.preadv(fd, [piece[done:]], offset + done)
-        except OSError as exc:
-            if exc.errno != errno.EIO:
-                raise
-            # A sector that can't be read has lost this copy as surely as a flipped bit.
-            message = f"chunk {ref} on node {node_id}: {exc.strerror} (errno {exc.errno}) at byte {offset + done}"
-            raise ChunkCorrupt(message, key=str(ref), node_id=node_id) from exc
-        if num_read == 0:
-            message = f"chunk {ref} on node {node_id}: the file ends at byte {offset + done}; it was cut short"
-            raise ChunkCorrupt(message, key=str(ref), node_id=node_id)
-        done += num_read

@@ -5,8 +5,9 @@ part of it that consists of whole pages may map the chunk's file there instead (
 writes into it changes his copy of the page and no file. All processes that map a chunk share one copy of it, the page cache's.
 
 To touch a mapped page that can't be had, because the file was cut short or its disk can't read it, kills the process. So who
-maps a file verifies it by reading it, not through the map, and the node never changes a chunk's file. What can't be prevented:
-that the kernel drops a page for lack of memory, and the disk fails when it is wanted again.
+maps a file has the kernel bring all of it in, which is an error where touching would kill, before it looks; and the node never
+changes a chunk's file. What can't be prevented: that the kernel drops a page for lack of memory, and the disk fails when it is
+wanted again.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from typing import Final
 __all__ = ["Pages", "Place", "place_of"]
 
 _MAP_FIXED: Final = 0x10
+_MADV_POPULATE_READ: Final = 22  # Linux 5.14.
 _FAILED: Final = ctypes.c_void_p(-1).value
-_mmap = ctypes.CDLL(None, use_errno=True).mmap
+# Called so, they let go of the GIL.
+_libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 
@@ -42,16 +48,25 @@ class Place:
     size: int
 
     def map(self, fd: int) -> None:
-        """Put the first bytes of a file here."""
+        """Put the first bytes of a file here; raises OSError. Nobody touches them before `populate`."""
         self._replace(mmap.MAP_PRIVATE, fd)
+
+    def populate(self) -> None:
+        """Have all of them in memory; raises OSError if that can't be, or is more than the kernel knows."""
+        if _madvise(self._address, self.size, _MADV_POPULATE_READ):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def clear(self) -> None:
         """Make it plain memory again: zeros."""
         self._replace(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
 
+    @property
+    def _address(self) -> int:
+        return _address(memoryview(self.pages)) + self.start
+
     def _replace(self, flags: int, fd: int) -> None:
-        address = _address(memoryview(self.pages)) + self.start
-        if _mmap(address, self.size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, fd, 0) == _FAILED:
+        if _mmap(self._address, self.size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, fd, 0) == _FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

@@ -12,7 +12,8 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, compress, islice
+from operator import not_
 
 from typing_extensions import Buffer
 
@@ -29,6 +30,7 @@ _MAX_CACHED_MANIFESTS = 64
 # Chunks that are received into the caller's own buffer take no memory, so more of them are under way: 12 instead of 4 read
 # 1 GiB over loopback 12 % faster (medians of 9, alternating: 2,915 and 2,601 MB/s).
 _INTO_A_BUFFER = 3
+_LOOKED_AT = 256  # Pieces that are looked at together for those that are in memory on this host.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,8 @@ class ContentReader:
             for piece in first:
                 self._read_piece(piece)  # The common case costs no thread.
         else:
-            deque(in_order(self._executor, self._read_piece, chain(first, pieces), max_in_flight=max_in_flight), maxlen=0)
+            left = self._not_taken(chain(first, pieces))
+            deque(in_order(self._executor, self._read_piece, left, max_in_flight=max_in_flight), maxlen=0)
 
     def stream(self, start: int = 0, end: int | None = None) -> Generator[bytearray, None, None]:
         """Content bytes ``[start, end)`` in order, verified, in pieces of at most a chunk, reading ahead.
@@ -204,6 +207,15 @@ class ContentReader:
             for span in self.spans(start, start + len(view)):
                 place = span.offset - start
                 yield span, view[place : place + span.end - span.start]
+
+    def _not_taken(self, pieces: Iterable[tuple[Span, memoryview]]) -> Iterator[tuple[Span, memoryview]]:
+        """The pieces that nodes on this host don't have in memory; the others are filled."""
+        rest = iter(pieces)
+        while batch := list(islice(rest, _LOOKED_AT)):
+            taken = self._reader.take_together(
+                [(span.ref, piece) for span, piece in batch], replicas=self.replicas, executor=self._executor
+            )
+            yield from compress(batch, map(not_, taken))
 
     def _read_piece(self, piece: tuple[Span, memoryview]) -> None:
         self._read_span(*piece)

@@ -30,7 +30,6 @@ from storenode.arriving import Arriving, receive
 from storenode.bodies import BodySender
 from storenode.budget import Budget
 from storenode.buffers import Buffers
-from storenode.chunkwriter import ChunkWriter
 from storenode.exchange import DEADLINE
 from storenode.metrics import Metrics
 from storenode.node import Node
@@ -211,14 +210,13 @@ class ChunkRoutes:
         if len(part) == len(arriving):
             await run(store.put, partition, chunk_id, part, epoch=epoch)
             return
-        writer = await run(store.writer, partition, chunk_id, size_bytes=len(arriving), epoch=epoch)
+        writer = await run(store.writer, partition, chunk_id, arriving.buffer, epoch=epoch)
         try:
-            written = 0
-            while written + len(part) < len(arriving):
-                await run(writer.write, part)
-                written += len(part)
-                part = await arriving.part(written)
-            await run(_write_last, writer, part, arriving.buffer)
+            end = len(part)
+            while end < len(arriving):
+                await run(writer.advance, end)
+                end += len(await arriving.part(end))
+            await run(writer.commit)
         finally:
             writer.close()
 
@@ -259,8 +257,3 @@ class ChunkRoutes:
             return error
         log.error("a copy of a chunk met a defect", exc_info=error)
         return internal_error()
-
-
-def _write_last(writer: ChunkWriter, part: memoryview, payload: memoryview) -> None:
-    writer.write(part)
-    writer.commit(payload)

@@ -105,21 +105,19 @@ class ChunkStore:
         DiskFailed
             If a call of the operating system failed. The copy must not be counted.
         """
-        view = memoryview(payload).cast("B")
-        with self.writer(partition, chunk_id, size_bytes=len(view), epoch=epoch) as writer:
-            writer.write(view)
-            return writer.commit(view)
+        with self.writer(partition, chunk_id, memoryview(payload).cast("B"), epoch=epoch) as writer:
+            return writer.commit()
 
-    def writer(self, partition: int, chunk_id: bytes, *, size_bytes: int, epoch: int = 0) -> ChunkWriter:
-        """Begin to store a chunk that comes in parts; raises what `put` does."""
-        at = self._dirs.at(partition, chunk_id)
+    def writer(self, partition: int, chunk_id: bytes, payload: memoryview, *, epoch: int = 0) -> ChunkWriter:
+        """Begin to store a chunk whose payload is still coming into its memory; raises what `put` does."""
+        at, size_bytes = self._dirs.at(partition, chunk_id), len(payload)
         if size_bytes > self._max_chunk_bytes:
             raise BodyTooLarge(f"{size_bytes} bytes for one chunk; this node takes {self._max_chunk_bytes}", key=at.name)
         with self._dirs.opened(at) as directory:
             self._dirs.require_synced(at)
             present = self._is_present(at, directory=directory)
             draft = None if present else self._draft(at, size_bytes=size_bytes, directory=directory)
-        return ChunkWriter(at, draft, commit=partial(self._commit, at, epoch=epoch))
+        return ChunkWriter(at, payload, draft, commit=partial(self._commit, at, epoch=epoch))
 
     def put_group(self, chunks: Sequence[tuple[int, bytes, Buffer]], *, epoch: int = 0) -> list[StoreError | None]:
         """Store small chunks, given as (partition, id, payload), as one durable group; see `storenode.chunkgroup`.
@@ -292,19 +290,16 @@ class ChunkStore:
         self._space.require(size_bytes + trailer_bytes(size_bytes), key=at.name)
         return UnnamedFile(self._fs, directory=directory)
 
-    def _commit(self, at: ChunkPath, writer: ChunkWriter, payload: memoryview, *, epoch: int) -> bool:
-        assert writer.hash.size == len(payload), (writer.hash.size, len(payload))
+    def _commit(self, at: ChunkPath, writer: ChunkWriter, *, epoch: int) -> bool:
         if (found := writer.hash.id) != at.id:
             raise ChecksumMismatch(f"the bytes sent for chunk {at.id.hex()} hash to {found.hex()}", key=at.name)
         with self._dirs.opened(at) as directory:
             self._dirs.require_synced(at)
-            created = self._link_unless_present(at, writer, payload, epoch=epoch, directory=directory)
+            created = self._link_unless_present(at, writer, epoch=epoch, directory=directory)
             self._dirs.sync(at, directory=directory)
         return created
 
-    def _link_unless_present(
-        self, at: ChunkPath, writer: ChunkWriter, payload: memoryview, *, epoch: int, directory: int
-    ) -> bool:
+    def _link_unless_present(self, at: ChunkPath, writer: ChunkWriter, *, epoch: int, directory: int) -> bool:
         trailer = writer.hash.trailer(partition=at.partition).encode()
         for _ in range(_NUM_PUT_TURNS):
             if writer.draft is None:
@@ -312,8 +307,8 @@ class ChunkStore:
                 # first.
                 if self._tagged_sound(at, epoch=epoch, directory=directory):
                     return False
-                writer.draft = self._draft(at, size_bytes=len(payload), directory=directory)
-                writer.draft.write(payload)
+                writer.draft = self._draft(at, size_bytes=len(writer.payload), directory=directory)
+                writer.draft.write(writer.payload)
             try:
                 writer.draft.write(trailer)
                 writer.draft.stamp(epoch)

@@ -1,7 +1,8 @@
 """One chunk on its way to the disk, part by part, so that hashing and writing go on while the rest of it is still coming.
 
-Parts are hashed and written into a file without a name, which is gone if the writer is closed before `ChunkWriter.commit`.
-Which name it then gets, and what to do when a copy is there already, is `storenode.chunkstore`'s business.
+What has come is hashed and written into a file without a name, which is gone if the writer is closed before
+`ChunkWriter.commit`. Which name it then gets, and what to do when a copy is there already, is the business of
+`storenode.chunkstore`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from storenode.trailer import Trailer
 
 __all__ = ["ChunkHash", "ChunkWriter"]
 
-# A part is hashed three times and copied once, so it should stay in the processor's cache meanwhile.
+# What is hashed three times should stay in the processor's cache meanwhile.
 _HOT_BYTES = 512 * 1024
+# What the page cache gets at once it keeps together (as one folio), and a reader on this host maps 2 MiB of it by one entry,
+# a tenth of the work. But the end is written as it comes, for its disk is waited for.
+_WRITE_BYTES = 2 * 1024 * 1024
 
 
 class ChunkHash:
@@ -58,30 +62,39 @@ class ChunkWriter:
     ----------
     at : ChunkPath
         Its name, for messages.
+    payload : memoryview
+        All of it, once it has come.
     draft : UnnamedFile or None
         Takes the payload; None where a copy is there already, so that it is only hashed.
     commit : callable
         Makes the copy durable; see `ChunkStore.put`.
     """
 
-    def __init__(self, at: ChunkPath, draft: UnnamedFile | None, *, commit: Callable[[ChunkWriter, memoryview], bool]) -> None:
+    def __init__(
+        self, at: ChunkPath, payload: memoryview, draft: UnnamedFile | None, *, commit: Callable[[ChunkWriter], bool]
+    ) -> None:
         self._at = at
+        self.payload = payload
         self.draft = draft
         self.hash = ChunkHash()
+        self._written = 0
         self._commit = commit
 
-    def write(self, part: memoryview) -> None:
-        """Take the next bytes, whole segments but for the last ones. Raises `DiskFailed`, `DiskFull`."""
-        for start in range(0, len(part), _HOT_BYTES):
-            hot = part[start : start + _HOT_BYTES]
-            self.hash.update(hot)
-            if self.draft is not None:
+    def advance(self, end: int) -> None:
+        """Take the bytes up to `end`, which have come: whole segments, or all. Raises `DiskFailed`, `DiskFull`."""
+        for start in range(self.hash.size, end, _HOT_BYTES):
+            self.hash.update(self.payload[start : min(end, start + _HOT_BYTES)])
+            size = self.hash.size
+            ready = size if len(self.payload) - size < _WRITE_BYTES else size - size % _WRITE_BYTES
+            if self.draft is not None and ready > self._written:
                 with translated(self._at.path, key=self._at.name):
-                    self.draft.write(hot)
+                    self.draft.write(self.payload[self._written : ready])
+                self._written = ready
 
-    def commit(self, payload: memoryview) -> bool:
-        """Make the copy durable, once all of `payload` has been written; returns and raises what `ChunkStore.put` does."""
-        return self._commit(self, payload)
+    def commit(self) -> bool:
+        """Make the copy durable, once all has come; returns and raises what `ChunkStore.put` does."""
+        self.advance(len(self.payload))
+        return self._commit(self)
 
     def close(self) -> None:
         """Give up what has no name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from client.chunks import Reads
@@ -26,6 +27,9 @@ class NearChunks(FakeChunks):
 
     def colocated(self) -> set[str]:
         return self._near
+
+    def take_together(self, node_id: str, wanted: Sequence[tuple[Ref, memoryview]]) -> list[bool]:
+        return [False] * len(wanted)
 
     def fetch_into(self, node_id: str, ref: Ref, buffer: memoryview, *, start: int = 0, **options: Any) -> None:
         super().fetch_into(node_id, ref, buffer, start=start, **options)

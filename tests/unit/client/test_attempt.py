@@ -17,8 +17,8 @@ from client.http1 import Connection as HttpConnection
 from client.retry import Deadline
 from client.transport import Transport
 from tests.support.fake_cluster import Clock, FakeCluster, quick_config
+from tests.support.local_reads import PAYLOAD, REF
 from tests.support.socket_server import Connection, answer, echo, serving
-from tests.unit.client.test_colocated import PAYLOAD, REF
 
 WAIT_S = 10.0
 SIZE = 3_000_000

@@ -3,79 +3,32 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import random
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.checksum import SEGMENT_BYTES, Announced
-from client.chunks import ChunkClient, Reads
-from client.colocated import Colocated
+from client.chunks import Reads
 from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, Misconfigured
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer
 from client.manifest import Ref, make_ref
-from client.pages import Pages, Place
 from client.replica import ReplicaReader
 from client.retry import Deadline
 from tests.support.door import CLUSTER_ID, Door, open_door, scripted_door
 from tests.support.fake_cluster import FakeCluster, quick_config
-
-PIECE_BYTES = 4 * SEGMENT_BYTES  # Smaller than usual, so that small chunks are read in several pieces.
-PAYLOAD = random.Random(8).randbytes(2 * PIECE_BYTES + SEGMENT_BYTES + 100)
-REF = make_ref(PAYLOAD, partitions=64)
-WHOLE = (0, len(PAYLOAD))
+from tests.support.local_reads import PAYLOAD, PIECE_BYTES, REF, WHOLE, Bench, bench_at, cut_when_opened
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.colocated.PIECE_BYTES", PIECE_BYTES)
-
-
-class Bench:
-    """A client of a cluster whose nodes answer over HTTP from dictionaries, and some of them through doors."""
-
-    def __init__(self, sockets: dict[str, str], **settings: Any) -> None:
-        self.fake = FakeCluster()
-        self.fake.sockets = sockets
-        for node in self.fake.nodes.values():
-            node.chunks[REF.partition, REF.id] = PAYLOAD
-        self.colocated = Colocated(self.fake.cluster, quick_config(**settings))
-        self.chunks = ChunkClient(self.fake.cluster, self.fake.transport, self.colocated)
-
-    @property
-    def reads(self) -> Reads:
-        return self.chunks.reads
-
-    @property
-    def asked_over_http(self) -> list[str]:
-        return [name for name, node in self.fake.nodes.items() if node.requests]
-
-    def fetch(self, start: int = 0, end: int = REF.size, *, ref: Ref = REF, deadline: Deadline | None = None) -> bytes:
-        buffer = bytearray(end - start)
-        self.chunks.fetch_into("node-0", ref, memoryview(buffer), start=start, deadline=deadline)
-        return bytes(buffer)
-
-    def reads_over_http(self) -> bool:
-        """Whether the next read gets its bytes over the network, because the local way failed."""
-        failures = self.reads.local_failures
-        assert self.fetch() == PAYLOAD
-        return (self.reads.local_failures - failures, self.asked_over_http) == (1, ["node-0"])
-
-
-@contextmanager
-def bench_at(sockets: dict[str, str], **settings: Any) -> Iterator[Bench]:
-    bench = Bench(sockets, **settings)
-    try:
-        yield bench
-    finally:
-        bench.colocated.close()
+    monkeypatch.setattr("client.chunk_file.PIECE_BYTES", PIECE_BYTES)
 
 
 @pytest.fixture
@@ -141,18 +94,6 @@ def test_a_copy_that_the_node_finds_damaged_is_corrupt(bench: Bench, door: Door)
     assert bench.asked_over_http == []
 
 
-def cut_when_opened(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the chunk's file cut short between the node's look at it and the reader's."""
-    open_chunk = door.store.open_chunk
-
-    def cut(partition: int, chunk_id: bytes) -> Any:
-        chunk = open_chunk(partition, chunk_id)
-        os.truncate(door.chunk_file(REF), PIECE_BYTES + 5)
-        return chunk
-
-    monkeypatch.setattr(door.store, "open_chunk", cut)
-
-
 def test_a_file_that_is_cut_short_while_it_is_read_is_corrupt(
     bench: Bench, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,91 +115,6 @@ def test_a_disk_that_cannot_read_has_lost_the_copy(bench: Bench, monkeypatch: py
     with pytest.raises(ChunkCorrupt, match="Input/output error"):
         bench.fetch()
     assert bench.asked_over_http == []
-
-
-class TestPages:
-    """Into memory that files can be mapped into."""
-
-    @pytest.fixture
-    def whole(self) -> memoryview:
-        return memoryview(Pages(REF.size))
-
-    def test_a_whole_chunk_is_mapped_and_shared_and_written_to_without_harm(
-        self, bench: Bench, door: Door, whole: memoryview
-    ) -> None:
-        bench.chunks.fetch_into("node-0", REF, whole)
-        assert whole == PAYLOAD
-        assert mapped_bytes(door.chunk_file(REF)) == -(-REF.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        whole[:4] = b"mine"
-        assert door.chunk_file(REF).read_bytes()[: REF.size] == PAYLOAD
-        assert bench.fetch() == PAYLOAD
-
-    def test_it_outlives_the_file_and_ends_with_the_memory(self, bench: Bench, door: Door) -> None:
-        whole = memoryview(Pages(REF.size))
-        bench.chunks.fetch_into("node-0", REF, whole)
-        door.chunk_file(REF).unlink()
-        assert whole == PAYLOAD
-        assert mapped_bytes(door.chunk_file(REF))
-        del whole
-        assert not mapped_bytes(door.chunk_file(REF))
-
-    @pytest.mark.parametrize(("first", "room"), [(1, 0), (mmap.PAGESIZE, 1)])
-    def test_what_would_share_a_page_with_something_else_is_read(self, bench: Bench, door: Door, first: int, room: int) -> None:
-        whole = memoryview(Pages(first + REF.size + room))
-        whole[:first] = b"b" * first
-        bench.chunks.fetch_into("node-0", REF, whole[first : first + REF.size])
-        assert whole == b"b" * first + PAYLOAD + bytes(room)
-        assert not mapped_bytes(door.chunk_file(REF))
-
-    def test_parts_of_chunks_are_read(self, bench: Bench, door: Door) -> None:
-        some = memoryview(Pages(SEGMENT_BYTES))
-        bench.chunks.fetch_into("node-0", REF, some)
-        assert some == PAYLOAD[:SEGMENT_BYTES]
-        assert not mapped_bytes(door.chunk_file(REF))
-
-    @pytest.mark.parametrize("at", [0, PIECE_BYTES + 7, len(PAYLOAD) - 1])
-    def test_damaged_bytes_are_taken_away_again(self, bench: Bench, door: Door, whole: memoryview, at: int) -> None:
-        with door.chunk_file(REF).open("r+b") as file:
-            file.seek(at)
-            file.write(bytes([PAYLOAD[at] ^ 1]))
-        with pytest.raises(ChunkCorrupt, match="node-0"):
-            bench.chunks.fetch_into("node-0", REF, whole)
-        assert whole == bytes(REF.size)
-        assert not mapped_bytes(door.chunk_file(REF))
-
-    def test_a_file_that_is_cut_short_kills_nobody(
-        self, bench: Bench, door: Door, whole: memoryview, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        cut_when_opened(door, monkeypatch)
-        with pytest.raises(ChunkCorrupt, match=f"ends at byte {PIECE_BYTES + 5}; it was cut short"):
-            bench.chunks.fetch_into("node-0", REF, whole)
-        assert whole == bytes(REF.size)
-
-    def test_where_nothing_can_be_mapped_it_is_read(
-        self, bench: Bench, door: Door, whole: memoryview, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refused(place: Place, fd: int) -> None:
-            raise OSError(errno.ENODEV, "No such device")
-
-        monkeypatch.setattr(Place, "map", refused)
-        bench.chunks.fetch_into("node-0", REF, whole)
-        assert whole == PAYLOAD
-        assert bench.asked_over_http == []
-
-    def test_over_http_it_is_memory_like_any_other(self, tmp_path: Path, whole: memoryview) -> None:
-        with bench_at({}) as bench:
-            bench.chunks.fetch_into("node-0", REF, whole)
-            assert whole == PAYLOAD
-
-
-def mapped_bytes(path: Path) -> int:
-    """How much of the file this process maps, gone or not."""
-    found = 0
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.removesuffix(" (deleted)").endswith(str(path)):
-            start, end = line.split()[0].split("-")
-            found += int(end, 16) - int(start, 16)
-    return found
 
 
 def test_a_chunk_that_the_node_does_not_have_is_not_found(bench: Bench) -> None:

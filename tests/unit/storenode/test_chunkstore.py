@@ -122,38 +122,38 @@ def test_an_open_chunk_outlives_its_deletion(store: ChunkStore) -> None:
 
 
 def test_a_chunk_may_come_in_parts(store: ChunkStore, tmp_path: Path) -> None:
-    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
+    with store.writer(5, ID, memoryview(PAYLOAD)) as writer:
         for start in range(0, len(PAYLOAD), SEGMENT_BYTES):
-            writer.write(memoryview(PAYLOAD)[start : start + SEGMENT_BYTES])
+            writer.advance(min(len(PAYLOAD), start + SEGMENT_BYTES))
         assert not store.contains(5, ID)
-        assert writer.commit(memoryview(PAYLOAD))
+        assert writer.commit()
     assert path_of(tmp_path).read_bytes() == PAYLOAD + Trailer.of(PAYLOAD, partition=5, chunk_id=ID).encode()
 
 
 def test_a_writer_that_gives_up_leaves_nothing(store: ChunkStore, tmp_path: Path) -> None:
     num_open = len(os.listdir("/proc/self/fd"))
-    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
-        writer.write(memoryview(PAYLOAD)[:SEGMENT_BYTES])
+    with store.writer(5, ID, memoryview(PAYLOAD)) as writer:
+        writer.advance(SEGMENT_BYTES)
     assert not store.contains(5, ID)
     assert len(os.listdir("/proc/self/fd")) == num_open
 
 
 def test_a_copy_that_appears_meanwhile_is_screened_like_any_other(store: ChunkStore, tmp_path: Path) -> None:
-    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
-        writer.write(memoryview(PAYLOAD))
+    with store.writer(5, ID, memoryview(PAYLOAD)) as writer:
+        writer.advance(len(PAYLOAD))
         assert store.put(5, ID, PAYLOAD)
         flip_bit(path_of(tmp_path), 3)
-        assert writer.commit(memoryview(PAYLOAD))
+        assert writer.commit()
     assert len(quarantined(tmp_path)) == 1
     assert store.verify(5, ID)
 
 
 def test_a_copy_that_is_there_is_not_written_again_unless_it_goes(store: ChunkStore, tmp_path: Path) -> None:
     store.put(5, ID, PAYLOAD)
-    with store.writer(5, ID, size_bytes=len(PAYLOAD)) as writer:
-        writer.write(memoryview(PAYLOAD))
+    with store.writer(5, ID, memoryview(PAYLOAD)) as writer:
+        writer.advance(len(PAYLOAD))
         store.delete(5, ID)
-        assert writer.commit(memoryview(PAYLOAD))
+        assert writer.commit()
     assert store.verify(5, ID)
 
 

@@ -33,9 +33,9 @@ def put_at_once(store: ChunkStore, epoch: int) -> None:
 
 
 def put_in_parts(store: ChunkStore, epoch: int) -> None:
-    with store.writer(5, ID, size_bytes=len(PAYLOAD), epoch=epoch) as writer:
-        writer.write(memoryview(PAYLOAD))
-        writer.commit(memoryview(PAYLOAD))
+    with store.writer(5, ID, memoryview(PAYLOAD), epoch=epoch) as writer:
+        writer.advance(len(PAYLOAD))
+        writer.commit()
 
 
 def put_as_a_group(store: ChunkStore, epoch: int) -> None:

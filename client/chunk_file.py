@@ -1,0 +1,139 @@
+"""The bytes of a chunk file that another process has opened, verified: read into a buffer, or mapped there.
+
+They are read with pread and hashed piece by piece, because to touch a map of a file that is cut short kills the process. Who
+prefers a map says so by a buffer of `client.pages`, into which whole chunks are mapped where they fit.
+
+Many files that are in memory are taken in steps: all are mapped first, because each map stops all other threads of the process
+that touch new pages, and then checked by several threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from client.checksum import SEGMENT_BYTES, Announced, ReadCheck
+from client.errors import ChunkCorrupt
+from client.local_wire import is_in_memory
+from client.manifest import Ref
+from client.pages import Place, place_of
+from client.retry import NEVER, Deadline
+
+__all__ = ["ChunkFile", "close_all", "fill_together"]
+
+log = logging.getLogger(__name__)
+
+# Large enough that threads seldom wait for the GIL between a read and its hash, small enough to give up in between. Whole
+# segments, as `ReadCheck` wants them.
+PIECE_BYTES = 32 * SEGMENT_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkFile:
+    """A chunk file, and where its bytes are to be.
+
+    Attributes
+    ----------
+    fd : int
+        Closed by whoever made this.
+    node_id : str
+        Whose copy it is.
+    buffer : memoryview
+        For the whole chunk, or for whole segments of it.
+    start : int
+        Which byte of the chunk comes first.
+    """
+
+    fd: int
+    node_id: str
+    ref: Ref
+    buffer: memoryview
+    start: int = 0
+
+    def fill(self, announced: Announced, *, deadline: Deadline) -> bool:
+        """Whether the right bytes are in the buffer now.
+
+        Raises
+        ------
+        ChunkCorrupt
+            The file was cut short, or the disk can't read it.
+        """
+        return self._fill(self._map(), announced, deadline=deadline)
+
+    def _fill(self, place: Place | None, announced: Announced, *, deadline: Deadline) -> bool:
+        check = ReadCheck(whole=len(self.buffer) == self.ref.size)
+        size = PIECE_BYTES
+        if place is not None:
+            size = len(self.buffer)
+            try:
+                place.populate()
+            except OSError as exc:
+                # To read it says what is wrong, if it is not just an old kernel.
+                log.info("a chunk is read because its map can't be filled: %s", exc)
+                place.clear()
+                return self._fill(None, announced, deadline=deadline)
+        sound = False
+        try:
+            for offset in range(0, len(self.buffer), size):
+                piece = self.buffer[offset : offset + size]
+                if place is None:
+                    self._read_exactly(piece, offset=self.start + offset)
+                check.update(piece)
+                deadline.took(len(piece))
+                deadline.check()
+            sound = check.matches(self.ref.check, announced)
+        finally:
+            if place is not None and not sound:
+                place.clear()
+        return sound
+
+    def _map(self) -> Place | None:
+        """Where the file is mapped now. Where it can't (file systems differ, maps have a limit), it is read like any other."""
+        place = place_of(self.buffer) if len(self.buffer) == self.ref.size else None
+        if place is not None:
+            try:
+                place.map(self.fd)
+            except OSError as exc:
+                log.info("a chunk is read because it can't be mapped: %s", exc)
+                return None
+        return place
+
+    def _read_exactly(self, piece: memoryview, *, offset: int) -> None:
+        done, whose = 0, f"chunk {self.ref} on node {self.node_id}"
+        while done < len(piece):
+            try:
+                num_read = os.preadv(self.fd, [piece[done:]], offset + done)
+            except OSError as exc:
+                if exc.errno != errno.EIO:
+                    raise
+                # A sector that can't be read has lost this copy as surely as a flipped bit.
+                message = f"{whose}: {exc.strerror} (errno {exc.errno}) at byte {offset + done}"
+                raise ChunkCorrupt(message, key=str(self.ref), node_id=self.node_id) from exc
+            if num_read == 0:
+                message = f"{whose}: the file ends at byte {offset + done}; it was cut short"
+                raise ChunkCorrupt(message, key=str(self.ref), node_id=self.node_id)
+            done += num_read
+
+
+def close_all(fds: Iterable[int | None]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        if fd is not None:
+            os.close(fd)
+
+
+def fill_together(files: Sequence[ChunkFile]) -> list[bool]:
+    """Fill the buffers of whole chunks whose files are in memory; for each whether it was."""
+    near = [is_in_memory(file.fd, file.ref.size) for file in files]
+    places = [file._map() if is_near else None for file, is_near in zip(files, near, strict=True)]
+    filled = []
+    for file, is_near, place in zip(files, near, places, strict=True):
+        try:
+            filled.append(is_near and file._fill(place, Announced(), deadline=NEVER))
+        except (ChunkCorrupt, OSError) as exc:
+            log.info("a chunk is read anew: %s", exc)
+            filled.append(False)
+    return filled
