@@ -3,8 +3,8 @@
 They are read with pread and hashed piece by piece, because to touch a map of a file that is cut short kills the process. Who
 prefers a map says so by a buffer of `client.pages`, into which whole chunks are mapped where they fit.
 
-Many files that are in memory are taken in steps: all are mapped first, because each map stops all other threads of the process
-that touch new pages, and then checked by several threads.
+Files that are in memory may be taken together: all are mapped first, because that stops other threads of the process for a
+moment, and then checked.
 """
 
 from __future__ import annotations

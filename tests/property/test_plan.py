@@ -130,6 +130,7 @@ def test_every_row_is_where_its_cell_says(
     batch_size=st.integers(1, 9),
     num_epochs=st.integers(1, 8),
     spare_slots=st.integers(0, 80),
+    held_slots=st.integers(0, 80),
     depth=st.integers(1, 3),
     keeps_all=st.booleans(),
 )
@@ -139,6 +140,7 @@ def test_blocks_that_are_held_are_those_that_were_brought_in_last(
     batch_size: int,
     num_epochs: int,
     spare_slots: int,
+    held_slots: int,
     depth: int,
     keeps_all: bool,
 ) -> None:
@@ -151,9 +153,14 @@ def test_blocks_that_are_held_are_those_that_were_brought_in_last(
         epoch = step // int(lengths[lane])
         return epochs[epoch][lane], epoch * int(lengths[lane])
 
-    num_slots = num_lanes + batch_size + 1 + spare_slots
+    max_taken = num_lanes + batch_size + 1 + spare_slots
     planner = VisitPlanner(
-        num_lanes=num_lanes, num_slots=num_slots, max_block_rows=block_rows, order_of=order_of, keeps_all=keeps_all
+        num_lanes=num_lanes,
+        num_slots=(num_slots := max_taken + held_slots),
+        max_block_rows=block_rows,
+        order_of=order_of,
+        max_taken=max_taken,
+        keeps_all=keeps_all,
     )
     slots = Slots(epochs[0], block_rows)
     for epoch in range(num_epochs):
@@ -165,6 +172,7 @@ def test_blocks_that_are_held_are_those_that_were_brought_in_last(
             while (plan := planner.plan(share)) is None:
                 planner.release(slots.pending.popleft())  # One batch always fits beside the open visits.
             slots.accept(plan)
+            assert planner.num_taken <= max_taken
     blocks, copies = sum(len(order.visits) for order in epochs[0]), depth + 2  # Open, and closed by plans that wait.
     if keeps_all and num_slots >= copies * blocks:
         assert slots.num_held >= (num_epochs - copies) * blocks
