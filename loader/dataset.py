@@ -82,7 +82,8 @@ class ShardedDataset(StreamDataset):
     zero_copy : bool
         Values of columns of bytes, and of images that are not decoded, are read-only memoryviews instead of byte strings: of
         the cache's files, mapped, or of the block that was just fetched. A view keeps its block in memory for as long as it is
-        held. Not for the workers of a DataLoader, and not for a `cache_dir` on a disk that may fail: that ends the process.
+        held. Blocks that are not in the cache are fetched in each epoch. Not for the workers of a DataLoader, and not for a
+        `cache_dir` on a disk that may fail: that ends the process.
     locality : bool
         Give each rank the lanes whose copies lie on its host, as far as possible, where the number of lanes divides that of
         rows in a global batch. Global batches stay the same; which rank has which of their rows does not. All ranks have to
