@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.checksum import SEGMENT_BYTES, Announced, ReadCheck
@@ -22,7 +22,7 @@ from client.manifest import Ref
 from client.pages import Place, place_of
 from client.retry import NEVER, Deadline
 
-__all__ = ["ChunkFile", "close_all", "fill_together"]
+__all__ = ["ChunkFile", "fill_together"]
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +116,6 @@ class ChunkFile:
                 message = f"{whose}: the file ends at byte {offset + done}; it was cut short"
                 raise ChunkCorrupt(message, key=str(self.ref), node_id=self.node_id)
             done += num_read
-
-
-def close_all(fds: Iterable[int | None]) -> None:
-    """Close descriptors."""
-    for fd in fds:
-        if fd is not None:
-            os.close(fd)
 
 
 def fill_together(files: Sequence[ChunkFile]) -> list[bool]:

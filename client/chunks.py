@@ -13,13 +13,13 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from types import TracebackType
 from typing import Any
 
 from typing_extensions import Buffer
 
 from client.checksum import ReadCheck, xxh3
-from client.chunk_file import ChunkFile, close_all, fill_together
 from client.cluster import Cluster
 from client.colocated import Colocated, NotColocated
 from client.errors import (
@@ -247,19 +247,10 @@ class ChunkClient:
         """
         if self._colocated is None or node_id not in self._colocated.nodes():
             return [False] * len(wanted)
-        fds = self._colocated.descriptors(node_id, [ref for ref, _ in wanted])
-        try:
-            files = {
-                number: ChunkFile(fd=fd, node_id=node_id, ref=wanted[number][0], buffer=wanted[number][1])
-                for number, fd in enumerate(fds)
-                if fd is not None
-            }
-            filled = dict(zip(files, fill_together(list(files.values())), strict=True))
-        finally:
-            close_all(fds)
-        taken = [wanted[number][0].size for number, is_filled in filled.items() if is_filled]
+        filled = self._colocated.take_together(node_id, wanted)
+        taken = [ref.size for ref, _ in compress(wanted, filled)]
         self._count(local=len(taken), local_bytes=sum(taken))
-        return [filled.get(number, False) for number in range(len(wanted))]
+        return filled
 
     def verify(self, node_id: str, refs: Sequence[Ref]) -> list[str]:
         """Have the node re-hash its copies: ``ok``, ``missing`` or ``corrupt`` for each of `refs`.

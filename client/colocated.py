@@ -23,11 +23,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from client.checksum import SEGMENT_BYTES, Announced, num_segments
-from client.chunk_file import ChunkFile, close_all
+from client.chunk_file import ChunkFile, fill_together
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
 from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, ProtocolMismatch, StoreError, from_problem
@@ -137,31 +137,26 @@ class Colocated:
             log.info("chunks of node %s are read over the network from now on: %s", node_id, exc)
             raise NotColocated(f"node {node_id}: {exc}") from exc
 
-    def descriptors(self, node_id: str, refs: Sequence[Ref]) -> list[int | None]:
-        """For each of at most `TOGETHER` chunks the descriptor that the node passes, which is the caller's then, or None.
+    def take_together(self, node_id: str, wanted: Sequence[tuple[Ref, memoryview]]) -> list[bool]:
+        """Fill buffers with whole chunks, at most `TOGETHER`, that the node has in memory; for each whether it was.
 
-        None says nothing of the chunk: whoever wants to know why reads it by `read_into`.
+        What was not filled says nothing of the chunk: whoever wants to know why reads it by `read_into`.
         """
         self._home.check()
-        found: list[int | None] = []
+        files: dict[int, ChunkFile] = {}
         try:
-            connection, _ = self._borrow(node_id)
             try:
-                connection.settimeout(_PATIENCE_S)
-                for ref in refs:
-                    connection.send(self._request(ref).encode())
-                while len(found) < len(refs):
-                    found.append(self._next_descriptor(node_id, connection))
-            except BaseException:
-                connection.close()
-                raise
-            self._give_back(node_id, connection)
-        except (OSError, StoreError) as exc:
-            log.info("chunks of node %s are asked for one by one: %s", node_id, exc)
-        except BaseException:
-            close_all(found)
-            raise
-        return found + [None] * (len(refs) - len(found))
+                for number, fd in enumerate(self._descriptors(node_id, [ref for ref, _ in wanted])):
+                    if fd is not None:
+                        ref, buffer = wanted[number]
+                        files[number] = ChunkFile(fd=fd, node_id=node_id, ref=ref, buffer=buffer)
+            except (OSError, StoreError) as exc:
+                log.info("chunks of node %s are asked for one by one: %s", node_id, exc)
+            filled = dict(zip(files, fill_together(list(files.values())), strict=True))
+        finally:
+            for file in files.values():
+                os.close(file.fd)
+        return [filled.get(number, False) for number in range(len(wanted))]
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -181,7 +176,7 @@ class Colocated:
             announced = self._announced(node_id, message, fds)
             yield fds[0], announced
         finally:
-            close_all(fds)
+            _close(fds)
 
     def _request(self, ref: Ref, *, first: int = 0, last: int = 0) -> ChunkRequest:
         return ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=self._config.token or "")
@@ -198,17 +193,28 @@ class Colocated:
             raise ProtocolMismatch("no descriptor came with an answer that needs one")
         return answer.announced
 
-    def _next_descriptor(self, node_id: str, connection: socket.socket) -> int | None:
-        message, fds = _receive(connection, max_bytes=MAX_HEAD_BYTES)
+    def _descriptors(self, node_id: str, refs: Sequence[Ref]) -> Iterator[int | None]:
+        """For each whole chunk the descriptor that the node passes, the caller's then; None where it says what is wrong."""
+        connection, _ = self._borrow(node_id)
         try:
-            self._announced(node_id, message, fds)
-        except (ChunkNotFound, ChunkCorrupt):
-            close_all(fds)
-            return None
+            connection.settimeout(_PATIENCE_S)
+            for ref in refs:
+                connection.send(self._request(ref).encode())
+            for _ in refs:
+                message, fds = _receive(connection, max_bytes=MAX_HEAD_BYTES)
+                try:
+                    self._announced(node_id, message, fds)
+                except BaseException as exc:
+                    _close(fds)
+                    if not isinstance(exc, (ChunkNotFound, ChunkCorrupt)):
+                        raise
+                    yield None
+                else:
+                    yield fds[0]
         except BaseException:
-            close_all(fds)
+            connection.close()
             raise
-        return fds[0]
+        self._give_back(node_id, connection)
 
     def _ask(self, node_id: str, request: bytes, *, max_bytes: int, deadline: Deadline) -> tuple[bytes, list[int]]:
         timeout_s = self._patience_s(deadline)
@@ -297,7 +303,11 @@ def _receive(connection: socket.socket, *, max_bytes: int) -> tuple[bytes, list[
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not message:
-        for fd in fds:
-            os.close(fd)
+        _close(fds)
         raise ConnectionError("there is more in the answer than was asked for" if message else "the node closed the connection")
     return message, fds.tolist()
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -155,6 +156,18 @@ class MemoryStore(ObjectStore):
 def keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have blocks be fetched in each epoch, as if there were too many to be kept from one to the next."""
     monkeypatch.setattr(OpenStream, "reuse", lambda self, visit: False)
+
+
+def nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the system say that it would have to wait for the disk, whatever is read."""
+    preadv = os.preadv
+
+    def on_disk(file: int, buffers: list[memoryview], start: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise BlockingIOError
+        return preadv(file, buffers, start, flags)
+
+    monkeypatch.setattr(os, "preadv", on_disk)
 
 
 def open_reader(content: bytes) -> tuple[DatasetReader, MemoryStore]:

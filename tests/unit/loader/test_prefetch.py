@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from loader.reader import DatasetReader
 from loader.receipt import Meters, Receipt
 from loader.stage import Epochs, Stage, StreamSpec
 from loader.stager import Stager
-from tests.support.memory_store import MemoryStore, dataset_bytes, open_reader
+from tests.support.memory_store import MemoryStore, dataset_bytes, nothing_in_memory, open_reader
 
 DEADLINE_S = 20.0
 ROW_BYTES = 128
@@ -105,12 +104,7 @@ def test_little_that_lies_in_the_cache_takes_no_thread(
         with stager(reader, spec()) as stages:
             assert sorted(rows_of(drain(stages))) == list(range(800))
             assert stages.receipt().to_dict()["bytes_cache"] == 0
-        preadv, submit, submitted = os.preadv, DaemonPool.submit, 0
-
-        def on_disk(file: int, buffers: list[memoryview], start: int, flags: int) -> int:
-            if flags & os.RWF_NOWAIT:
-                raise BlockingIOError
-            return preadv(file, buffers, start, flags)
+        submit, submitted = DaemonPool.submit, 0
 
         def counted(*args: Any) -> Any:
             nonlocal submitted
@@ -119,7 +113,7 @@ def test_little_that_lies_in_the_cache_takes_no_thread(
 
         monkeypatch.setattr(DaemonPool, "submit", counted)
         if not is_in_memory:
-            monkeypatch.setattr(os, "preadv", on_disk)
+            nothing_in_memory(monkeypatch)
         with stager(reader, spec()) as stages:
             assert sorted(rows_of(drain(stages))) == list(range(800))
             receipt = stages.receipt().to_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from loader.cache import DiskCache
 from loader.plan import Visit
 from loader.reader import DatasetReader
 from loader.value_room import LARGE_VALUE_BYTES, ValueRoom
-from tests.support.memory_store import MemoryDataset, dataset_bytes, keep_nothing, open_reader
+from tests.support.memory_store import MemoryDataset, dataset_bytes, keep_nothing, nothing_in_memory, open_reader
 from tests.unit.loader.test_arena import MAX_ROWS, filled, plan_of
 
 VALUES = [bytes([1 + row]) * (LARGE_VALUE_BYTES + 100 * row) for row in range(8)]
@@ -77,14 +76,7 @@ def test_what_is_damaged_is_read_from_elsewhere(reader: DatasetReader, tmp_path:
 
 def test_what_is_not_in_memory_is_read_when_it_is_wanted(reader: DatasetReader, monkeypatch: pytest.MonkeyPatch) -> None:
     brought(reader)
-    preadv = os.preadv
-
-    def on_disk(file: int, buffers: list[memoryview], start: int, flags: int) -> int:
-        if flags & os.RWF_NOWAIT:
-            raise BlockingIOError
-        return preadv(file, buffers, start, flags)
-
-    monkeypatch.setattr(os, "preadv", on_disk)
+    nothing_in_memory(monkeypatch)
     cached, room = brought(reader)
     assert cached == len(room)
     assert read(room) == VALUES[: room.rows]

@@ -25,7 +25,7 @@ from loader.errors import InvalidOption
 from loader.mixed import MixedDataset
 from loader.reader import DatasetReader
 from loader.view_room import ViewRoom
-from tests.support.memory_store import MemoryDataset, dataset_bytes, open_reader
+from tests.support.memory_store import MemoryDataset, dataset_bytes, nothing_in_memory, open_reader
 from tests.unit.loader.test_arena import MAX_ROWS, lane_order, plan_of
 
 ROWS = 24
@@ -95,14 +95,7 @@ def test_damaged_block_is_fetched_and_written_anew(reader: DatasetReader, tmp_pa
 
 def test_block_that_is_only_on_disk_is_read_by_whoever_may_wait(reader: DatasetReader, monkeypatch: pytest.MonkeyPatch) -> None:
     brought(reader)
-    preadv = os.preadv
-
-    def on_disk(file: int, buffers: list[memoryview], start: int, flags: int) -> int:
-        if flags & os.RWF_NOWAIT:
-            raise BlockingIOError
-        return preadv(file, buffers, start, flags)
-
-    monkeypatch.setattr(os, "preadv", on_disk)
+    nothing_in_memory(monkeypatch)
     assert not reader.read_cached_into(0, 0, [0], [room_of(reader)])
     _, room = brought(reader)
     assert room.is_live and views(room)[0] == VALUES[0]
