@@ -2,9 +2,6 @@
 
 They are read with pread and hashed piece by piece, because to touch a map of a file that is cut short kills the process. Who
 prefers a map says so by a buffer of `client.pages`, into which whole chunks are mapped where they fit.
-
-Files that are in memory may be taken together: all are mapped first, because that stops other threads of the process for a
-moment, and then checked.
 """
 
 from __future__ import annotations
@@ -12,26 +9,26 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.checksum import SEGMENT_BYTES, Announced, ReadCheck
+from client.checksum import SEGMENT_BYTES, Announced, ReadCheck, xxh3
 from client.errors import ChunkCorrupt
 from client.local_wire import is_in_memory
 from client.manifest import Ref
 from client.pages import Place, place_of
 from client.retry import NEVER, Deadline
 
-__all__ = ["ChunkFile", "fill_together"]
+__all__ = ["ChunkFile"]
 
 log = logging.getLogger(__name__)
 
+_NOTHING = Announced()
 # Large enough that threads seldom wait for the GIL between a read and its hash, small enough to give up in between. Whole
 # segments, as `ReadCheck` wants them.
 PIECE_BYTES = 32 * SEGMENT_BYTES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ChunkFile:
     """A chunk file, and where its bytes are to be.
 
@@ -61,33 +58,12 @@ class ChunkFile:
         ChunkCorrupt
             The file was cut short, or the disk can't read it.
         """
-        return self._fill(self._map(), announced, deadline=deadline)
-
-    def _fill(self, place: Place | None, announced: Announced, *, deadline: Deadline) -> bool:
-        check = ReadCheck(whole=len(self.buffer) == self.ref.size)
-        size = PIECE_BYTES
-        if place is not None:
-            size = len(self.buffer)
-            try:
-                place.populate()
-            except OSError as exc:
-                # To read it says what is wrong, if it is not just an old kernel.
-                log.info("a chunk is read because its map can't be filled: %s", exc)
-                place.clear()
-                return self._fill(None, announced, deadline=deadline)
-        sound = False
-        try:
-            for offset in range(0, len(self.buffer), size):
-                piece = self.buffer[offset : offset + size]
-                if place is None:
-                    self._read_exactly(piece, offset=self.start + offset)
-                check.update(piece)
-                deadline.took(len(piece))
-                deadline.check()
-            sound = check.matches(self.ref.check, announced)
-        finally:
-            if place is not None and not sound:
-                place.clear()
+        place = self._map()
+        sound = None if place is None else self._fill_mapped(place)
+        if sound is None:
+            return self._read(announced, deadline=deadline)
+        deadline.took(len(self.buffer))
+        deadline.check()
         return sound
 
     def _map(self) -> Place | None:
@@ -100,6 +76,38 @@ class ChunkFile:
                 log.info("a chunk is read because it can't be mapped: %s", exc)
                 return None
         return place
+
+    def _fill_mapped(self, place: Place) -> bool | None:
+        """Whether the right bytes are there, None if the kernel can't bring them. Others don't stay mapped."""
+        sound = None
+        try:
+            place.populate()
+            sound = xxh3(self.buffer) == self.ref.check
+        except OSError as exc:
+            # To read it says what is wrong, if it is not just an old kernel.
+            log.info("a chunk is read because its map can't be filled: %s", exc)
+        finally:
+            if not sound:
+                place.clear()
+        return sound
+
+    def fill_if_near(self) -> bool:
+        """Whether the file of a whole chunk is in memory, and the right bytes are in the buffer now."""
+        try:
+            return is_in_memory(self.fd, self.ref.size) and self.fill(_NOTHING, deadline=NEVER)
+        except (ChunkCorrupt, OSError) as exc:
+            log.info("a chunk is read anew: %s", exc)
+            return False
+
+    def _read(self, announced: Announced, *, deadline: Deadline) -> bool:
+        check = ReadCheck(whole=len(self.buffer) == self.ref.size)
+        for offset in range(0, len(self.buffer), PIECE_BYTES):
+            piece = self.buffer[offset : offset + PIECE_BYTES]
+            self._read_exactly(piece, offset=self.start + offset)
+            check.update(piece)
+            deadline.took(len(piece))
+            deadline.check()
+        return check.matches(self.ref.check, announced)
 
     def _read_exactly(self, piece: memoryview, *, offset: int) -> None:
         done, whose = 0, f"chunk {self.ref} on node {self.node_id}"
@@ -116,17 +124,3 @@ class ChunkFile:
                 message = f"{whose}: the file ends at byte {offset + done}; it was cut short"
                 raise ChunkCorrupt(message, key=str(self.ref), node_id=self.node_id)
             done += num_read
-
-
-def fill_together(files: Sequence[ChunkFile]) -> list[bool]:
-    """Fill the buffers of whole chunks whose files are in memory; for each whether it was."""
-    near = [is_in_memory(file.fd, file.ref.size) for file in files]
-    places = [file._map() if is_near else None for file, is_near in zip(files, near, strict=True)]
-    filled = []
-    for file, is_near, place in zip(files, near, places, strict=True):
-        try:
-            filled.append(is_near and file._fill(place, Announced(), deadline=NEVER))
-        except (ChunkCorrupt, OSError) as exc:
-            log.info("a chunk is read anew: %s", exc)
-            filled.append(False)
-    return filled

@@ -242,7 +242,7 @@ class ChunkClient:
         Parameters
         ----------
         wanted : sequence of (Ref, memoryview)
-            At most `TOGETHER`, each with a buffer of its size. What was not filled, for any reason, is to be fetched by
+            At most `MAX_TOGETHER`, each with a buffer of its size. What was not filled, for any reason, is to be fetched by
             `fetch_into`, which says why.
         """
         if self._colocated is None or node_id not in self._colocated.nodes():

@@ -10,7 +10,7 @@ node of which cluster gave it. Where all nodes have their data at the same path,
 A descriptor is used for one read and closed. While it is open its bytes stay, even if the node sets the chunk aside or dies.
 `client.chunk_file` reads them.
 
-Descriptors of many chunks may be had together: nobody waits for an answer before he asks for the next one.
+Descriptors of many chunks may be had by one exchange.
 
 What the node says of a chunk (it has none, it is corrupt) is its answer, and so is its silence. If the way itself fails,
 `NotColocated` says so, and whoever called takes the other way.
@@ -23,27 +23,26 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from client.checksum import SEGMENT_BYTES, Announced, num_segments
-from client.chunk_file import ChunkFile, fill_together
+from client.checksum import SEGMENT_BYTES, num_segments
+from client.chunk_file import ChunkFile
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
-from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, ProtocolMismatch, StoreError, from_problem
-from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
+from client.errors import DeadlineExceeded, ProtocolMismatch, StoreError, from_problem
+from client.local_wire import MAX_HEAD_BYTES, MAX_TOGETHER, ChunkAnswer, ChunkRequest, socket_address
 from client.manifest import Ref
 from client.process import HomeProcess
 from client.retry import NEVER, Deadline
 
-__all__ = ["TOGETHER", "Colocated", "NotColocated"]
+__all__ = ["Colocated", "NotColocated", "requests_for"]
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 8  # Chunks that are asked for at once. Their answers fit into what a socket holds.
-# Asks for a chunk that no bytes have as their hash: the answer says whose it is.
-_WHO_ARE_YOU = ChunkRequest(partition=0, id=bytes(32), first=0, last=0, token="")
-_PATIENCE_S = 0.25  # For each answer. Whoever is silent for longer is asked in the usual way, and others with him.
+_PATIENCE_S = 0.25  # Whoever is silent for longer is asked in the usual way, and others with him.
+_LEAST_TOGETHER = 2  # A request for less costs more than another thread saves.
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
 
 
@@ -91,10 +90,8 @@ class Colocated:
             if node_id not in self._paths:  # Another node has answered at its path.
                 continue
             try:
-                with self._opened(node_id, _WHO_ARE_YOU, deadline=Deadline(self._config.connect_timeout_s)):
+                with self._opened(node_id, [], deadline=Deadline(self._config.connect_timeout_s)):
                     found.add(node_id)
-            except ChunkNotFound:
-                found.add(node_id)
             except (OSError, ProtocolMismatch) as exc:
                 log.info("node %s is not taken to be on this host: %s", node_id, exc)
         return found
@@ -124,11 +121,11 @@ class Colocated:
         deadline = deadline or NEVER
         whole = len(buffer) == ref.size
         first, last = (0, 0) if whole else (start // SEGMENT_BYTES, num_segments(start + len(buffer)))
-        request = self._request(ref, first=first, last=last)
         try:
-            with self._opened(node_id, request, deadline=deadline) as (fd, announced):
-                file = ChunkFile(fd=fd, node_id=node_id, ref=ref, buffer=buffer, start=start)
-                return file.fill(announced, deadline=deadline)
+            with self._opened(node_id, [ref], first=first, last=last, deadline=deadline) as (answer, (fd,)):
+                if fd is None:
+                    raise from_problem(dict(answer.problem or {}), node_id=node_id)
+                return ChunkFile(fd, node_id, ref, buffer, start).fill(answer.announced, deadline=deadline)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"node {node_id} did not pass chunk {ref} in time", key=str(ref), node_id=node_id) from exc
         except (OSError, ProtocolMismatch) as exc:
@@ -138,25 +135,20 @@ class Colocated:
             raise NotColocated(f"node {node_id}: {exc}") from exc
 
     def take_together(self, node_id: str, wanted: Sequence[tuple[Ref, memoryview]]) -> list[bool]:
-        """Fill buffers with whole chunks, at most `TOGETHER`, that the node has in memory; for each whether it was.
+        """Fill buffers with whole chunks, at most `MAX_TOGETHER`, that the node has in memory; for each whether it was.
 
         What was not filled says nothing of the chunk: whoever wants to know why reads it by `read_into`.
         """
         self._home.check()
-        files: dict[int, ChunkFile] = {}
         try:
-            try:
-                for number, fd in enumerate(self._descriptors(node_id, [ref for ref, _ in wanted])):
-                    if fd is not None:
-                        ref, buffer = wanted[number]
-                        files[number] = ChunkFile(fd=fd, node_id=node_id, ref=ref, buffer=buffer)
-            except (OSError, StoreError) as exc:
-                log.info("chunks of node %s are asked for one by one: %s", node_id, exc)
-            filled = dict(zip(files, fill_together(list(files.values())), strict=True))
-        finally:
-            for file in files.values():
-                os.close(file.fd)
-        return [filled.get(number, False) for number in range(len(wanted))]
+            with self._opened(node_id, [ref for ref, _ in wanted], deadline=Deadline(_PATIENCE_S)) as (_, fds):
+                return [
+                    fd is not None and ChunkFile(fd, node_id, ref, buffer).fill_if_near()
+                    for fd, (ref, buffer) in zip(fds, wanted, strict=True)
+                ]
+        except (OSError, StoreError) as exc:
+            log.info("chunks of node %s are asked for one by one: %s", node_id, exc)
+            return [False] * len(wanted)
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -168,61 +160,29 @@ class Colocated:
             connection.close()
 
     @contextmanager
-    def _opened(self, node_id: str, request: ChunkRequest, *, deadline: Deadline) -> Iterator[tuple[int, Announced]]:
-        """The descriptor that the node passes, and what it announces beside it."""
-        max_bytes = MAX_HEAD_BYTES + 8 * (request.last - request.first)
-        message, fds = self._ask(node_id, request.encode(), max_bytes=max_bytes, deadline=deadline)
+    def _opened(
+        self, node_id: str, refs: Sequence[Ref], *, first: int = 0, last: int = 0, deadline: Deadline
+    ) -> Iterator[tuple[ChunkAnswer, list[int | None]]]:
+        """What the node answers, and for each chunk its descriptor; `ProtocolMismatch` if it is another node."""
+        chunks = [(ref.partition, ref.id) for ref in refs]
+        request = ChunkRequest(chunks=chunks, first=first, last=last, token=self._config.token or "")
+        message, fds = self._ask(node_id, request, deadline=deadline)
         try:
-            announced = self._announced(node_id, message, fds)
-            yield fds[0], announced
+            answer = ChunkAnswer.decode(message)
+            if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
+                self._learn_owner(node_id, answer)
+                raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
+            yield answer, answer.assign(fds, count=len(refs))
         finally:
             _close(fds)
 
-    def _request(self, ref: Ref, *, first: int = 0, last: int = 0) -> ChunkRequest:
-        return ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=self._config.token or "")
-
-    def _announced(self, node_id: str, message: bytes, fds: Sequence[int]) -> Announced:
-        """What the node says of the chunk whose descriptor came; raises what it says instead, or `ProtocolMismatch`."""
-        answer = ChunkAnswer.decode(message)
-        if (answer.node_id, answer.cluster_id) != (node_id, self._cluster.view().cluster_id):
-            self._learn_owner(node_id, answer)
-            raise ProtocolMismatch(f"node {answer.node_id} of cluster {answer.cluster_id} answers in its place")
-        if answer.problem is not None:
-            raise from_problem(dict(answer.problem), node_id=node_id)
-        if not fds:
-            raise ProtocolMismatch("no descriptor came with an answer that needs one")
-        return answer.announced
-
-    def _descriptors(self, node_id: str, refs: Sequence[Ref]) -> Iterator[int | None]:
-        """For each whole chunk the descriptor that the node passes, the caller's then; None where it says what is wrong."""
-        connection, _ = self._borrow(node_id)
-        try:
-            connection.settimeout(_PATIENCE_S)
-            for ref in refs:
-                connection.send(self._request(ref).encode())
-            for _ in refs:
-                message, fds = _receive(connection, max_bytes=MAX_HEAD_BYTES)
-                try:
-                    self._announced(node_id, message, fds)
-                except BaseException as exc:
-                    _close(fds)
-                    if not isinstance(exc, (ChunkNotFound, ChunkCorrupt)):
-                        raise
-                    yield None
-                else:
-                    yield fds[0]
-        except BaseException:
-            connection.close()
-            raise
-        self._give_back(node_id, connection)
-
-    def _ask(self, node_id: str, request: bytes, *, max_bytes: int, deadline: Deadline) -> tuple[bytes, list[int]]:
+    def _ask(self, node_id: str, request: ChunkRequest, *, deadline: Deadline) -> tuple[bytes, list[int]]:
         timeout_s = self._patience_s(deadline)
         connection, reused = self._borrow(node_id)
         try:
             try:
                 deadline.waits_on(connection)
-                answer = _exchange(connection, request, max_bytes=max_bytes, timeout_s=timeout_s)
+                answer = _exchange(connection, request, timeout_s=timeout_s)
             except OSError as exc:
                 # The node closes connections that were idle for long, and all of them when it ends. Silence is neither.
                 if not reused or isinstance(exc, TimeoutError):
@@ -231,7 +191,7 @@ class Colocated:
                 connection.close()
                 connection = self._connect(node_id)
                 deadline.waits_on(connection)
-                answer = _exchange(connection, request, max_bytes=max_bytes, timeout_s=timeout_s)
+                answer = _exchange(connection, request, timeout_s=timeout_s)
         except BaseException:
             deadline.waits_on(None)
             connection.close()
@@ -287,22 +247,26 @@ class Colocated:
         return max(_SHORTEST_TIMEOUT_S, min(self._config.read_timeout_s, deadline.remaining_s()))
 
 
-def _exchange(connection: socket.socket, request: bytes, *, max_bytes: int, timeout_s: float) -> tuple[bytes, list[int]]:
+def requests_for(chosen: Mapping[str, Sequence[int]], *, num_threads: int) -> list[tuple[str, Sequence[int]]]:
+    """Numbers of chunks, chosen for each node, by request: as many as one may have, but some for each thread."""
+    share = -(-sum(map(len, chosen.values())) // num_threads)
+    step = min(max(_LEAST_TOGETHER, share), MAX_TOGETHER)
+    return [(node_id, numbers[at : at + step]) for node_id, numbers in chosen.items() for at in range(0, len(numbers), step)]
+
+
+def _exchange(connection: socket.socket, request: ChunkRequest, *, timeout_s: float) -> tuple[bytes, list[int]]:
     """Send a request and receive its answer with the descriptors in it, which are the caller's from then on."""
     connection.settimeout(timeout_s)
-    connection.send(request)
-    return _receive(connection, max_bytes=max_bytes)
-
-
-def _receive(connection: socket.socket, *, max_bytes: int) -> tuple[bytes, list[int]]:
-    # Not socket.recv_fds, which drops its flags up to Python 3.13: a fork at this moment would inherit the descriptor.
+    connection.send(request.encode())
+    # Not socket.recv_fds, which drops its flags up to Python 3.13: a fork at this moment would inherit the descriptors.
     fds = array.array("i")
-    room_for_one = socket.CMSG_LEN(fds.itemsize)
-    message, ancillary, flags, _ = connection.recvmsg(max_bytes, room_for_one, socket.MSG_CMSG_CLOEXEC)
+    max_bytes = MAX_HEAD_BYTES + 8 * (request.last - request.first)
+    room = socket.CMSG_LEN(max(1, len(request.chunks)) * fds.itemsize)
+    message, ancillary, flags, _ = connection.recvmsg(max_bytes, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not message:
+    if flags & _CUT_SHORT or not message:
         _close(fds)
         raise ConnectionError("there is more in the answer than was asked for" if message else "the node closed the connection")
     return message, fds.tolist()

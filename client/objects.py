@@ -27,6 +27,7 @@ from client.config import ClientConfig
 from client.errors import ChunkCorrupt, InvalidRequest
 from client.in_flight import ThreadPool, in_order
 from client.manifest import Ref
+from client.manifest_cache import ManifestCache
 from client.names import check_bucket, check_key
 from client.namespace import Namespace
 from client.object_upload import ObjectUpload
@@ -62,6 +63,7 @@ class ObjectStore(Namespace):
         self.chunks = chunks
         self.config = config
         self.replica_reader = ReplicaReader(cluster, chunks, config)
+        self._manifests = ManifestCache()
         # Calls of get_many and put_many wait for chunks, so the two kinds of work must not share threads.
         self._chunk_pool = ThreadPool(config.max_threads, name="forebay-chunk")
         self._call_pool = ThreadPool(config.max_threads, name="forebay-call")
@@ -251,6 +253,7 @@ class ObjectStore(Namespace):
             record.content,
             replicas=record.replicas,
             reader=self.replica_reader,
+            manifests=self._manifests,
             executor=self._chunk_pool,
             max_in_flight=self.config.max_in_flight_chunks,
             backoff=Backoff(base_s=self.config.retry_base_s, max_s=self.config.retry_max_s),

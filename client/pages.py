@@ -39,12 +39,15 @@ class Pages(mmap.mmap):
         return super().__new__(cls, -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Place:
-    """Bytes ``[start, start + size)`` of `pages`, on pages of their own."""
+    """Part of `pages`, on pages of its own: so many bytes at an address.
+
+    `pages` keeps them in memory.
+    """
 
     pages: Pages
-    start: int
+    address: int
     size: int
 
     def map(self, fd: int) -> None:
@@ -53,35 +56,33 @@ class Place:
 
     def populate(self) -> None:
         """Have all of them in memory; raises OSError if that can't be, or is more than the kernel knows."""
-        if _madvise(self._address, self.size, _MADV_POPULATE_READ):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        if _madvise(self.address, self.size, _MADV_POPULATE_READ):
+            raise _last_error()
 
     def clear(self) -> None:
         """Make it plain memory again: zeros."""
         self._replace(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
 
-    @property
-    def _address(self) -> int:
-        return _address(memoryview(self.pages)) + self.start
-
     def _replace(self, flags: int, fd: int) -> None:
-        if _mmap(self._address, self.size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, fd, 0) == _FAILED:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        if _mmap(self.address, self.size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, fd, 0) == _FAILED:
+            raise _last_error()
 
 
 def place_of(buffer: memoryview) -> Place | None:
     """The place that a buffer is, or None if it is no part of `Pages` or has a page in common with another part."""
-    pages = buffer.obj
-    if not isinstance(pages, Pages) or not len(buffer):
+    pages, size = buffer.obj, len(buffer)
+    if not isinstance(pages, Pages) or not size:
         return None
-    start = _address(buffer) - _address(memoryview(pages))
-    end = start + len(buffer)
-    if start % mmap.PAGESIZE or (end % mmap.PAGESIZE and end != len(pages)):
+    address = _address(buffer)
+    if address % mmap.PAGESIZE or (size % mmap.PAGESIZE and address + size != _address(memoryview(pages)) + len(pages)):
         return None
-    return Place(pages=pages, start=start, size=len(buffer))
+    return Place(pages, address, size)
 
 
 def _address(buffer: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import compress
 
 from client.attempt import Attempt, Overtaken
 from client.chunks import ChunkClient
 from client.cluster import Cluster
-from client.colocated import TOGETHER
+from client.colocated import requests_for
 from client.config import ClientConfig
 from client.errors import (
     AllReplicasFailed,
@@ -235,29 +235,36 @@ class ReplicaReader:
 
         There is nothing about such a read that could be late. Whatever was not filled is to be read by `read_into`.
         """
-        layouts, here = self._cluster.layouts, self._chunks.colocated()
+        filled = [False] * len(wanted)
+        num_threads = usable_cores() + 1  # One waits for a node while the others read.
+        requests = requests_for(self._on_this_host(wanted, replicas=replicas), num_threads=num_threads)
+        left = iter(requests)
+
+        def take(_: int) -> None:
+            for node_id, numbers in left:
+                taken = list(compress(numbers, self._chunks.take_together(node_id, [wanted[number] for number in numbers])))
+                for number in taken:
+                    filled[number] = True
+                if taken:
+                    self._count(node_id, sum(wanted[number][0].size for number in taken), hedged=False)
+
+        if len(requests) == 1:
+            take(0)  # The common case costs no thread.
+        else:
+            deque(in_order(executor, take, range(min(len(requests), num_threads)), max_in_flight=num_threads), maxlen=0)
+        return filled
+
+    def _on_this_host(self, wanted: Sequence[tuple[Ref, memoryview]], *, replicas: int) -> dict[str, list[int]]:
+        """Which of the chunks are to be read from which node on this host."""
         chosen: dict[str, list[int]] = {}
-        for number, (ref, buffer) in enumerate(wanted if here else ()):
-            if len(buffer) == ref.size:
-                first = self._first_to_ask(ref, layouts, replicas=replicas, exclude=())
+        if here := self._chunks.colocated():
+            layouts = self._cluster.layouts
+            ranked = cache(partial(self._ranked, layouts=layouts))  # Many chunks have the same holders.
+            for number, (ref, _) in enumerate(wanted):
+                first = ranked(layouts.holders(ref.partition, count=replicas))
                 if first and first[0] in here:
                     chosen.setdefault(first[0], []).append(number)
-        filled = [False] * len(wanted)
-
-        def take(part: tuple[str, Sequence[int]]) -> None:
-            node_id, numbers = part
-            taken = self._chunks.take_together(node_id, [wanted[number] for number in numbers])
-            for number in compress(numbers, taken):
-                filled[number] = True
-                self._count(node_id, len(wanted[number][1]), hedged=False)
-
-        parts = [
-            (node, part)
-            for node, numbers in chosen.items()
-            for part in (numbers[at : at + TOGETHER] for at in range(0, len(numbers), TOGETHER))
-        ]
-        deque(in_order(executor, take, parts, max_in_flight=2 * usable_cores()), maxlen=0)
-        return filled
+        return chosen
 
     def report_corrupt(self, ref: Ref, failed: Mapping[str, StoreError]) -> None:
         """Have the nodes verify their copies that, of all in `failed`, sent corrupt bytes."""

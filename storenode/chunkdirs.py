@@ -51,12 +51,12 @@ class ChunkDirectories:
 
     def at(self, partition: int, chunk_id: bytes) -> ChunkPath:
         """Where a chunk's file may lie."""
-        return ChunkPath.under(self.chunks, partition=partition, chunk_id=chunk_id)
+        return ChunkPath.under(self.parents, partition=partition, chunk_id=chunk_id)
 
     @contextmanager
     def opened(self, at: ChunkPath) -> Iterator[int]:
         """A descriptor of a chunk's directory; errors of the operating system in the block are named for the chunk."""
-        with translated(at.path, key=at.name), opened(self._fs.open_directory(at.path.parent)) as directory:
+        with translated(at.path, key=at.name), opened(self._fs.open_directory(at.parent)) as directory:
             yield directory
 
     def sync(self, at: ChunkPath, *, directory: int) -> None:
@@ -89,13 +89,13 @@ class ChunkDirectories:
 
     def require_synced(self, at: ChunkPath) -> None:
         """Raise `DiskFailed` for a chunk whose directory had a failed sync."""
-        if at.path.parent in self._unsynced:
-            message = f"{at.path.parent}: an fsync failed before, so this one means nothing; check the disk, restart the node"
+        if at.parent in self._unsynced:
+            message = f"{at.parent}: an fsync failed before, so this one means nothing; check the disk, restart the node"
             raise DiskFailed(message, key=at.name)
 
     def distrust(self, places: Iterable[ChunkPath]) -> None:
         """Note that a sync of the names of these chunks has failed."""
-        self._unsynced.update(at.path.parent for at in places)
+        self._unsynced.update(at.parent for at in places)
 
     def _make(self) -> None:
         for path in (self.chunks, self.quarantine, *self.parents):

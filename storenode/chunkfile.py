@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,25 +27,34 @@ from storenode.trailer import CHECK_BYTES, DamagedTrailer, Trailer, payload_byte
 __all__ = ["ChunkPath", "OpenChunk", "parse_name", "read_trailer", "rehash"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ChunkPath:
-    """A chunk's name and the one place where its file may lie."""
+    """A chunk's name and the one place where its file may lie.
+
+    Attributes
+    ----------
+    parent : Path
+        Its directory.
+    name : str
+        The file's name, which is also the chunk's key in messages.
+    """
 
     partition: int
     id: bytes
-    path: Path
+    parent: Path
+    name: str
 
     @classmethod
-    def under(cls, root: Path, *, partition: int, chunk_id: bytes) -> ChunkPath:
+    def under(cls, parents: Sequence[Path], *, partition: int, chunk_id: bytes) -> ChunkPath:
+        """Its place in one of 256 directories."""
         assert 0 <= partition < 2**32, partition
         assert len(chunk_id) == ID_BYTES, chunk_id
-        path = root / f"{chunk_id[0]:02x}" / _name(partition, chunk_id)
-        return cls(partition=partition, id=chunk_id, path=path)
+        return cls(partition, chunk_id, parents[chunk_id[0]], _name(partition, chunk_id))
 
     @property
-    def name(self) -> str:
-        """The file's name, which is also the chunk's key in messages."""
-        return self.path.name
+    def path(self) -> Path:
+        """The whole path."""
+        return self.parent / self.name
 
 
 class OpenChunk:
@@ -97,6 +107,11 @@ class OpenChunk:
         except OSError as exc:
             raise disk_error(exc, self._at.path, key=self._at.name) from exc
 
+    def detach(self) -> int:
+        """The descriptor, the caller's from now on."""
+        fd, self.fd = self.fd, -1
+        return fd
+
     def close(self) -> None:
         """Close the descriptor. Maps stay valid."""
         if self.fd >= 0:
@@ -112,7 +127,10 @@ class OpenChunk:
 
 def read_trailer(fs: FileSystem, fd: int, *, at: ChunkPath) -> Trailer:
     """The trailer of an open chunk file; raises `ChunkCorrupt` if the file's structure is not that of the chunk `at`."""
-    file_bytes = fs.stat_file(fd).st_size
+    try:
+        file_bytes = fs.stat_file(fd).st_size
+    except OSError as exc:
+        raise disk_error(exc, at.path, key=at.name) from exc
     try:
         start = payload_bytes(file_bytes)
         data = bytearray(file_bytes - start)

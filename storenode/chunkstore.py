@@ -38,7 +38,7 @@ from storenode.chunkfile import ChunkPath, OpenChunk, parse_name, read_trailer
 from storenode.chunkgroup import ChunkGroup, Member, require_reporting_sync
 from storenode.chunkwriter import ChunkWriter
 from storenode.diskspace import DiskSpace, DiskUsage
-from storenode.filesystem import FileSystem, UnnamedFile, opened, translated
+from storenode.filesystem import FileSystem, UnnamedFile, disk_error, opened, translated
 from storenode.garbage import Garbage
 from storenode.screening import Copy, Screening
 from storenode.smallchunks import SmallChunks
@@ -169,14 +169,16 @@ class ChunkStore:
         ChunkCorrupt
             If the file was cut short, grew, or its trailer is damaged or of another chunk.
         """
-        at = self._dirs.at(partition, chunk_id)
-        with self._dirs.opened(at) as directory:
-            fd = self._open_file(at, directory=directory)
-            try:
-                return OpenChunk(self._fs, fd=fd, at=at, trailer=read_trailer(self._fs, fd, at=at))
-            except BaseException:
-                os.close(fd)
-                raise
+        at, fd = self._opened(partition, chunk_id)
+        try:
+            return OpenChunk(self._fs, fd=fd, at=at, trailer=read_trailer(self._fs, fd, at=at))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def open_file(self, partition: int, chunk_id: bytes) -> int:
+        """A read-only descriptor of a chunk's file, the caller's, for who checks all of its payload; raises `ChunkNotFound`."""
+        return self._opened(partition, chunk_id)[1]
 
     def verify(self, partition: int, chunk_id: bytes) -> int:
         """Re-hash a copy where it lies, payload, segments and trailer; returns its size in bytes.
@@ -329,11 +331,24 @@ class ChunkStore:
         tagged = self._screening.tag(at, epoch=epoch, directory=directory)
         return tagged and self._screening.screen(at, directory=directory) is Copy.SOUND
 
+    def _opened(self, partition: int, chunk_id: bytes) -> tuple[ChunkPath, int]:
+        at = self._dirs.at(partition, chunk_id)
+        try:
+            return at, self._fs.open_path(f"{at.parent}/{at.name}")
+        except FileNotFoundError as exc:
+            raise _not_found(at) from exc
+        except OSError as exc:
+            raise disk_error(exc, at.path, key=at.name) from exc
+
     def _open_file(self, at: ChunkPath, *, directory: int) -> int:
         try:
             return self._fs.open_file(at.name, directory=directory)
         except FileNotFoundError as exc:
-            raise ChunkNotFound(f"no copy of chunk {at.name} here", key=at.name) from exc
+            raise _not_found(at) from exc
+
+
+def _not_found(at: ChunkPath) -> ChunkNotFound:
+    return ChunkNotFound(f"no copy of chunk {at.name} here", key=at.name)
 
 
 def _has_its_id(member: Member) -> bool:

@@ -23,7 +23,7 @@ __all__ = ["ChunkHash", "ChunkWriter"]
 # What is hashed three times should stay in the processor's cache meanwhile.
 _HOT_BYTES = 512 * 1024
 # What the page cache gets at once it keeps together (as one folio), and a reader on this host maps 2 MiB of it by one entry,
-# a tenth of the work. But the end is written as it comes, for its disk is waited for.
+# a tenth of the work.
 _WRITE_BYTES = 2 * 1024 * 1024
 
 
@@ -85,7 +85,7 @@ class ChunkWriter:
         for start in range(self.hash.size, end, _HOT_BYTES):
             self.hash.update(self.payload[start : min(end, start + _HOT_BYTES)])
             size = self.hash.size
-            ready = size if len(self.payload) - size < _WRITE_BYTES else size - size % _WRITE_BYTES
+            ready = size if size == len(self.payload) else size - size % _WRITE_BYTES
             if self.draft is not None and ready > self._written:
                 with translated(self._at.path, key=self._at.name):
                     self.draft.write(self.payload[self._written : ready])

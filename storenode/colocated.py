@@ -16,7 +16,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from typing import Any
 from client.checksum import Announced, num_segments
 from client.errors import ChunkCorrupt, InvalidRange, StoreError, to_problem
 from client.local_wire import MAX_REQUEST_BYTES, SOCKET_NAME, ChunkAnswer, ChunkRequest, is_in_memory, socket_address
-from storenode.chunkfile import OpenChunk
 from storenode.chunkstore import ChunkStore
 
 __all__ = ["ChunkDoor"]
@@ -32,9 +31,7 @@ __all__ = ["ChunkDoor"]
 log = logging.getLogger(__name__)
 
 _BACKLOG = 128
-_IN_TURN = 16  # Messages of one connection before the others have their turn.
 _ACCEPT_PAUSE_S = 0.1  # When there are no descriptors left, the listener stays readable, and trying on would only burn time.
-_NOTHING = Announced()
 _MODE = 0o660  # To connect takes the right to write; it gives no more than chunk files of mode 0640 do.
 
 
@@ -147,19 +144,15 @@ class ChunkDoor:
         self._used_s[connection] = self._clock()
 
     def _serve(self, connection: socket.socket) -> None:
-        """Answer the messages that have come, a few at most, or close the connection."""
+        """Answer the message that has come, or close the connection."""
         try:
-            for _ in range(_IN_TURN):
-                try:
-                    # Without room for descriptors: the kernel drops those that somebody sends us.
-                    message, _, flags, _ = connection.recvmsg(MAX_REQUEST_BYTES)
-                except BlockingIOError:
-                    break
-                if not message or flags & socket.MSG_TRUNC:
-                    self._close(connection)
-                    return
-                # Does not wait: there is no room only if the process does not take its answers.
-                self._answer(connection, message)
+            # Without room for descriptors: the kernel drops those that somebody sends us.
+            message, _, flags, _ = connection.recvmsg(MAX_REQUEST_BYTES)
+            if not message or flags & socket.MSG_TRUNC:
+                self._close(connection)
+                return
+            # Does not wait: there is no room only if the process does not take its answers.
+            self._answer(connection, message)
         except OSError:
             self._close(connection)
         except Exception:
@@ -170,30 +163,50 @@ class ChunkDoor:
             self._used_s[connection] = self._clock()
 
     def _answer(self, connection: socket.socket, message: bytes) -> None:
+        fds: list[int] = []
         try:
-            request = ChunkRequest.decode(message)
-            # No token is asked for: who gets here may open the chunk files by the socket's mode, with a token or without.
-            with self._open(request) as chunk:
+            try:
+                answer = self._answer_to(ChunkRequest.decode(message), fds)
+            except StoreError as error:
+                answer = self._signed(problem=to_problem(error))
+            socket.send_fds(connection, [answer.encode()], fds)
+            # Ahead of who got the descriptor, and after the answer. Who asks for many takes only what is in memory.
+            if len(fds) == 1 and not is_in_memory(fds[0], os.fstat(fds[0]).st_size):
+                os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _answer_to(self, request: ChunkRequest, fds: list[int]) -> ChunkAnswer:
+        """Append the descriptors that are passed, the caller's from then on."""
+        # No token is asked for: who gets here may open the chunk files by the socket's mode, with a token or without.
+        missing, problem = [], None
+        for number, (partition, chunk_id) in enumerate(request.chunks):
+            try:
+                if request.last:
+                    return self._signed(announced=self._announced(request, fds))
+                # Whoever reads a whole chunk checks it against its reference.
+                fds.append(self._store.open_file(partition, chunk_id))
+            except StoreError as error:
+                missing.append(number)
+                problem = problem or to_problem(error)
+        return self._signed(missing=tuple(missing), problem=problem)
+
+    def _announced(self, request: ChunkRequest, fds: list[int]) -> Announced:
+        ((partition, chunk_id),) = request.chunks
+        try:
+            with self._store.open_chunk(partition, chunk_id) as chunk:
                 if not request.first <= request.last <= num_segments(chunk.size):
                     raise InvalidRange(f"segments {request.first} to {request.last} of a chunk of {chunk.size} bytes")
                 announced = Announced(check=chunk.check, segment_checks=chunk.segment_checks(request.first, request.last))
-                socket.send_fds(connection, [self._signed(announced=announced)], [chunk.fd])
-                # Ahead of who got the descriptor, and after the answer.
-                if not is_in_memory(chunk.fd, chunk.size):
-                    os.posix_fadvise(chunk.fd, 0, chunk.size, os.POSIX_FADV_WILLNEED)
-        except StoreError as error:
-            connection.send(self._signed(problem=to_problem(error)))
-
-    def _open(self, request: ChunkRequest) -> OpenChunk:
-        try:
-            return self._store.open_chunk(request.partition, request.id)
+                fds.append(chunk.detach())
+                return announced
         except ChunkCorrupt:
-            self._repair(request.partition, request.id)
+            self._repair(partition, chunk_id)
             raise
 
-    def _signed(self, *, announced: Announced = _NOTHING, problem: Mapping[str, Any] | None = None) -> bytes:
-        answer = ChunkAnswer(node_id=self._node_id, cluster_id=self._cluster_id, announced=announced, problem=problem)
-        return answer.encode()
+    def _signed(self, **said: Any) -> ChunkAnswer:
+        return ChunkAnswer(node_id=self._node_id, cluster_id=self._cluster_id, **said)
 
     def _close_idle(self) -> None:
         now_s = self._clock()

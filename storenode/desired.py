@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from client.errors import StoreError
 from client.manifest import Ref
+from client.manifest_cache import ManifestCache
 from client.reader import ContentReader
 from client.record import ObjectRecord
 from client.retry import Backoff
@@ -149,6 +150,7 @@ class DesiredSet:
             record.content,
             replicas=record.replicas,
             reader=self._copies.reader,
+            manifests=ManifestCache(),
             executor=self._pool,
             max_in_flight=1,
             backoff=Backoff(base_s=1.0, max_s=1.0),

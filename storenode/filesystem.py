@@ -48,6 +48,10 @@ class FileSystem:
     def open_file(self, name: str, *, directory: int) -> int:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
+    def open_path(self, path: str) -> int:
+        """As `open_file`, for who needs nothing else in its directory."""
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def write(self, fd: int, data: memoryview) -> int:
         """Write at the file's position; returns how many bytes were taken, perhaps fewer than given."""
         return os.write(fd, data)

@@ -61,6 +61,11 @@ class Stored:
     shape: tuple[int, ...]
     shards: tuple[Shard, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that its elements take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:

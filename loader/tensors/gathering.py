@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -27,16 +28,11 @@ ReadParts = Callable[[Iterable[tuple[memoryview, int]]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wanted:
-    """A region of the tensor that begins at byte `base` of the file, and the memory of its size that it fills."""
+    """Bytes of a tensor: where the first lies in the file, the memory they fill, and their region if that is several runs."""
 
-    base: int
-    region: Region
+    start: int
     out: memoryview
-
-    @property
-    def start(self) -> int:
-        """Where its first byte lies in the file."""
-        return self.base + int(self.region.starts[0])
+    region: Region | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,21 +73,20 @@ def _execute(batch: list[_Read], read_parts: ReadParts) -> None:
 def _reads(wanted: Iterable[Wanted]) -> Iterator[_Read]:
     some = [want for want in wanted if len(want.out)]
     small: list[Wanted] = []
-    for want in sorted(some, key=lambda want: want.start):
-        if len(want.region.starts) == 1 and len(want.out) < SMALL_BYTES:
-            if small and not _close(small, want):
+    end = 0
+    for want in sorted(some, key=attrgetter("start")):
+        if want.region is not None:
+            yield from _runs(want, want.region)
+        elif len(want.out) >= SMALL_BYTES:
+            yield _Read(start=want.start, into=want.out)
+        else:
+            if small and (want.start - end > GAP_BYTES or want.start + len(want.out) - small[0].start > SCRATCH_BYTES):
                 yield _together(small)
                 small = []
             small.append(want)
-        else:
-            yield from _runs(want)
+            end = want.start + len(want.out)
     if small:
         yield _together(small)
-
-
-def _close(group: list[Wanted], want: Wanted) -> bool:
-    last = group[-1]
-    return want.start - last.start - len(last.out) <= GAP_BYTES and want.start + len(want.out) - group[0].start <= SCRATCH_BYTES
 
 
 def _together(group: list[Wanted]) -> _Read:
@@ -107,14 +102,15 @@ def _together(group: list[Wanted]) -> _Read:
     return _Read(start=first, into=scratch, spread=spread)
 
 
-def _runs(want: Wanted) -> Iterator[_Read]:
-    run_bytes = want.region.run_bytes
-    for extent in want.region.extents(gap_bytes=GAP_BYTES, most_bytes=SCRATCH_BYTES):
+def _runs(want: Wanted, region: Region) -> Iterator[_Read]:
+    run_bytes = region.run_bytes
+    base = want.start - region.first  # The tensor's.
+    for extent in region.extents(gap_bytes=GAP_BYTES, most_bytes=SCRATCH_BYTES):
         out = want.out[extent.first * run_bytes :][: len(extent.runs) * run_bytes]
         if extent.end - extent.start == len(out):
-            yield _Read(start=want.base + extent.start, into=out)
+            yield _Read(start=base + extent.start, into=out)
         else:
-            yield _apart(extent, out, start=want.base + extent.start, run_bytes=run_bytes)
+            yield _apart(extent, out, start=base + extent.start, run_bytes=run_bytes)
 
 
 def _apart(extent: Extent, out: memoryview, *, start: int, run_bytes: int) -> _Read:

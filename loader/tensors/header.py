@@ -40,6 +40,7 @@ MAX_HEADER_BYTES: Final = 100_000_000
 _ALIGN_BYTES: Final = 64
 _MAX_DIMENSIONS: Final = 64
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
+_INTS: Final = frozenset({int})  # And no bool, which is one, too.
 _PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -187,4 +188,6 @@ def _entry(item: tuple[str, Any]) -> TensorEntry:
 
 
 def _are_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
+    if not isinstance(value, list) or not _INTS.issuperset(map(type, value)):
+        return False
+    return min(value, default=0) >= 0 and max(value, default=0) < 1 << 63

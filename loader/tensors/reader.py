@@ -6,6 +6,7 @@ together. On the host of a replica the bytes come from its files past the networ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,10 +19,10 @@ from client.objects import ObjectStore
 from client.pages import Pages
 from loader.errors import InvalidOption, LoaderError, TensorMismatch
 from loader.store_user import StoreUser
-from loader.tensors.contents import Contents
+from loader.tensors.contents import Contents, Shard, Stored
 from loader.tensors.gathering import MAX_SCRATCH_BYTES, SMALL_BYTES, Wanted, gather
 from loader.tensors.header import LENGTH_BYTES, TensorsHeader
-from loader.tensors.memory import bytes_of
+from loader.tensors.memory import bytes_of, is_plain
 from loader.tensors.region import Index, Region, parse_index
 
 __all__ = ["Part", "Piece", "TensorReader", "load_tensors"]
@@ -35,12 +36,12 @@ _HEAD_BYTES: Final = 64 * 1024  # Read at once from the beginning: for most file
 class Part:
     """Elements of tensor `name`: those at `axes` of each dimension, and the tensor of that shape that they are read into.
 
-    `memory` is that of `into`, where files can be mapped into it.
+    All elements, without `axes`. `memory` is that of `into`, where files can be mapped into it.
     """
 
     name: str
-    axes: tuple[range, ...]
     into: torch.Tensor
+    axes: tuple[range, ...] | None = None
     memory: Pages | None = None
 
 
@@ -152,7 +153,8 @@ class TensorReader(StoreUser):
 
     def num_bytes(self, name: str) -> int:
         """Bytes that the elements of a tensor take."""
-        return self.shape(name).numel() * self.dtype(name).itemsize
+        self._check_names([name])
+        return math.prod(self.contents.shape(name)) * self.contents.dtype(name).itemsize
 
     def load(
         self,
@@ -200,17 +202,19 @@ class TensorReader(StoreUser):
         ties = {name: self.contents.ties[name] for name in wanted if name in self.contents.ties}
         whole = dict.fromkeys(ties[name].owner if name in ties else name for name in wanted)
         # Owners that were not asked for, and whatever has no memory of the caller's yet.
-        pages = {name: Pages(size) for name in whole if mmap and (size := self.num_bytes(name)) >= SMALL_BYTES}
+        asked = frozenset(wanted)
+        pages: dict[str, Pages] = {}
         read: Tensors = {}
         for name in whole:
-            if name in pages:
-                read[name] = self._over(pages[name], name)
+            stored = self.contents.tensors[name]
+            if into is not None and name in asked:
+                read[name] = into[name].detach()
+            elif mmap and stored.num_bytes >= SMALL_BYTES:
+                pages[name] = Pages(stored.num_bytes)
+                read[name] = torch.frombuffer(pages[name], dtype=torch.uint8).view(stored.dtype).view(stored.shape)
             else:
-                read[name] = self._empty(name, device) if into is None or name not in wanted else into[name].detach()
-        self.load_parts(
-            Part(name=name, axes=tuple(map(range, tensor.shape)), into=tensor, memory=pages.get(name))
-            for name, tensor in read.items()
-        )
+                read[name] = torch.empty(stored.shape, dtype=stored.dtype, device=device)
+        self.load_parts(Part(name=name, into=tensor, memory=pages.get(name)) for name, tensor in read.items())
         found = {name: ties[name].view(read[ties[name].owner]) if name in ties else read[name] for name in wanted}
         if into is None:
             return found
@@ -260,19 +264,17 @@ class TensorReader(StoreUser):
         for part in parts:
             stored = self.contents.tensors[part.name]
             for shard in stored.shards:
-                inside = [_within(axis, *span) for axis, span in zip(part.axes, shard.spans, strict=True)]
-                to = part.into[tuple(places for _, places in inside)]
+                to, first, region = _taken(part, stored, shard)
                 if not to.numel():
                     continue
                 place, memory = to, part.memory
-                if not _is_plain(to):
+                if not is_plain(to):
                     memory = None
                     place = torch.empty(to.shape, dtype=to.dtype, pin_memory=to.is_cuda)
                     copies.append((to, place))
                     scratch_bytes += place.nbytes
-                region = Region.of(shard.sizes, [axis for axis, _ in inside], item_bytes=stored.dtype.itemsize)
                 out = bytes_of(place) if memory is None else _bytes_within(memory, place, whole=part.into)
-                wanted.append(Wanted(base=self._data_offset + shard.entry.start, region=region, out=out))
+                wanted.append(Wanted(start=self._data_offset + shard.entry.start + first, out=out, region=region))
                 if scratch_bytes >= MAX_SCRATCH_BYTES:
                     self._fill(wanted, copies)
                     wanted, copies, scratch_bytes = [], [], 0
@@ -300,7 +302,9 @@ class TensorReader(StoreUser):
 
     def _read_header(self) -> TensorsHeader:
         size = self._content.size
-        head = bytearray(min(_HEAD_BYTES, size))
+        # No more than the first chunk has: whoever wrote it by `save_tensors` has the header there.
+        first = next(self._content.spans(0, min(_HEAD_BYTES, size)), None)
+        head = bytearray(min(size, max(LENGTH_BYTES, first.end if first else 0)))
         self._content.read_into(head)
         length = TensorsHeader.length(bytes(head[:LENGTH_BYTES]), file_bytes=size)
         missing = LENGTH_BYTES + length - len(head)
@@ -309,13 +313,6 @@ class TensorReader(StoreUser):
             self._content.read_into(rest, start=len(head))
             head += rest
         return TensorsHeader.decode(bytes(head[LENGTH_BYTES : LENGTH_BYTES + length]), file_bytes=size)
-
-    def _over(self, pages: Pages, name: str) -> torch.Tensor:
-        flat = torch.frombuffer(pages, dtype=torch.uint8)
-        return flat.view(self.contents.dtype(name)).view(self.contents.shape(name))
-
-    def _empty(self, name: str, device: str | torch.device) -> torch.Tensor:
-        return torch.empty(self.contents.shape(name), dtype=self.contents.dtype(name), device=device)
 
     def _check_names(self, names: Iterable[str]) -> None:
         missing = [name for name in names if name not in self]
@@ -353,6 +350,17 @@ def load_tensors(
         return reader.load(names, into=into, device=device, mmap=mmap)
 
 
+def _taken(part: Part, stored: Stored, shard: Shard) -> tuple[torch.Tensor, int, Region | None]:
+    """What of a part comes from a shard: the elements read into, where in it they begin, and their region if several runs."""
+    if part.axes is None and len(stored.shards) == 1:
+        return part.into, 0, None
+    axes = map(range, stored.shape) if part.axes is None else part.axes
+    inside = [_within(axis, *span) for axis, span in zip(axes, shard.spans, strict=True)]
+    to = part.into[tuple(places for _, places in inside)]
+    region = Region.of(shard.sizes, [axis for axis, _ in inside], item_bytes=stored.dtype.itemsize)
+    return to, region.first if to.numel() else 0, region if len(region.starts) > 1 else None
+
+
 def _within(axis: range, start: int, end: int) -> tuple[range, slice]:
     """What of `axis` lies in ``[start, end)``, counted from `start`, and which places of `axis` that is."""
     first = max(0, -(-(start - axis.start) // axis.step))
@@ -364,10 +372,6 @@ def _within(axis: range, start: int, end: int) -> tuple[range, slice]:
 def _bytes_within(pages: Pages, part: torch.Tensor, *, whole: torch.Tensor) -> memoryview:
     start = part.data_ptr() - whole.data_ptr()
     return memoryview(pages)[start : start + part.nbytes]
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _differs(name: str, shape: Sequence[int], dtype: torch.dtype, found: torch.Tensor) -> str:

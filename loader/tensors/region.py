@@ -82,6 +82,11 @@ class Region:
         return cls(run_bytes=run_bytes, starts=starts if run_bytes else starts[:0])
 
     @property
+    def first(self) -> int:
+        """Where the first run begins; there must be one."""
+        return int(self.starts[0])
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the result."""
         return self.run_bytes * len(self.starts)

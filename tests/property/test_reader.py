@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from client.errors import AllReplicasFailed, StoreError
 from client.in_flight import ThreadPool
 from client.manifest import make_ref
+from client.manifest_cache import ManifestCache
 from client.reader import ContentReader, ObjectFile
 from client.replica import ReplicaReader
 from client.retry import Backoff
@@ -48,6 +49,7 @@ class Stored:
             self.content,
             replicas=3,
             reader=ReplicaReader(self.fake.cluster, self.fake.chunks, quick_config(hedge_waste=0)),
+            manifests=ManifestCache(),
             executor=pool,
             max_in_flight=3,
             backoff=Backoff(base_s=0.001, max_s=0.002),

@@ -164,7 +164,8 @@ def test_many_regions_are_gathered_from_one_file(chosen: list[tuple[tuple[tuple[
         axes, _ = parse_index(shape, index)
         region = Region.of(shape, axes, item_bytes=4)
         outs.append(bytearray(region.run_bytes * len(region.starts)))
-        wanted.append(Wanted(base=base, region=region, out=memoryview(outs[-1])))
+        start = base + (region.first if region.num_bytes else 0)
+        wanted.append(Wanted(start=start, out=memoryview(outs[-1]), region=region if len(region.starts) > 1 else None))
 
     def read_parts(parts: Any) -> None:
         for buffer, start in parts:

@@ -69,14 +69,14 @@ def bench_at(sockets: dict[str, str], **settings: Any) -> Iterator[Bench]:
 
 def cut_when_opened(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the chunk's file cut short between the node's look at it and the reader's."""
-    open_chunk = door.store.open_chunk
+    open_file = door.store.open_file
 
-    def cut(partition: int, chunk_id: bytes) -> Any:
-        chunk = open_chunk(partition, chunk_id)
+    def cut(partition: int, chunk_id: bytes) -> int:
+        fd = open_file(partition, chunk_id)
         os.truncate(door.chunk_file(REF), PIECE_BYTES + 5)
-        return chunk
+        return fd
 
-    monkeypatch.setattr(door.store, "open_chunk", cut)
+    monkeypatch.setattr(door.store, "open_file", cut)
 
 
 def mapped_bytes(path: Path) -> int:

@@ -11,13 +11,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.checksum import SEGMENT_BYTES
 from client.chunks import Reads
-from client.colocated import TOGETHER
+from client.colocated import requests_for
 from client.errors import ChunkCorrupt
 from client.in_flight import ThreadPool
+from client.local_wire import MAX_TOGETHER
 from client.manifest import make_ref
+from client.manifest_cache import ManifestCache
 from client.pages import Pages, Place
 from client.reader import ContentReader
 from client.record import Content
@@ -28,10 +32,13 @@ from tests.support.door import Door, open_door, scripted_door
 from tests.support.fake_cluster import quick_config
 from tests.support.local_reads import PAYLOAD, PIECE_BYTES, REF, Bench, bench_at, cut_when_opened, mapped_bytes
 
+TOGETHER = 8
+
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_pieces_and_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.chunk_file.PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr("client.colocated.MAX_TOGETHER", TOGETHER)
 
 
 @pytest.fixture
@@ -146,6 +153,16 @@ REFS = [make_ref(payload, partitions=64) for payload in MANY]
 NODES = ["node-0", "node-1", "node-2"]
 
 
+@given(counts=st.lists(st.integers(1, 200), max_size=4), num_threads=st.integers(1, 16))
+def test_requests_have_every_chunk_once_and_no_more_than_a_threads_share(counts: list[int], num_threads: int) -> None:
+    chosen = {f"node-{node}": [1000 * node + number for number in range(count)] for node, count in enumerate(counts)}
+    requests = requests_for(chosen, num_threads=num_threads)
+    for node_id, numbers in chosen.items():
+        assert [number for node, part in requests if node == node_id for number in part] == numbers
+    most = min(MAX_TOGETHER, max(2, -(-sum(counts) // num_threads)))
+    assert all(1 <= len(part) <= most for _, part in requests)
+
+
 @pytest.fixture
 def doors(tmp_path: Path) -> Iterator[dict[str, Door]]:
     """The doors of three nodes, each of which has all of the chunks."""
@@ -173,6 +190,7 @@ def reading(sockets: dict[str, str]) -> Iterator[tuple[Bench, ReplicaReader, Con
                 content,
                 replicas=3,
                 reader=replicas,
+                manifests=ManifestCache(),
                 executor=stack.enter_context(ThreadPool(4, name="test")),
                 max_in_flight=2,
                 backoff=Backoff(base_s=0.001, max_s=0.002),
@@ -275,20 +293,18 @@ def test_another_node_at_the_path_is_found_out(tmp_path: Path) -> None:
 
 def test_a_node_that_goes_in_the_middle_is_done_without(doors: dict[str, Door], monkeypatch: pytest.MonkeyPatch) -> None:
     door, answered = doors["node-1"], 0
-    open_chunk = door.store.open_chunk
+    open_file = door.store.open_file
 
-    def dying(partition: int, chunk_id: bytes) -> object:
+    def dying(partition: int, chunk_id: bytes) -> int:
         nonlocal answered
         answered += 1
         if answered == 3:
             raise RuntimeError("a defect, after which the connection is closed")
-        return open_chunk(partition, chunk_id)
+        return open_file(partition, chunk_id)
 
-    monkeypatch.setattr(door.store, "open_chunk", dying)
+    monkeypatch.setattr(door.store, "open_file", dying)
     with reading(paths(doors)) as (bench, _, content):
-        filled, buffers = together(bench, "node-1", range(6))
-        assert filled[2:] == [False] * 4
-        assert all(buffers[number] == MANY[number] for number in range(2) if filled[number])
+        assert together(bench, "node-1", range(6))[0] == [False] * 6
         eventually(lambda: all_closed(door.root / "chunks"), what="all files are closed")
         whole = bytearray(content.size)
         content.read_into(whole)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from client.checksum import SEGMENT_BYTES, Announced
+from client.checksum import SEGMENT_BYTES
 from client.chunks import Reads
 from client.errors import ChunkCorrupt, ChunkNotFound, DeadlineExceeded, Misconfigured
 from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer
@@ -43,9 +43,15 @@ def bench(door: Door) -> Iterator[Bench]:
         yield bench
 
 
+# What a node answers that passes one chunk at a time.
+VERSION_1 = (
+    b'{"node_id":"node-0","cluster_id":"fake","check":null,"problem":{"type":"urn:forebay:error:protocol-mismatch",'
+    b'"title":"protocol mismatch","status":400,"detail":"this node passes chunks by version 1, and was asked by version 2"}}\n'
+)
+
+
 def signed(**said: Any) -> bytes:
-    answer = {"node_id": "node-0", "cluster_id": CLUSTER_ID, "announced": Announced(check=REF.check), "problem": None}
-    return ChunkAnswer(**{**answer, **said}).encode()
+    return ChunkAnswer(**{"node_id": "node-0", "cluster_id": CLUSTER_ID, **said}).encode()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +96,14 @@ def test_other_bytes_with_checks_that_fit_them_never_arrive(tmp_path: Path) -> N
 def test_a_copy_that_the_node_finds_damaged_is_corrupt(bench: Bench, door: Door) -> None:
     os.truncate(door.chunk_file(REF), 100)
     with pytest.raises(ChunkCorrupt, match="trailer"):
+        bench.fetch(0, 10)
+    assert door.repairs == [(REF.partition, REF.id)]
+    assert bench.asked_over_http == []
+
+
+def test_a_whole_copy_that_is_cut_short_is_corrupt(bench: Bench, door: Door) -> None:
+    os.truncate(door.chunk_file(REF), 100)
+    with pytest.raises(ChunkCorrupt, match="ends at byte 100; it was cut short"):
         bench.fetch()
     assert bench.asked_over_http == []
 
@@ -126,14 +140,14 @@ def test_a_chunk_that_the_node_does_not_have_is_not_found(bench: Bench) -> None:
 
 
 def test_a_descriptor_is_good_after_the_chunk_was_deleted(bench: Bench, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_chunk = door.store.open_chunk
+    open_file = door.store.open_file
 
-    def deleted(partition: int, chunk_id: bytes) -> Any:
-        chunk = open_chunk(partition, chunk_id)
+    def deleted(partition: int, chunk_id: bytes) -> int:
+        fd = open_file(partition, chunk_id)
         assert door.store.delete(partition, chunk_id)
-        return chunk
+        return fd
 
-    monkeypatch.setattr(door.store, "open_chunk", deleted)
+    monkeypatch.setattr(door.store, "open_file", deleted)
     assert bench.fetch() == PAYLOAD
     with pytest.raises(ChunkNotFound):
         bench.fetch()
@@ -205,7 +219,8 @@ def test_where_all_nodes_have_the_same_path_the_first_answer_tells_whose_it_is(t
         (signed(), 0),
         (signed(), 2),
         (signed() + bytes(MAX_HEAD_BYTES), 1),
-        (signed(problem={"type": "urn:forebay:error:protocol-mismatch", "detail": "I speak version 2"}), 0),
+        (signed(problem={"type": "urn:forebay:error:protocol-mismatch", "detail": "I speak version 3"}), 0),
+        (VERSION_1, 0),
     ],
 )
 def test_a_door_that_answers_nonsense_is_not_used(tmp_path: Path, answer: bytes, num_fds: int) -> None:

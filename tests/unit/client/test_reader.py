@@ -12,6 +12,7 @@ import pytest
 from client.errors import AllReplicasFailed, InvalidRange, MetadataCorrupt
 from client.in_flight import ThreadPool
 from client.manifest import Entry, Manifest, Ref
+from client.manifest_cache import ManifestCache
 from client.reader import ContentReader, ObjectFile
 from client.record import Content
 from client.replica import ReplicaReader
@@ -45,11 +46,19 @@ def refs(uploader: ChunkUploader) -> list[Ref]:
     return [uploader.store(DATA[start : start + 1000]) for start in range(0, len(DATA), 1000)]
 
 
-def reader_of(fake: FakeCluster, pool: ThreadPool, content: Content, *, deadline_s: float = 0.02) -> ContentReader:
+def reader_of(
+    fake: FakeCluster,
+    pool: ThreadPool,
+    content: Content,
+    *,
+    deadline_s: float = 0.02,
+    manifests: ManifestCache | None = None,
+) -> ContentReader:
     return ContentReader(
         content,
         replicas=3,
         reader=ReplicaReader(fake.cluster, fake.chunks, quick_config(hedge_waste=0)),
+        manifests=manifests or ManifestCache(),
         executor=pool,
         max_in_flight=2,
         backoff=Backoff(base_s=0.001, max_s=0.002),
@@ -127,6 +136,23 @@ def test_a_range_fetches_only_the_manifests_on_its_way_and_keeps_them(
     assert gets(fake) == 4  # Three levels and the chunk.
     reader.read_into(buffer, start=4000)
     assert gets(fake) == 5
+
+
+def test_readers_share_the_manifests_that_are_kept(fake: FakeCluster, pool: ThreadPool, tree: Content) -> None:
+    manifests = ManifestCache()
+    for num_gets in (4, 5):
+        reader_of(fake, pool, tree, manifests=manifests).read_into(bytearray(10), start=5000)
+        assert gets(fake) == num_gets
+
+
+def test_as_many_manifests_are_kept_as_have_room_those_that_were_used_last() -> None:
+    manifests, empty = ManifestCache(), Manifest(level=0, entries=())
+    for number in range(65):
+        manifests.keep(bytes([number]), empty)
+        assert manifests.get(bytes([1])) == (empty if number else None)
+    assert [number for number in range(65) if manifests.get(bytes([number])) is None] == [0]
+    manifests.keep(b"another", empty)
+    assert manifests.get(bytes([1])) is None
 
 
 def test_a_range_in_one_chunk_costs_no_thread(fake: FakeCluster, pool: ThreadPool, tree: Content) -> None:

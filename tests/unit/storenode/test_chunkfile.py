@@ -21,7 +21,7 @@ ID = blake3_id(PAYLOAD)
 
 @pytest.fixture
 def at(tmp_path: Path) -> ChunkPath:
-    at = ChunkPath.under(tmp_path, partition=5, chunk_id=ID)
+    at = ChunkPath.under([tmp_path / f"{first:02x}" for first in range(256)], partition=5, chunk_id=ID)
     at.path.parent.mkdir()
     at.path.write_bytes(PAYLOAD + Trailer.of(PAYLOAD, partition=5, chunk_id=ID).encode())
     return at
@@ -115,7 +115,7 @@ def test_a_damaged_trailer_is_found_by_opening(at: ChunkPath, place: int) -> Non
 
 
 def test_a_file_in_another_chunks_place_is_found_by_opening(at: ChunkPath, tmp_path: Path) -> None:
-    elsewhere = ChunkPath.under(tmp_path, partition=6, chunk_id=ID)
+    elsewhere = ChunkPath.under([tmp_path / f"{first:02x}" for first in range(256)], partition=6, chunk_id=ID)
     at.path.rename(elsewhere.path)
     with pytest.raises(ChunkCorrupt, match=f"is of chunk 00000005-{ID.hex()}"):
         open_chunk(elsewhere)

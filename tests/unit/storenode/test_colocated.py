@@ -15,7 +15,7 @@ import pytest
 
 from client.checksum import SEGMENT_BYTES, Announced, segment_checks
 from client.errors import ProtocolMismatch
-from client.local_wire import LOCAL_PROTOCOL, MAX_HEAD_BYTES, MAX_REQUEST_BYTES, ChunkAnswer, ChunkRequest
+from client.local_wire import LOCAL_PROTOCOL, MAX_HEAD_BYTES, MAX_REQUEST_BYTES, MAX_TOGETHER, ChunkAnswer, ChunkRequest
 from client.manifest import Ref, make_ref
 from tests.support.cluster import eventually
 from tests.support.door import CLUSTER_ID, Door, connected, open_door
@@ -23,7 +23,8 @@ from tests.support.fake_cluster import Clock
 
 PAYLOAD = random.Random(3).randbytes(3 * SEGMENT_BYTES + 100)
 REF = make_ref(PAYLOAD, partitions=64)
-FIELDS = struct.pack("<HI32sII", LOCAL_PROTOCOL, REF.partition, REF.id, 0, 0)
+ID = struct.pack("<I32s", REF.partition, REF.id)
+FIELDS = struct.pack("<HHII", LOCAL_PROTOCOL, 1, 0, 0) + ID
 
 
 class Got(NamedTuple):
@@ -44,12 +45,13 @@ def door(tmp_path: Path) -> Iterator[Door]:
         yield door
 
 
-def request(ref: Ref = REF, *, first: int = 0, last: int = 0, token: str = "") -> bytes:
-    return ChunkRequest(partition=ref.partition, id=ref.id, first=first, last=last, token=token).encode()
+def request(*refs: Ref, first: int = 0, last: int = 0, token: str = "") -> bytes:
+    chunks = [(ref.partition, ref.id) for ref in refs or (REF,)]
+    return ChunkRequest(chunks=chunks, first=first, last=last, token=token).encode()
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    message, fds, _, _ = socket.recv_fds(connection, MAX_HEAD_BYTES, 9)
+    message, fds, _, _ = socket.recv_fds(connection, MAX_HEAD_BYTES, MAX_TOGETHER)
     return message, fds
 
 
@@ -74,18 +76,66 @@ def is_admitted(door: Door) -> bool:
         return False
 
 
-def test_a_chunk_is_passed_with_who_passes_it_and_its_check(door: Door) -> None:
+def test_a_chunk_is_passed_with_who_passes_it(door: Door) -> None:
     with connected(door.path) as connection:
         got = ask(connection, request(token="secret"))
-    announced = Announced(check=REF.check)
-    assert got == (ChunkAnswer(node_id="node-0", cluster_id=CLUSTER_ID, announced=announced, problem=None), PAYLOAD)
+    assert got == (ChunkAnswer(node_id="node-0", cluster_id=CLUSTER_ID), PAYLOAD)
 
 
 def test_the_checks_of_the_segments_that_are_asked_for_come_along(door: Door) -> None:
     with connected(door.path) as connection:
         for first, last in ((1, 3), (3, 4), (0, 4)):
             announced = ask(connection, request(first=first, last=last)).answer.announced
-            assert announced.segment_checks == segment_checks(PAYLOAD)[8 * first : 8 * last]
+            checks = segment_checks(PAYLOAD)[8 * first : 8 * last]
+            assert announced == Announced(check=REF.check, segment_checks=checks)
+
+
+def test_who_asks_for_nothing_learns_who_answers(door: Door) -> None:
+    with connected(door.path) as connection:
+        message = ChunkRequest(chunks=[], token="").encode()
+        assert ask(connection, message) == (ChunkAnswer(node_id="node-0", cluster_id=CLUSTER_ID), None)
+
+
+def test_many_chunks_come_with_one_answer_without_those_that_are_not_here(tmp_path: Path) -> None:
+    payloads = [random.Random(number).randbytes(100 + number) for number in range(MAX_TOGETHER)]
+    refs = [make_ref(payload, partitions=64) for payload in payloads]
+    gone = (0, 7, MAX_TOGETHER - 1)
+    here = [number for number in range(MAX_TOGETHER) if number not in gone]
+    with (
+        open_door(tmp_path, *((refs[number], payloads[number]) for number in here)) as door,
+        connected(door.path) as connection,
+    ):
+        connection.send(request(*refs))
+        message, fds = receive(connection)
+        answer = ChunkAnswer.decode(message)
+        assert answer.missing == gone
+        assert answer.problem is not None and refs[0].hex in answer.problem["detail"]
+        assigned = answer.assign(fds, count=len(refs))
+        found = {number: os.pread(fd, refs[number].size, 0) for number, fd in enumerate(assigned) if fd is not None}
+        assert found == {number: payloads[number] for number in here}
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("missing", "has_problem", "num_fds"),
+    [
+        ((), False, 2),
+        ((), False, 4),
+        ((1,), False, 2),
+        ((1,), True, 3),
+        ((1, 1), True, 2),
+        ((1, 1), True, 1),
+        ((3,), True, 3),
+        ((-1,), True, 2),
+        ((0, 1, 2, 3), True, 1),
+    ],
+)
+def test_descriptors_that_do_not_fit_the_answer_are_not_used(missing: tuple[int, ...], has_problem: bool, num_fds: int) -> None:
+    problem = {"type": "urn:forebay:error:chunk-not-found"} if has_problem else None
+    answer = ChunkAnswer(node_id="node-0", cluster_id=CLUSTER_ID, missing=missing, problem=problem)
+    with pytest.raises(ProtocolMismatch):
+        answer.assign(range(num_fds), count=3)
 
 
 def test_nobody_can_write_through_a_descriptor(door: Door) -> None:
@@ -107,7 +157,7 @@ def test_a_chunk_that_is_not_here_is_a_problem_and_the_connection_goes_on(door: 
 def test_a_copy_that_is_found_damaged_is_not_passed_and_is_repaired(door: Door) -> None:
     os.truncate(door.chunk_file(REF), REF.size + 5)
     with connected(door.path) as connection:
-        assert ask(connection, request()).error == "chunk-corrupt"
+        assert ask(connection, request(first=0, last=1)).error == "chunk-corrupt"
     assert door.repairs == [(REF.partition, REF.id)]
 
 
@@ -130,13 +180,18 @@ def test_what_was_passed_stays_readable(door: Door, remove: str) -> None:
     [
         (b"x", "protocol-mismatch"),
         (b"\xff" * len(FIELDS), "protocol-mismatch"),
-        (b"\x02" + FIELDS[1:], "protocol-mismatch"),
+        (b"\x01" + FIELDS[1:], "protocol-mismatch"),
         (FIELDS[:-1], "invalid-request"),
+        (FIELDS[:6], "invalid-request"),
+        (struct.pack("<HHII", LOCAL_PROTOCOL, 2, 0, 1) + 2 * ID, "invalid-request"),
+        (struct.pack("<HHII", LOCAL_PROTOCOL, 0, 0, 1), "invalid-request"),
+        (struct.pack("<HHII", LOCAL_PROTOCOL, MAX_TOGETHER + 1, 0, 0) + (MAX_TOGETHER + 1) * ID, "invalid-request"),
+        (struct.pack("<HHII", LOCAL_PROTOCOL, 3, 0, 0) + 2 * ID, "invalid-request"),
         (FIELDS + b"\xff", "invalid-request"),
         (request(first=0, last=5), "invalid-range"),
         (request(first=3, last=2), "invalid-range"),
         (request(first=2**32 - 1, last=2**32 - 1), "invalid-range"),
-        (struct.pack("<HI32sII", LOCAL_PROTOCOL, 2**32 - 1, REF.id, 0, 0), "chunk-not-found"),
+        (struct.pack("<HHIII32s", LOCAL_PROTOCOL, 1, 0, 0, 2**32 - 1, REF.id), "chunk-not-found"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_a_problem(door: Door, message: bytes, error: str) -> None:
