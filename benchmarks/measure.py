@@ -53,13 +53,17 @@ class Result:
         return statistics.median(self.figures)
 
 
-def measure(cell: Cell, *, rounds: int, min_s: float) -> list[Result]:
-    """Measure a cell: one call to warm up, then in each round calls for at least `min_s` seconds on each side."""
+def measure(cell: Cell, *, rounds: int, min_s: float, before: Callable[[], object] = lambda: None) -> list[Result]:
+    """Measure a cell: one call to warm up, then in each round calls for at least `min_s` seconds on each side.
+
+    `before` is called ahead of each side's turn, which is not counted.
+    """
     figures: dict[str, list[float]] = {side: [] for side in cell.sides}
     for call in cell.sides.values():
         call()
     for _ in range(rounds):
         for side, call in cell.sides.items():
+            before()
             calls, began_s = 0, time.perf_counter()
             while calls == 0 or time.perf_counter() - began_s < min_s:
                 call()

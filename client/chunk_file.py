@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from client.checksum import SEGMENT_BYTES, Announced, ReadCheck, xxh3
 from client.errors import ChunkCorrupt
-from client.local_wire import is_in_memory
 from client.manifest import Ref
-from client.pages import Place, place_of
+from client.pages import Place, bring_in, is_in_memory, place_of
 from client.retry import NEVER, Deadline
 
 __all__ = ["ChunkFile"]
@@ -100,6 +100,7 @@ class ChunkFile:
             return False
 
     def _read(self, announced: Announced, *, deadline: Deadline) -> bool:
+        self._read_ahead()
         check = ReadCheck(whole=len(self.buffer) == self.ref.size)
         for offset in range(0, len(self.buffer), PIECE_BYTES):
             piece = self.buffer[offset : offset + PIECE_BYTES]
@@ -108,6 +109,13 @@ class ChunkFile:
             deadline.took(len(piece))
             deadline.check()
         return check.matches(self.ref.check, announced)
+
+    def _read_ahead(self) -> None:
+        if len(self.buffer) != self.ref.size:
+            os.posix_fadvise(self.fd, self.start, len(self.buffer), os.POSIX_FADV_WILLNEED)
+        elif not is_in_memory(self.fd, self.ref.size):
+            with suppress(OSError):  # To read it says what is wrong.
+                bring_in(self.fd, self.ref.size)
 
     def _read_exactly(self, piece: memoryview, *, offset: int) -> None:
         done, whose = 0, f"chunk {self.ref} on node {self.node_id}"

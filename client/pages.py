@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Pages", "Place", "place_of"]
+__all__ = ["Pages", "Place", "bring_in", "is_in_memory", "place_of"]
 
 _MAP_FIXED: Final = 0x10
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14.
@@ -27,6 +27,10 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
 _madvise = _libc.madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+_CACHESTAT: Final = 451  # cachestat(2), on all architectures; Linux 6.5.
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
@@ -53,6 +57,9 @@ class Place:
     def map(self, fd: int) -> None:
         """Put the first bytes of a file here; raises OSError. Nobody touches them before `populate`."""
         self._replace(mmap.MAP_PRIVATE, fd)
+        # What has to be read from the disk for it then comes in large pieces, which whoever maps it takes by one entry each.
+        # Only advice: a kernel without large pages refuses it.
+        _madvise(self.address, self.size, mmap.MADV_HUGEPAGE)
 
     def populate(self) -> None:
         """Have all of them in memory; raises OSError if that can't be, or is more than the kernel knows."""
@@ -77,6 +84,27 @@ def place_of(buffer: memoryview) -> Place | None:
     if address % mmap.PAGESIZE or (size % mmap.PAGESIZE and address + size != _address(memoryview(pages)) + len(pages)):
         return None
     return Place(pages, address, size)
+
+
+def bring_in(fd: int, size: int) -> None:
+    """Have the kernel read the first bytes of a file, in large pieces; raises OSError."""
+    place = place_of(memoryview(Pages(size)))
+    assert place is not None
+    place.map(fd)
+    place.populate()
+
+
+def is_in_memory(fd: int, size: int) -> bool:
+    """Whether the kernel has the first bytes of a file; where it does not say, whether it seems to."""
+    whole, found = (ctypes.c_uint64 * 2)(0, size), (ctypes.c_uint64 * 5)()
+    if not _syscall(_CACHESTAT, fd, whole, found, 0):
+        return found[0] * mmap.PAGESIZE >= size
+    # Too old a kernel, or a file of somebody else. To look at bytes may begin to read a little, but does not wait for it.
+    byte = bytearray(1)
+    try:
+        return all(os.preadv(fd, [byte], offset, os.RWF_NOWAIT) for offset in (0, size // 2))
+    except OSError:  # It has not, or it can't tell.
+        return False
 
 
 def _address(buffer: memoryview) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 from client.checksum import Announced, num_segments
 from client.errors import ChunkCorrupt, InvalidRange, StoreError, to_problem
-from client.local_wire import MAX_REQUEST_BYTES, SOCKET_NAME, ChunkAnswer, ChunkRequest, is_in_memory, socket_address
+from client.local_wire import MAX_REQUEST_BYTES, SOCKET_NAME, ChunkAnswer, ChunkRequest, socket_address
 from storenode.chunkstore import ChunkStore
 
 __all__ = ["ChunkDoor"]
@@ -170,9 +170,6 @@ class ChunkDoor:
             except StoreError as error:
                 answer = self._signed(problem=to_problem(error))
             socket.send_fds(connection, [answer.encode()], fds)
-            # Ahead of who got the descriptor, and after the answer. Who asks for many takes only what is in memory.
-            if len(fds) == 1 and not is_in_memory(fds[0], os.fstat(fds[0]).st_size):
-                os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
             for fd in fds:
                 os.close(fd)
