@@ -58,6 +58,25 @@ class ChunkFile:
         ChunkCorrupt
             The file was cut short, or the disk can't read it.
         """
+        self._bring_in()
+        return self._fill(announced, deadline=deadline)
+
+    def fill_if_near(self) -> bool:
+        """Whether the file of a whole chunk is in memory, and the right bytes are in the buffer now."""
+        try:
+            return is_in_memory(self.fd, self.ref.size) and self._fill(_NOTHING, deadline=NEVER)
+        except (ChunkCorrupt, OSError) as exc:
+            log.info("a chunk is read anew: %s", exc)
+            return False
+
+    def _bring_in(self) -> None:
+        if len(self.buffer) != self.ref.size:
+            os.posix_fadvise(self.fd, self.start, len(self.buffer), os.POSIX_FADV_WILLNEED)
+        elif not is_in_memory(self.fd, self.ref.size):
+            with suppress(OSError):  # To read it says what is wrong.
+                bring_in(self.fd, self.ref.size)
+
+    def _fill(self, announced: Announced, *, deadline: Deadline) -> bool:
         place = self._map()
         sound = None if place is None else self._fill_mapped(place)
         if sound is None:
@@ -91,16 +110,7 @@ class ChunkFile:
                 place.clear()
         return sound
 
-    def fill_if_near(self) -> bool:
-        """Whether the file of a whole chunk is in memory, and the right bytes are in the buffer now."""
-        try:
-            return is_in_memory(self.fd, self.ref.size) and self.fill(_NOTHING, deadline=NEVER)
-        except (ChunkCorrupt, OSError) as exc:
-            log.info("a chunk is read anew: %s", exc)
-            return False
-
     def _read(self, announced: Announced, *, deadline: Deadline) -> bool:
-        self._read_ahead()
         check = ReadCheck(whole=len(self.buffer) == self.ref.size)
         for offset in range(0, len(self.buffer), PIECE_BYTES):
             piece = self.buffer[offset : offset + PIECE_BYTES]
@@ -109,13 +119,6 @@ class ChunkFile:
             deadline.took(len(piece))
             deadline.check()
         return check.matches(self.ref.check, announced)
-
-    def _read_ahead(self) -> None:
-        if len(self.buffer) != self.ref.size:
-            os.posix_fadvise(self.fd, self.start, len(self.buffer), os.POSIX_FADV_WILLNEED)
-        elif not is_in_memory(self.fd, self.ref.size):
-            with suppress(OSError):  # To read it says what is wrong.
-                bring_in(self.fd, self.ref.size)
 
     def _read_exactly(self, piece: memoryview, *, offset: int) -> None:
         done, whose = 0, f"chunk {self.ref} on node {self.node_id}"

@@ -248,10 +248,14 @@ class Colocated:
 
 
 def requests_for(chosen: Mapping[str, Sequence[int]], *, num_threads: int) -> list[tuple[str, Sequence[int]]]:
-    """Numbers of chunks, chosen for each node, by request: as many as one may have, but some for each thread."""
+    """Numbers of chunks, chosen for each node, by request: as many as one may have, but some for each thread.
+
+    The shortest ones come first, so that there is soon something to do.
+    """
     share = -(-sum(map(len, chosen.values())) // num_threads)
     step = min(max(_LEAST_TOGETHER, share), MAX_TOGETHER)
-    return [(node_id, numbers[at : at + step]) for node_id, numbers in chosen.items() for at in range(0, len(numbers), step)]
+    requests = [(node_id, part[at : at + step]) for node_id, part in chosen.items() for at in range(0, len(part), step)]
+    return sorted(requests, key=lambda request: len(request[1]))
 
 
 def _exchange(connection: socket.socket, request: ChunkRequest, *, timeout_s: float) -> tuple[bytes, list[int]]:

@@ -57,9 +57,6 @@ class Place:
     def map(self, fd: int) -> None:
         """Put the first bytes of a file here; raises OSError. Nobody touches them before `populate`."""
         self._replace(mmap.MAP_PRIVATE, fd)
-        # What has to be read from the disk for it then comes in large pieces, which whoever maps it takes by one entry each.
-        # Only advice: a kernel without large pages refuses it.
-        _madvise(self.address, self.size, mmap.MADV_HUGEPAGE)
 
     def populate(self) -> None:
         """Have all of them in memory; raises OSError if that can't be, or is more than the kernel knows."""
@@ -87,10 +84,15 @@ def place_of(buffer: memoryview) -> Place | None:
 
 
 def bring_in(fd: int, size: int) -> None:
-    """Have the kernel read the first bytes of a file, in large pieces; raises OSError."""
+    """Have the kernel read the first bytes of a file, in large pieces, which whoever maps it takes by one entry each.
+
+    Raises OSError.
+    """
     place = place_of(memoryview(Pages(size)))
     assert place is not None
     place.map(fd)
+    # A kernel without large pages refuses it, and reads all the same.
+    _madvise(place.address, size, mmap.MADV_HUGEPAGE)
     place.populate()
 
 

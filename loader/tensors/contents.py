@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -29,8 +29,7 @@ HIDDEN_PREFIX: Final = "forebay."
 _PARTS: Final = frozenset({"dtypes", "ties", "checkpoint"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class Shard(NamedTuple):
     """An entry that holds the part of a tensor that begins at `offsets` and has the shape `sizes`."""
 
     entry: TensorEntry
@@ -43,8 +42,7 @@ class Shard:
         return [(offset, offset + size) for offset, size in zip(self.offsets, self.sizes, strict=True)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(NamedTuple):
     """A tensor that is stored, in one or many shards that do not overlap.
 
     Attributes
