@@ -35,7 +35,9 @@ class ClientConfig(BaseSettings):
     max_threads: int = Field(16, ge=1, le=1024, description="Threads that move chunks, per client")
     max_connections: int = Field(256, ge=1, le=4096, description="Requests under way at once per endpoint; more fail as busy")
     max_idle_connections: int = Field(16, ge=0, le=1024, description="Kept alive per endpoint")
-    connect_timeout_s: float = Field(2.0, gt=0)
+    connect_timeout_s: float = Field(
+        2.0, gt=0, description="Longest wait for a connection, and for a look at the metadata while another node can be asked"
+    )
     read_timeout_s: float = Field(15.0, gt=0, description="Longest silence of a node within one request")
     deadline_s: float = Field(60.0, gt=0, description="Longest time for one metadata call or one chunk, retries included")
     retry_base_s: float = Field(0.05, gt=0, description="First backoff; doubles, with full jitter")

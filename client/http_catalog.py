@@ -57,7 +57,7 @@ class HttpCatalog:
 
     def cluster_view(self) -> ClusterView:
         """The cluster as some node sees it. After the first time one round is enough: whoever asks has an older view."""
-        view = ClusterView.from_json(self._json("GET", "/v1/cluster", again=not self._discovered))
+        view = ClusterView.from_json(self._json("GET", "/v1/cluster", again=not self._discovered, is_quick=True))
         self._discovered = self._addresses.all_of(view.endpoints)
         self._urls = tuple(dict.fromkeys(self._configured + self._discovered))
         return view
@@ -68,7 +68,7 @@ class HttpCatalog:
 
     def bucket(self, bucket: str) -> BucketPolicy:
         """See `Catalog.bucket`."""
-        return BucketPolicy.from_json(self._json("GET", f"/v1/buckets/{check_bucket(bucket)}"))
+        return BucketPolicy.from_json(self._json("GET", f"/v1/buckets/{check_bucket(bucket)}", is_quick=True))
 
     def buckets(self) -> dict[str, BucketPolicy]:
         """See `Catalog.buckets`."""
@@ -94,10 +94,10 @@ class HttpCatalog:
         """See `Catalog.lookup`."""
         asked = {} if consistency == "strong" else {"consistency": consistency}
         seen = self._session.seen if consistency == "session" else None
-        path = record_path(check_bucket(bucket), check_key(key))
-        return self._seen(
-            ObjectInfo.from_json(self._json("GET", path + _query(version=version, snapshot=snapshot, **asked, seen=seen)))
+        path = record_path(check_bucket(bucket), check_key(key)) + _query(
+            version=version, snapshot=snapshot, **asked, seen=seen
         )
+        return self._seen(ObjectInfo.from_json(self._json("GET", path, is_quick=True)))
 
     def begin_read(
         self,
@@ -123,7 +123,7 @@ class HttpCatalog:
         opening = Opening(start=start, place=place)
         path = record_path(check_bucket(bucket), check_key(key))
         # By name: that spreads the bytes over the nodes, and each keeps in memory what it is asked for.
-        response = self._call("GET", path + query, into=opening, seen=opening.seen, spread_by=path)
+        response = self._call("GET", path + query, into=opening, seen=opening.seen, spread_by=path, is_quick=True)
         if response.body:
             opening.take_record(response.body)
         opened = opening.opened()
@@ -251,24 +251,30 @@ class HttpCatalog:
         timeout_s: float | None = None,
         deadline: Deadline | None = None,
         again: bool = True,
+        is_quick: bool = False,
         spread_by: str = "",
         **receiving: Any,
     ) -> Response:
         """Ask until some node answers.
 
         `json` is the body, or `body` if it is encoded already. `timeout_s` is for a call that waits on purpose, `deadline` for
-        one that is a part of another; `again` False makes one round. Each value of `spread_by` has a node that is asked first,
-        instead of the first that is configured. `receiving` says how the answer is received, as for `Transport.request`.
+        one that is a part of another; `again` False makes one round. Whoever does not give an answer that `is_quick` soon is
+        not waited for as long as for others, while somebody else has not been asked. Each value of `spread_by` has a node that
+        is asked first, instead of the first that is configured. `receiving` says how the answer is received, as for
+        `Transport.request`.
         """
         body = encode_json(json) if json is not None else body
         sent = {**(headers or {}), **({"content-type": "application/json"} if body is not None else {})}
         deadline = deadline or Deadline(self._config.deadline_s + (timeout_s or 0.0))
-        options = {"headers": sent, "body": body, "timeout_s": timeout_s, "deadline": deadline, **receiving}
+        options = {"headers": sent, "body": body, "deadline": deadline, **receiving}
+        said: dict[str, StoreError] = {}
 
         def request(url: str) -> Response:
-            return self._transport.request(method, url, path, **options)
+            # Once all have been asked, it is the cluster that is slow, and not one node.
+            in_a_hurry = is_quick and len(said) + 1 < len(self._urls)
+            patience_s = self._config.connect_timeout_s if in_a_hurry else timeout_s
+            return self._transport.request(method, url, path, timeout_s=patience_s, **options)
 
-        said: dict[str, StoreError] = {}
         return retrying(
             lambda: self._any_endpoint(request, spread_by=spread_by, deadline=deadline, said=said),
             backoff=self._backoff,

@@ -17,6 +17,7 @@ from client.errors import (
     BucketNotFound,
     Busy,
     Conflict,
+    DeadlineExceeded,
     EndpointUnreachable,
     InvalidName,
     MetadataCorrupt,
@@ -379,6 +380,26 @@ def test_the_deadline_reaches_the_transport(fake: FakeCluster, catalog: HttpCata
     ((timeout_s, remaining_s),) = given
     assert timeout_s == 100.0 + 15.0  # A watch may be silent for as long as it waits, and then for as long as any call.
     assert 115.0 < remaining_s <= 115.0 + 10.0
+
+
+def test_a_look_at_the_metadata_waits_long_only_where_nobody_else_can_be_asked(
+    fake: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, patience_s = fake.http_catalog(connect_timeout_s=2.0), []
+
+    def request(method: str, url: str, path: str, *, timeout_s: float | None, **_: object) -> Response:
+        patience_s.append(timeout_s)
+        if len(patience_s) < 6:
+            raise DeadlineExceeded(f"{url} was silent")
+        body = encode_json(BucketPolicy().to_json())
+        return Response(status=200, headers={}, body=body, size=len(body))
+
+    monkeypatch.setattr(fake.transport, "request", request)
+    assert catalog.bucket("data") == BucketPolicy()
+    assert patience_s == [2.0, 2.0, None, None, None, None]
+    patience_s.clear()
+    catalog.delete_bucket("data")
+    assert patience_s == 6 * [None]
 
 
 def test_once_a_view_is_known_a_refresh_makes_one_round(fake: FakeCluster, catalog: HttpCatalog) -> None:
