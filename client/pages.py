@@ -31,6 +31,8 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
 _CACHESTAT: Final = 451  # cachestat(2), on all architectures; Linux 6.5.
+_Range = ctypes.c_uint64 * 2  # The first byte, and how many.
+_Found = ctypes.c_uint64 * 5  # Pages in memory, and what else is said of them.
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
@@ -98,8 +100,8 @@ def bring_in(fd: int, size: int) -> None:
 
 def is_in_memory(fd: int, size: int) -> bool:
     """Whether the kernel has the first bytes of a file; where it does not say, whether it seems to."""
-    whole, found = (ctypes.c_uint64 * 2)(0, size), (ctypes.c_uint64 * 5)()
-    if not _syscall(_CACHESTAT, fd, whole, found, 0):
+    found = _Found()
+    if not _syscall(_CACHESTAT, fd, _Range(0, size), found, 0):
         return found[0] * mmap.PAGESIZE >= size
     # Too old a kernel, or a file of somebody else. To look at bytes may begin to read a little, but does not wait for it.
     byte = bytearray(1)
