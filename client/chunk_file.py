@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 
 from client.checksum import SEGMENT_BYTES, Announced, ReadCheck, xxh3
@@ -58,7 +57,7 @@ class ChunkFile:
         ChunkCorrupt
             The file was cut short, or the disk can't read it.
         """
-        self._bring_in()
+        self._bring_in(deadline)
         return self._fill(announced, deadline=deadline)
 
     def fill_if_near(self) -> bool:
@@ -69,12 +68,19 @@ class ChunkFile:
             log.info("a chunk is read anew: %s", exc)
             return False
 
-    def _bring_in(self) -> None:
-        if len(self.buffer) != self.ref.size:
-            os.posix_fadvise(self.fd, self.start, len(self.buffer), os.POSIX_FADV_WILLNEED)
-        elif not is_in_memory(self.fd, self.ref.size):
-            with suppress(OSError):  # To read it says what is wrong.
-                bring_in(self.fd, self.ref.size)
+    def _bring_in(self, deadline: Deadline) -> None:
+        """Have the kernel read what it does not have yet, ahead of who reads it here."""
+        size = len(self.buffer)
+        if is_in_memory(self.fd, size, start=self.start):
+            return
+        try:
+            if size == self.ref.size:
+                for _ in bring_in(self.fd, size):
+                    deadline.check()
+                return
+        except OSError as exc:
+            log.info("a chunk is read without being mapped before: %s", exc)
+        os.posix_fadvise(self.fd, self.start, size, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, announced: Announced, *, deadline: Deadline) -> bool:
         place = self._map()

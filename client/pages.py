@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,7 @@ __all__ = ["Pages", "Place", "bring_in", "is_in_memory", "place_of"]
 
 _MAP_FIXED: Final = 0x10
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14.
+_BROUGHT_IN_BYTES: Final = 2 * 1024 * 1024  # A large page; the kernel has begun to read the next one meanwhile.
 _FAILED: Final = ctypes.c_void_p(-1).value
 # Called so, they let go of the GIL.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -85,28 +87,30 @@ def place_of(buffer: memoryview) -> Place | None:
     return Place(pages, address, size)
 
 
-def bring_in(fd: int, size: int) -> None:
+def bring_in(fd: int, size: int) -> Iterator[None]:
     """Have the kernel read the first bytes of a file, in large pieces, which whoever maps it takes by one entry each.
 
-    Raises OSError.
+    Yields after each piece. Raises OSError.
     """
-    place = place_of(memoryview(Pages(size)))
-    assert place is not None
+    pages = Pages(size)
+    place = Place(pages, _address(memoryview(pages)), size)
     place.map(fd)
     # A kernel without large pages refuses it, and reads all the same.
     _madvise(place.address, size, mmap.MADV_HUGEPAGE)
-    place.populate()
+    for start in range(0, size, _BROUGHT_IN_BYTES):
+        Place(pages, place.address + start, min(_BROUGHT_IN_BYTES, size - start)).populate()
+        yield
 
 
-def is_in_memory(fd: int, size: int) -> bool:
-    """Whether the kernel has the first bytes of a file; where it does not say, whether it seems to."""
+def is_in_memory(fd: int, size: int, *, start: int = 0) -> bool:
+    """Whether the kernel has these bytes of a file; where it does not say, whether it seems to."""
     found = _Found()
-    if not _syscall(_CACHESTAT, fd, _Range(0, size), found, 0):
+    if not _syscall(_CACHESTAT, fd, _Range(start, size), found, 0):
         return found[0] * mmap.PAGESIZE >= size
     # Too old a kernel, or a file of somebody else. To look at bytes may begin to read a little, but does not wait for it.
     byte = bytearray(1)
     try:
-        return all(os.preadv(fd, [byte], offset, os.RWF_NOWAIT) for offset in (0, size // 2))
+        return all(os.preadv(fd, [byte], offset, os.RWF_NOWAIT) for offset in (start, start + size // 2))
     except OSError:  # It has not, or it can't tell.
         return False
 

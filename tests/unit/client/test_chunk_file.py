@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.attempt import Overtaken
 from client.checksum import SEGMENT_BYTES
 from client.chunks import Reads
 from client.colocated import requests_for
@@ -26,7 +27,7 @@ from client.pages import Pages, Place
 from client.reader import ContentReader
 from client.record import Content
 from client.replica import ReplicaReader
-from client.retry import Backoff
+from client.retry import Backoff, Deadline
 from tests.support.cluster import eventually
 from tests.support.door import Door, open_door, scripted_door
 from tests.support.fake_cluster import quick_config
@@ -114,6 +115,23 @@ def test_a_file_that_is_cut_short_kills_nobody(
     with pytest.raises(ChunkCorrupt, match=f"ends at byte {PIECE_BYTES + 5}; it was cut short"):
         bench.chunks.fetch_into("node-0", REF, whole)
     assert not mapped_bytes(door.chunk_file(REF))
+
+
+class Ended(Deadline):
+    """Of an attempt that is not wanted any more."""
+
+    def check(self) -> None:
+        raise Overtaken
+
+
+def test_who_brings_a_file_in_stops_when_he_is_overtaken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> bool:
+        raise AssertionError("it was to end before")
+
+    monkeypatch.setattr("client.chunk_file.is_in_memory", lambda fd, size, **_: False)
+    monkeypatch.setattr("client.chunk_file.ChunkFile._read", read)
+    with pytest.raises(Overtaken):
+        bench.fetch(deadline=Ended(1.0))
 
 
 def test_a_kernel_that_cannot_fill_maps_has_them_read(
@@ -249,7 +267,7 @@ def test_what_is_wrong_with_one_chunk_is_nothing_to_the_others(doors: dict[str, 
 
 
 def test_what_is_not_in_memory_is_left(doors: dict[str, Door], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.chunk_file.is_in_memory", lambda fd, size: False)
+    monkeypatch.setattr("client.chunk_file.is_in_memory", lambda fd, size, **_: False)
     with reading(paths(doors)) as (bench, _, content):
         assert together(bench, "node-1", range(3))[0] == [False] * 3
         whole = bytearray(content.size)
