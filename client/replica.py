@@ -49,6 +49,8 @@ __all__ = ["ReadTotals", "ReplicaReader", "UnderWay"]
 
 log = logging.getLogger(__name__)
 
+_MOST_TOGETHER = 8  # Threads that take chunks of this host, each of which may hold a descriptor for each chunk of a request.
+
 
 @dataclass(slots=True, kw_only=True)
 class ReadTotals:
@@ -236,7 +238,7 @@ class ReplicaReader:
         There is nothing about such a read that could be late. Whatever was not filled is to be read by `read_into`.
         """
         filled = [False] * len(wanted)
-        num_threads = usable_cores() + 1  # One waits for a node while the others read.
+        num_threads = min(usable_cores() + 1, _MOST_TOGETHER)  # One waits for a node while the others read.
         requests = requests_for(self._on_this_host(wanted, replicas=replicas), num_threads=num_threads)
         left = iter(requests)
 
