@@ -23,7 +23,7 @@ __all__ = ["Pages", "Place", "bring_in", "is_in_memory", "place_of"]
 
 _MAP_FIXED: Final = 0x10
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14.
-_BROUGHT_IN_BYTES: Final = 2 * 1024 * 1024  # A large page; the kernel has begun to read the next one meanwhile.
+_BROUGHT_IN_BYTES: Final = 8 * 1024 * 1024  # By pieces of 2 MiB, 1 GiB from the disk took a fifth longer.
 _FAILED: Final = ctypes.c_void_p(-1).value
 # Called so, they let go of the GIL.
 _libc = ctypes.CDLL(None, use_errno=True)
