@@ -181,7 +181,9 @@ def test_jump_to_another_epoch_begins_there() -> None:
 def test_error_in_what_the_next_epoch_begins_with_is_the_next_epochs() -> None:
     source = dataset(prefetch_bytes=1 << 20)
     watch = Watch(source)
-    needed = blocks_of(source, 1, batches=1)
+    # Of which the first read is this epoch's: what this one needs at its end the next one may read before it.
+    needed = blocks_of(source, 1, batches=1) & blocks_of(source, 0, batches=20)
+    assert needed
     failed = threading.Event()
 
     def fail(start: int, end: int) -> None:
