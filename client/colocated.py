@@ -23,7 +23,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from client.checksum import SEGMENT_BYTES, num_segments
@@ -31,17 +31,16 @@ from client.chunk_file import ChunkFile
 from client.cluster import Cluster, ClusterView
 from client.config import ClientConfig
 from client.errors import DeadlineExceeded, ProtocolMismatch, StoreError, from_problem
-from client.local_wire import MAX_HEAD_BYTES, MAX_TOGETHER, ChunkAnswer, ChunkRequest, socket_address
+from client.local_wire import MAX_HEAD_BYTES, ChunkAnswer, ChunkRequest, socket_address
 from client.manifest import Ref
 from client.process import HomeProcess
 from client.retry import NEVER, Deadline
 
-__all__ = ["Colocated", "NotColocated", "requests_for"]
+__all__ = ["Colocated", "NotColocated"]
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 0.25  # Whoever is silent for longer is asked in the usual way, and others with him.
-_LEAST_TOGETHER = 2  # A request for less costs more than another thread saves.
 _CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _SHORTEST_TIMEOUT_S = 0.001  # To a socket 0 means not to wait at all, which is another mode.
 
@@ -124,7 +123,8 @@ class Colocated:
         try:
             with self._opened(node_id, [ref], first=first, last=last, deadline=deadline) as (answer, (fd,)):
                 if fd is None:
-                    raise from_problem(dict(answer.problem or {}), node_id=node_id)
+                    assert answer.problem is not None
+                    raise from_problem(dict(answer.problem), node_id=node_id)
                 return ChunkFile(fd, node_id, ref, buffer, start).fill(answer.announced, deadline=deadline)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"node {node_id} did not pass chunk {ref} in time", key=str(ref), node_id=node_id) from exc
@@ -245,17 +245,6 @@ class Colocated:
 
     def _patience_s(self, deadline: Deadline) -> float:
         return max(_SHORTEST_TIMEOUT_S, min(self._config.read_timeout_s, deadline.remaining_s()))
-
-
-def requests_for(chosen: Mapping[str, Sequence[int]], *, num_threads: int) -> list[tuple[str, Sequence[int]]]:
-    """Numbers of chunks, chosen for each node, by request: as many as one may have, but some for each thread.
-
-    The shortest ones come first, so that there is soon something to do.
-    """
-    share = -(-sum(map(len, chosen.values())) // num_threads)
-    step = min(max(_LEAST_TOGETHER, share), MAX_TOGETHER)
-    requests = [(node_id, part[at : at + step]) for node_id, part in chosen.items() for at in range(0, len(part), step)]
-    return sorted(requests, key=lambda request: len(request[1]))
 
 
 def _exchange(connection: socket.socket, request: ChunkRequest, *, timeout_s: float) -> tuple[bytes, list[int]]:

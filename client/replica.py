@@ -13,7 +13,6 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from itertools import compress
 from client.attempt import Attempt, Overtaken
 from client.chunks import ChunkClient
 from client.cluster import Cluster
-from client.colocated import requests_for
 from client.config import ClientConfig
 from client.errors import (
     AllReplicasFailed,
@@ -36,20 +34,17 @@ from client.errors import (
 )
 from client.group_read import SmallRead, read_group
 from client.hedging import Paces, WasteBudget, kind_of
-from client.in_flight import in_order
 from client.manifest import Ref
 from client.nearness import MACHINE, ZONES, Nearness
-from client.parallel import usable_cores
 from client.placement import Layouts
 from client.process import HomeProcess
 from client.race import Lookout, Race
 from client.retry import NEVER, Deadline
+from client.together import make_requests
 
 __all__ = ["ReadTotals", "ReplicaReader", "UnderWay"]
 
 log = logging.getLogger(__name__)
-
-_MOST_TOGETHER = 8  # Threads that take chunks of this host, each of which may hold a descriptor for each chunk of a request.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -238,22 +233,15 @@ class ReplicaReader:
         There is nothing about such a read that could be late. Whatever was not filled is to be read by `read_into`.
         """
         filled = [False] * len(wanted)
-        num_threads = min(usable_cores() + 1, _MOST_TOGETHER)  # One waits for a node while the others read.
-        requests = requests_for(self._on_this_host(wanted, replicas=replicas), num_threads=num_threads)
-        left = iter(requests)
 
-        def take(_: int) -> None:
-            for node_id, numbers in left:
-                taken = list(compress(numbers, self._chunks.take_together(node_id, [wanted[number] for number in numbers])))
-                for number in taken:
-                    filled[number] = True
-                if taken:
-                    self._count(node_id, sum(wanted[number][0].size for number in taken), hedged=False)
+        def take(node_id: str, numbers: Sequence[int]) -> None:
+            taken = list(compress(numbers, self._chunks.take_together(node_id, [wanted[number] for number in numbers])))
+            for number in taken:
+                filled[number] = True
+            if taken:
+                self._count(node_id, sum(wanted[number][0].size for number in taken), hedged=False)
 
-        if len(requests) == 1:
-            take(0)  # The common case costs no thread.
-        else:
-            deque(in_order(executor, take, range(min(len(requests), num_threads)), max_in_flight=num_threads), maxlen=0)
+        make_requests(self._on_this_host(wanted, replicas=replicas), take, executor=executor)
         return filled
 
     def _on_this_host(self, wanted: Sequence[tuple[Ref, memoryview]], *, replicas: int) -> dict[str, list[int]]:

@@ -1,8 +1,9 @@
 """The few calls of the operating system that the store's disk code makes, as a port that tests substitute.
 
-Names are relative to an open directory, so no path is resolved twice. `UnnamedFile` is the one way in which a file comes to
-be: complete under its name, or not there at all. The port knows nothing of chunks, and production code has no hooks: a test
-passes a subclass that counts, fails or stops at a call. Closing and mapping are left out, because no promise depends on them.
+Names are relative to an open directory, so no path is resolved twice; only who does nothing but open one file gives its path.
+`UnnamedFile` is the one way in which a file comes to be: complete under its name, or not there at all. The port knows nothing
+of chunks, and production code has no hooks: a test passes a subclass that counts, fails or stops at a call. Closing and mapping
+are left out, because no promise depends on them.
 
 Linux only: ``O_TMPFILE`` and ``/proc/self/fd`` have no counterpart elsewhere.
 """
@@ -49,7 +50,7 @@ class FileSystem:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
     def open_path(self, path: str) -> int:
-        """As `open_file`, for who needs nothing else in its directory."""
+        """As `open_file`, by its whole path, for who needs nothing else in its directory."""
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def write(self, fd: int, data: memoryview) -> int:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from client.attempt import Overtaken
 from client.checksum import SEGMENT_BYTES
 from client.chunks import Reads
-from client.colocated import requests_for
 from client.errors import ChunkCorrupt
 from client.in_flight import ThreadPool
 from client.local_wire import MAX_TOGETHER
@@ -28,6 +27,7 @@ from client.reader import ContentReader
 from client.record import Content
 from client.replica import ReplicaReader
 from client.retry import Backoff, Deadline
+from client.together import requests_for
 from tests.support.cluster import eventually
 from tests.support.door import Door, open_door, scripted_door
 from tests.support.fake_cluster import quick_config
@@ -39,7 +39,7 @@ TOGETHER = 8
 @pytest.fixture(autouse=True)
 def _small_pieces_and_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.chunk_file.PIECE_BYTES", PIECE_BYTES)
-    monkeypatch.setattr("client.colocated.MAX_TOGETHER", TOGETHER)
+    monkeypatch.setattr("client.together.MAX_TOGETHER", TOGETHER)
 
 
 @pytest.fixture
